@@ -1,0 +1,399 @@
+"""The settings of every script: dataclasses that are the schema, the defaults, the help and the checks at once.
+
+Only scripts read a :class:`Config`; everything below them takes plain keyword arguments. ``rsdyn/cli.py`` fills one
+from YAML files and ``key=value`` words. A new section is a dataclass here and one field in :class:`Config`.
+"""
+
+import difflib
+import math
+import re
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+
+from rsdyn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a key means and accepts; choices and bounds describe themselves, ``test`` comes with ``allowed``, its words.
+
+    ``also`` holds other names that people try, so that the error names the right one. Choices are not ``Literal``
+    types because OmegaConf takes those from 2.4 on only.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None  # value >= low
+    above: float | None = None  # value > above
+    high: int | None = None  # value <= high
+    allowed: str = ""
+    test: Callable[[Any], bool] | None = None
+    also: tuple[str, ...] = ()
+
+
+def setting(default: Any, help: str, **rules: Any) -> Any:
+    """Describe one key: its default, its line of help, and what it accepts, as in :class:`Rules`."""
+    return field(default=default, metadata={"rules": Rules(help, **rules)})
+
+
+def _is_size(value: Any) -> bool:
+    return _is_a(value, "float") and (0 < value < 1 or (value >= 1 and value == int(value)))
+
+
+def _is_devices(value: Any) -> bool:
+    if isinstance(value, str):
+        return value == "auto" or re.fullmatch(r"\d+(,\d+)+|\d+,", value) is not None
+    return _is_a(value, "int") and value >= 1
+
+
+SIZE = "a fraction between 0 and 1, or a whole number of sequences >= 1"
+DEVICES = "a whole number >= 1, auto, or device numbers such as 0,1"
+
+
+@dataclass
+class RunConfig:
+    """Where the results of this run go."""
+
+    dir: str | None = setting(
+        None, "Folder of this run; null makes runs/<time>-<script>-<name>.", also=("out", "output_dir", "run_dir")
+    )
+    name: str | None = setting(None, "Name of this run in its folder and in W&B; null takes the LM's name.")
+
+
+@dataclass
+class LmConfig:
+    """The language model whose residual stream is recorded."""
+
+    name: str = setting(
+        "embedded", "Hub name or folder of the LM; embedded is the one inside the package.", also=("model", "llm")
+    )
+    revision: str | None = setting(None, "Branch, tag or commit of the LM on the Hub; null is its main branch.")
+    dtype: str = setting(
+        "float32",
+        "Number format the LM computes in.",
+        choices=("float32", "bfloat16", "float16"),
+        also=("torch_dtype",),
+    )
+    trust_remote_code: bool = setting(False, "Run Python code that comes with the LM; only for authors you trust.")
+    batch_tokens: int = setting(1024, "Most tokens that go through the LM together.", low=1)
+    matmul_precision: str = setting(
+        "highest",
+        "Precision of float32 products while the LM runs (torch.set_float32_matmul_precision).",
+        choices=("highest", "high", "medium"),
+    )
+
+
+@dataclass
+class DataConfig:
+    """The text, which sequences of it are kept, and how they are split and batched."""
+
+    path: str | None = setting(
+        None,
+        "Text, jsonl or parquet file, or a folder in the Hub's layout; with neither data.path nor data.name, the "
+        "embedded text.",
+        also=("file",),
+    )
+    name: str | None = setting(None, "Dataset on the Hub, such as Salesforce/wikitext.", also=("dataset",))
+    config: str | None = setting(None, "Configuration of that dataset, such as wikitext-103-raw-v1.", also=("subset",))
+    split: str = setting("train", "Split of that dataset from which all sequences come.")
+    revision: str | None = setting(None, "Branch, tag or commit of the dataset on the Hub; null is its main branch.")
+    text_column: str = setting("text", "Column that holds the text.")
+    limit: int | None = setting(
+        None,
+        "Keep only the first so many sequences after the filter; null keeps all.",
+        low=1,
+        also=("max_sequences", "max_samples"),
+    )
+    l_min: int = setting(100, "Keep sequences of more than so many characters (strict).", low=0, also=("min_length",))
+    l_max: int = setting(500, "Keep sequences of fewer than so many characters (strict).", low=2, also=("max_length",))
+    truncate: bool = setting(False, "Cut sequences longer than the LM's context instead of refusing them.")
+    condition: str = setting(
+        "original",
+        "The text as it is, or the control with the tokens of each sequence shuffled.",
+        choices=("original", "shuffled"),
+        also=("shuffle", "shuffled"),
+    )
+    positions: str = setting("last", "Tokens whose stream is recorded.", choices=("last",))
+    val_size: float = setting(
+        0.1, "Sequences for validation: a fraction, or their number.", allowed=SIZE, test=_is_size
+    )
+    test_size: float = setting(
+        0.15, "Sequences for the test: a fraction, or their number.", allowed=SIZE, test=_is_size
+    )
+    batch_by: str = setting(
+        "vector",
+        "A batch is whole sequences (the paper's), or vectors shuffled across sequences.",
+        choices=("sequence", "vector"),
+    )
+    batch_size: int = setting(512, "Vectors in a batch, or whole sequences with data.batch_by=sequence.", low=1)
+    shuffle_shards: int = setting(4, "How many shards of the cache are shuffled together.", low=1)
+
+
+@dataclass
+class CacheConfig:
+    """Recorded trajectories on disk, so that a sequence goes through the LM once, ever."""
+
+    dir: str | None = setting(
+        None, "Folder of the cache; null is $RSDYN_CACHE, else $XDG_CACHE_HOME/rsdyn, else ~/.cache/rsdyn."
+    )
+    dtype: str = setting("bfloat16", "Number format of the trajectories on disk.", choices=("bfloat16", "float32"))
+    enabled: bool = setting(True, "Keep the cache for later runs.")
+    shard_sequences: int = setting(256, "Sequences in a shard.", low=1)
+
+
+@dataclass
+class CaeConfig:
+    """The compressing autoencoder."""
+
+    layers: int = setting(
+        10,
+        "k, the widths per half, input and bottleneck included (cae.count=maps counts linear maps instead); at least 2 "
+        "widths.",
+        low=1,
+        also=("k", "depth"),
+    )
+    bottleneck: int = setting(2, "Units in the bottleneck, the latent dimensions.", low=1, also=("latent_dim",))
+    count: str = setting("widths", "What cae.layers counts.", choices=("widths", "maps"))
+    lr: float = setting(1e-3, "Learning rate of Adam.", above=0, also=("learning_rate",))
+    standardise: str = setting(
+        "unit",
+        "Scaling of the input: none (the paper), per unit, or per unit and sublayer, by the training split.",
+        choices=("none", "unit", "unit_sublayer"),
+        also=("standardize", "normalise", "normalize"),
+    )
+    bias_init: str = setting(
+        "default", "Start of the decoder's last bias: PyTorch's, or the data mean.", choices=("default", "mean")
+    )
+    warmup_steps: int = setting(0, "Steps over which the learning rate rises from 0.", low=0)
+
+
+@dataclass
+class TrainerConfig:
+    """Lightning's Trainer: how long to train and on what."""
+
+    max_epochs: int = setting(100, "Most passes over the training split.", low=1)
+    patience: int = setting(10, "Epochs without a better validation loss before training stops.", low=1)
+    devices: int | str = setting(
+        1, "How many devices a node uses, or which.", allowed=DEVICES, test=_is_devices, also=("gpus",)
+    )
+    num_nodes: int = setting(1, "How many machines train together.", low=1)
+    accelerator: str = setting(
+        "auto", "Kind of device.", choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu"), also=("device",)
+    )
+    precision: str = setting(
+        "32-true",
+        "Number format the autoencoder trains in.",
+        choices=("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"),
+    )
+    options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"rules": Rules("Further arguments of lightning's Trainer, as trainer.options.gradient_clip_val=1.")},
+    )
+
+
+@dataclass
+class TrackingConfig:
+    """Weights & Biases."""
+
+    mode: str = setting(
+        "auto",
+        "auto is online when a W&B key is there, else offline.",
+        choices=("auto", "online", "offline", "disabled"),
+        also=("wandb", "logger"),
+    )
+    project: str = setting("rsdyn", "Project that the run belongs to.")
+    entity: str | None = setting(None, "User or team that owns the project; null is the key's own.")
+
+
+@dataclass
+class Config:
+    """All settings of a script."""
+
+    # torch takes 64-bit seeds, but NumPy's global generator and Lightning's seed_everything stop at 32 bits.
+    seed: int = setting(0, "Seed of everything random: splits, shuffles, weights.", low=0, high=2**32 - 1)
+    run: RunConfig = field(default_factory=RunConfig)
+    lm: LmConfig = field(default_factory=LmConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    cae: CaeConfig = field(default_factory=CaeConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+# What rsdyn hands to the Trainer itself, and the key to use instead of trainer.options.
+RESERVED_OPTIONS = {
+    "max_epochs": "trainer.max_epochs",
+    "devices": "trainer.devices",
+    "num_nodes": "trainer.num_nodes",
+    "accelerator": "trainer.accelerator",
+    "precision": "trainer.precision",
+    "logger": "tracking.mode",
+    "callbacks": "trainer.patience",
+    "default_root_dir": "run.dir",
+}
+
+_PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "bool": bool,
+    "float": (int, float),
+    "dict": dict,
+    "int or str": (int, str),
+}
+_WORDS = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false (yes, no, 1, 0 too)",
+    "dict": "a mapping",
+}
+
+
+def _is_a(value: Any, kind: str) -> bool:
+    right_type = isinstance(value, bool) == (kind == "bool") and isinstance(value, _PYTHON_TYPES[kind])
+    return right_type and value != "" and (kind != "float" or math.isfinite(value))
+
+
+@dataclass(frozen=True)
+class Option:
+    """One full key of the schema with everything that is known about it."""
+
+    key: str
+    section: str  # "" at the top
+    kind: str  # a key of _PYTHON_TYPES
+    optional: bool
+    default: Any
+    rules: Rules
+
+    def accepts(self, value: Any) -> bool:
+        """Say whether ``value`` has the type of this key and is one of the values it allows."""
+        rules = self.rules
+        if value is None:
+            return self.optional
+        if rules.test is not None:
+            return rules.test(value)
+        return (
+            _is_a(value, self.kind)
+            and (not rules.choices or value in rules.choices)
+            and (rules.low is None or value >= rules.low)
+            and (rules.above is None or value > rules.above)
+            and (rules.high is None or value <= rules.high)
+        )
+
+    def bounds(self) -> str:
+        """Put the range into signs: ``>= 1``; empty without one."""
+        signs = ((">=", self.rules.low), (">", self.rules.above), ("<=", self.rules.high))
+        return " and ".join(f"{sign} {bound}" for sign, bound in signs if bound is not None)
+
+    def allowed(self) -> str:
+        """Put into words what this key accepts, for every error."""
+        rules = self.rules
+        words = rules.allowed or f"{_WORDS[self.kind]} {self.bounds()}".strip()
+        if len(rules.choices) == 1:
+            words = f"{rules.choices[0]} (only {rules.choices[0]} is supported so far)"
+        elif rules.choices:
+            words = f"one of {', '.join(rules.choices[:-1])} or {rules.choices[-1]}"
+        return words + (", or null" if self.optional else "")
+
+    def error(self, value: Any, where: str = "") -> UserError:
+        """Make the one message for a value that this key does not accept; ``where`` says who gave it."""
+        word = str(value).lower()
+        near = [choice for choice in self.rules.choices if choice.startswith(word)]
+        near = near or difflib.get_close_matches(word, self.rules.choices, n=1)
+        if near:
+            cure = f"Did you mean {' or '.join(f'{self.key}={choice}' for choice in near)}?"
+        else:
+            cure = f"Give such a value, or leave {self.key} out for its default, {show(self.default)}."
+        place = f" ({where})" if where else ""
+        return UserError(f"{self.key}={show(value)}{place} is not allowed: it must be {self.allowed()}. {cure}")
+
+
+def show(value: Any) -> str:
+    """Write a value the way a user types it, cut where it is long."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _walk(cls: type, prefix: str) -> Iterator[Option]:
+    hints = get_type_hints(cls)
+    for item in fields(cls):
+        hint, key = hints[item.name], prefix + item.name
+        if is_dataclass(hint):
+            yield from _walk(hint, key + ".")  # type: ignore[arg-type]
+            continue
+        parts = list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [get_origin(hint) or hint]
+        kind = " or ".join(part.__name__ for part in parts if part is not type(None))
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        yield Option(key, prefix.rstrip("."), kind, type(None) in parts, default, item.metadata["rules"])
+
+
+def options() -> dict[str, Option]:
+    """List every full key of the schema, such as ``cae.lr``, in the order of the dataclasses."""
+    return {option.key: option for option in _walk(Config, "")}
+
+
+def sections() -> dict[str, str]:
+    """List the sections with their one line of meaning."""
+    hints = get_type_hints(Config)
+    return {f.name: str(hints[f.name].__doc__) for f in fields(Config) if is_dataclass(hints[f.name])}
+
+
+def check(config: Config) -> None:
+    """Raise ``UserError`` on a value out of range, or on two values that do not go together."""
+    for option in options().values():
+        value: Any = config
+        for part in option.key.split("."):
+            value = getattr(value, part)
+        if not option.accepts(value):
+            raise option.error(value)
+    data, cae = config.data, config.cae
+    if data.path is not None and data.name is not None:
+        raise UserError(
+            f"data.path={data.path} and data.name={data.name} are both given, but the text comes from one place: "
+            "set data.name=null for the file, or data.path=null for the Hub."
+        )
+    if data.path is None and data.name is None:
+        for name, value in (("config", data.config), ("revision", data.revision)):
+            if value is not None:
+                raise UserError(
+                    f"data.{name}={value} has no dataset to apply to: data.name and data.path are both null, which "
+                    f"means the embedded text. Set data.name, or leave data.{name} out."
+                )
+    if data.l_max - data.l_min < 2:
+        raise UserError(
+            f"data.l_min={data.l_min} and data.l_max={data.l_max} leave no length: both are strict, so data.l_max must "
+            f"be at least data.l_min + 2. Set for example data.l_max={data.l_min + 400}."
+        )
+    sizes = f"data.val_size={data.val_size:g} and data.test_size={data.test_size:g}"
+    if sum(size for size in (data.val_size, data.test_size) if size < 1) >= 1:
+        raise UserError(f"{sizes} leave nothing to train on: as fractions they must sum to less than 1. Lower one.")
+    if data.limit is not None and sum(size for size in (data.val_size, data.test_size) if size >= 1) >= data.limit:
+        raise UserError(
+            f"{sizes} leave nothing to train on: data.limit={data.limit} keeps too few sequences. Raise data.limit, or "
+            "lower one of the sizes."
+        )
+    if cae.count == "widths" and cae.layers < 2:
+        raise UserError(
+            f"cae.layers={cae.layers} is not allowed with cae.count=widths: it must be a whole number >= 2, since the "
+            "input and the bottleneck are two widths. Set cae.layers=2 or more, or cae.count=maps."
+        )
+    for name, instead in RESERVED_OPTIONS.items():
+        if name in config.trainer.options:
+            raise UserError(
+                f"trainer.options.{name}={show(config.trainer.options[name])} is not allowed: rsdyn sets {name} of "
+                f"lightning's Trainer itself. Use {instead} instead."
+            )
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Turn the settings into plain nested dictionaries."""
+    return asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """Write every setting, defaults included, as YAML that ``--config FILE`` reads back to the same settings."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))

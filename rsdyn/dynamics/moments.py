@@ -1,0 +1,140 @@
+"""Counts, means, variances and covariances that can be taken in pieces and merged in any order.
+
+Everything is held in float64 and merged by Chan's rule, since naive float32 sums give NaN once a unit's mean is a
+thousand times its spread, which massive units reach.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """Count, mean and sum of squared deviations of some samples, elementwise.
+
+    Attributes:
+        n: number of samples, a float64 scalar tensor.
+        mean: their mean, float64, any shape.
+        m2: the sum of squared deviations from that mean, same shape.
+    """
+
+    n: Tensor
+    mean: Tensor
+    m2: Tensor
+
+    @property
+    def variance(self) -> Tensor:
+        """Population variance (divided by the count, as explained variance wants it); NaN for no samples."""
+        return self.m2 / self.n
+
+    @property
+    def std(self) -> Tensor:
+        return self.variance.sqrt()
+
+
+def moments(x: Tensor, chunk_elements: int = 1 << 23) -> Moments:
+    """Moments of ``x`` ``(N, ...)`` over its first axis, in float64.
+
+    A float64 copy of a whole shard would take a GiB for Llama 3.1 8B, so rows go in chunks of ``chunk_elements``.
+    """
+    rows = max(1, chunk_elements // max(1, x[:1].numel()))
+    if x.shape[0] > rows:
+        return merge_all([moments(part) for part in x.split(rows)])
+    x = x.to(torch.float64)
+    count = torch.tensor(float(x.shape[0]), dtype=torch.float64, device=x.device)
+    if x.shape[0] == 0:
+        zero = torch.zeros(x.shape[1:], dtype=torch.float64, device=x.device)
+        return Moments(count, zero, zero.clone())
+    mean = x.mean(0)
+    return Moments(count, mean, (x - mean).square_().sum(0))
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """The moments of both sets of samples together (Chan, Golub and LeVeque 1979); either set may be empty."""
+    count = a.n + b.n
+    share = torch.where(count > 0, b.n / count.clamp(min=1), 0.0)
+    delta = b.mean - a.mean
+    return Moments(count, a.mean + delta * share, a.m2 + b.m2 + delta.square() * a.n * share)
+
+
+def merge_all(parts: list[Moments]) -> Moments:
+    """All parts merged, in the order given."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = merge(total, part)
+    return total
+
+
+def pool(parts: Moments) -> Moments:
+    """Moments over sublayers and samples together: ``(S, D)`` per sublayer becomes ``(D,)``."""
+    return merge_all([Moments(parts.n, mean, m2) for mean, m2 in zip(parts.mean, parts.m2, strict=True)])
+
+
+def explained_variance(sse: Tensor, data: Moments, units: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Explained variance ``1 - SSE / SST`` of a reconstruction, from sums (METHOD section 8).
+
+    Args:
+        sse: ``(S, D)`` squared errors summed over sequences.
+        data: ``(S, D)`` moments of the same sequences' data.
+        units: ``(D,)`` boolean mask of the units to count; default all.
+
+    Returns:
+        ``(S,)`` with SST about each sublayer's own mean, ``(S,)`` with SST about the mean of all sublayers together,
+        and the scalar over all sublayers about that global mean. NaN where there is no variance to explain.
+    """
+    keep = slice(None) if units is None else units
+    total = pool(data)
+    about_global = data.m2 + data.n * (data.mean - total.mean).square()
+    errors = sse[:, keep].sum(1)
+    own = 1 - errors / _nan_if_zero(data.m2[:, keep].sum(1))
+    overall = 1 - errors.sum() / _nan_if_zero(total.m2[keep].sum())
+    return own, 1 - errors / _nan_if_zero(about_global[:, keep].sum(1)), overall
+
+
+def _nan_if_zero(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, torch.nan)
+
+
+def massive_units(mean: Tensor, factor: float = 100.0) -> Tensor:
+    """Units whose mean is enormous at some sublayer: a boolean mask ``(D,)`` from ``mean`` ``(S, D)``.
+
+    A unit is massive when, at any sublayer, ``|mean|`` exceeds ``factor`` times the median ``|mean|`` over units
+    (METHOD section 5). A few such units own the variance and hide everything else in a cosine.
+    """
+    size = mean.abs()
+    return (size > factor * size.median(dim=-1, keepdim=True).values).any(dim=0)
+
+
+class Covariance(NamedTuple):
+    """Count, mean ``(D,)`` and scatter ``(D, D)`` (sum of outer products of deviations) of some vectors, float64."""
+
+    n: Tensor
+    mean: Tensor
+    scatter: Tensor
+
+
+def covariance(x: Tensor) -> Covariance:
+    """Covariance state of vectors ``x`` ``(N, D)``: deviations and products in float32, sums in float64.
+
+    The mean is taken out first, so the products stay accurate for units far from zero; within 3e-8 of a full SVD.
+    """
+    count = torch.tensor(float(x.shape[0]), dtype=torch.float64, device=x.device)
+    if x.shape[0] == 0:
+        mean = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+        return Covariance(count, mean, mean.new_zeros(x.shape[1], x.shape[1]))
+    mean = x.mean(0, dtype=torch.float64)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    deviations = (x.to(torch.float64) - mean).to(dtype)
+    return Covariance(count, mean, (deviations.T @ deviations).to(torch.float64))
+
+
+def merge_covariance(a: Covariance, b: Covariance) -> Covariance:
+    """The covariance state of both sets of vectors together; either may be empty."""
+    count = a.n + b.n
+    share = torch.where(count > 0, b.n / count.clamp(min=1), 0.0)
+    delta = b.mean - a.mean
+    scatter = a.scatter + b.scatter + torch.outer(delta, delta) * (a.n * share)
+    return Covariance(count, a.mean + delta * share, scatter)

@@ -1,0 +1,150 @@
+"""Whether the Hugging Face Hub can be reached, and what its errors mean for the person at the keyboard."""
+
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+from urllib.parse import urlsplit
+
+from rsdyn.errors import UserError
+
+
+def hub_reachable(timeout: float = 2.0) -> bool:
+    """Whether a TCP connection to the Hub's endpoint, or to the proxy that leads to it, opens within `timeout` seconds.
+
+    False at once where ``HF_HUB_OFFLINE`` is set. Without this probe a machine that has no network waits 23 to 46 s
+    in the Hub's own retries. ``HF_ENDPOINT`` and the proxy variables are honoured.
+    """
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return False
+    address = _first_hop(constants.ENDPOINT)
+    opened = threading.Event()
+    done = threading.Event()
+
+    def probe() -> None:
+        try:
+            socket.create_connection(address, timeout=timeout).close()
+            opened.set()
+        except OSError:
+            pass
+        finally:
+            done.set()
+
+    # In a thread, because the name look-up that comes before the connection knows no timeout of its own.
+    threading.Thread(target=probe, name="rsdyn-hub-probe", daemon=True).start()
+    done.wait(timeout)
+    return opened.is_set()
+
+
+def _first_hop(endpoint: str) -> tuple[str, int]:
+    """The host and port that a request to `endpoint` connects to first: its own, or the proxy's."""
+    url = urlsplit(endpoint)
+    host = url.hostname or "huggingface.co"
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if proxy and not urllib.request.proxy_bypass(host):
+        url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        defaults = {"https": 443, "socks5": 1080, "socks5h": 1080}
+        return url.hostname or host, url.port or defaults.get(url.scheme, 80)
+    return host, url.port or (80 if url.scheme == "http" else 443)
+
+
+@contextmanager
+def hub_offline() -> Iterator[None]:
+    """Inside, the Hub's libraries answer from their local caches alone, as if ``HF_HUB_OFFLINE=1`` had been set."""
+    import datasets.config
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def explain_hub_error(
+    error: BaseException, *, kind: Literal["lm", "data"], name: str, revision: str | None = None
+) -> UserError:
+    """Turn an error of huggingface_hub, or of transformers or datasets around one, into one message with the cure.
+
+    Looks through the whole chain of causes, because those libraries wrap. Returns the error, for ``raise ... from``.
+    The keys named are ``lm.name`` and ``lm.revision``, or ``data.name`` and ``data.revision``.
+    """
+    from huggingface_hub import errors
+
+    what, page = ("model", name) if kind == "lm" else ("dataset", f"datasets/{name}")
+    key = f"{kind}.name={name}"
+    local = "lm.name=<folder of the model>" if kind == "lm" else "data.path=<file or folder>"
+    chain = _chain(error)
+    words = " ".join(str(link) for link in chain).lower()
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+
+    def has(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    # datasets drops the cause of these three when it raises again, and only its own words are left.
+    if has(errors.GatedRepoError) or "gated dataset" in words or "gated repo" in words:
+        return UserError(
+            f"{key}: this {what} is gated. Accept its terms at https://huggingface.co/{page} and set HF_TOKEN to a "
+            f"token that may read it, or give a copy of your own with {local}."
+        )
+    if has(errors.RevisionNotFoundError) or ("revision '" in words and "doesn't exist" in words):
+        return UserError(
+            f"{kind}.revision={revision}: {name} has no such branch, tag or commit. Those it has are listed at "
+            f"https://huggingface.co/{page}/tree/main; leave {kind}.revision out for the newest."
+        )
+    if has(errors.RepositoryNotFoundError) or "doesn't exist on the hub" in words:
+        return UserError(
+            f"{key}: the Hub has no such {what}, or it is private. Check the spelling (owner/name), or set HF_TOKEN "
+            f"to a token that may read it; local files go by {local}."
+        )
+    if has(errors.HFValidationError):
+        return UserError(f"{key} is not a Hub name (owner/name). Local files go by {local}.")
+    if _is_network(chain, words):
+        at = f" at revision {revision}" if revision else ""
+        return UserError(
+            f"{key}: the network is out of reach (or HF_HUB_OFFLINE is set), and the {what}{at} is not in the local "
+            f"Hub cache. Connect once to fetch it, or give local files with {local}."
+        )
+    if has(errors.EntryNotFoundError):
+        return UserError(
+            f"{key}: the repository lacks a file that is needed ({first_line(root)}). Check that it is a {what}, "
+            f"or choose another {kind}.revision."
+        )
+    return UserError(f"{key}: the Hub could not give this {what} ({type(root).__name__}: {first_line(root)}).")
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    links: list[BaseException] = []
+    queue: list[BaseException | None] = [error]
+    while queue:
+        link = queue.pop(0)
+        if link is not None and link not in links:
+            links.append(link)
+            queue += [link.__cause__, link.__context__]
+    return links
+
+
+def _is_network(chain: list[BaseException], words: str) -> bool:
+    from huggingface_hub import errors
+
+    own = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError, socket.gaierror)
+    # By name for the HTTP library, since huggingface_hub has changed it twice (requests, httpx, httpx2).
+    names = ("ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "ProxyError", "RevisionResolutionError")
+    return (
+        any(isinstance(link, own) or type(link).__name__ in names for link in chain)
+        or "couldn't reach" in words
+        or "couldn't connect" in words
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

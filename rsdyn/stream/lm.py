@@ -1,0 +1,311 @@
+"""Open a language model and record its residual stream.
+
+Two steps, so that a run whose cache is complete never reads the weights: :func:`find_lm` learns all there is to know
+from the config, :meth:`LMSource.load` reads the weights and gives a :class:`LanguageModel` that records.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from rsdyn import embedded
+from rsdyn.errors import NonFiniteError, UserError
+from rsdyn.stream.hub import explain_hub_error, hub_reachable
+from rsdyn.stream.sites import find_sites, site_names
+
+EXTRACTOR_VERSION = 1  # raise it whenever recording would give other numbers: it is part of the cache's key
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LMSource:
+    """What is known of a language model before its weights are read.
+
+    Attributes:
+        name: what the user called it.
+        location: a folder, or a name on the Hub.
+        commit: the Hub commit that the name resolved to; None for a folder.
+        config: transformers' config of the model.
+        site_names: the sites of one layer, in order.
+    """
+
+    name: str
+    location: str
+    revision: str | None
+    commit: str | None
+    config: Any
+    site_names: tuple[str, ...]
+    trust_remote_code: bool = False
+
+    @property
+    def label(self) -> str:
+        """The model's name without the folders that lead to it."""
+        return self.name if self.commit or self.name == "embedded" else Path(self.location).resolve().name
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def n_sublayers(self) -> int:
+        """``S``: the layers times the sites of each."""
+        return self.n_layers * len(self.site_names)
+
+    @property
+    def n_units(self) -> int:
+        """``D``."""
+        return int(self.config.hidden_size)
+
+    @property
+    def max_tokens(self) -> int:
+        """The model's context, in tokens."""
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config.vocab_size)
+
+    def identity(self) -> str:
+        """What tells these weights from all others: the Hub's commit, or a digest of the folder's files."""
+        if self.commit is not None:
+            return f"commit {self.commit}"
+        digest = xxhash.xxh3_128()
+        for file in sorted([Path(self.location) / "config.json", *Path(self.location).glob("*.safetensors")]):
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 24):
+                    digest.update(block)
+        return f"xxh3 {digest.hexdigest()}"
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer; ``UserError`` when there is none."""
+        from transformers import AutoTokenizer
+
+        with _hub_errors(self.name, self.revision):
+            return AutoTokenizer.from_pretrained(
+                self.location,
+                revision=self.commit or self.revision,
+                trust_remote_code=self.trust_remote_code,
+                local_files_only=self.commit is not None and not hub_reachable(),
+            )
+
+    def load(self, *, dtype: str = "float32", device: torch.device | str = "cpu") -> LanguageModel:
+        """Read the weights (safetensors only) and put the base model, without LM head, on ``device``."""
+        from transformers import AutoModel
+        from transformers.utils import logging as transformers_logging
+
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # it would report the LM head, left out on purpose, as unexpected
+        transformers_logging.disable_progress_bar()
+        try:
+            with _hub_errors(self.name, self.revision):
+                base = AutoModel.from_pretrained(
+                    self.location,
+                    revision=self.commit or self.revision,
+                    dtype=DTYPES[dtype],
+                    local_files_only=self.commit is not None and not hub_reachable(),
+                    use_safetensors=True,
+                    trust_remote_code=self.trust_remote_code,
+                )
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            transformers_logging.enable_progress_bar()
+        return LanguageModel(base.to(device), name=self.name)
+
+
+def find_lm(name: str = "embedded", *, revision: str | None = None, trust_remote_code: bool = False) -> LMSource:
+    """Resolve ``lm.name`` (a Hub name, a folder, or ``embedded``) to an :class:`LMSource`, without reading weights.
+
+    Raises ``UserError`` for a folder or name that is not there, has no safetensors, is gated, needs remote code, or is
+    of an unsupported architecture.
+    """
+    from transformers import AutoConfig
+
+    location = str(embedded.MODEL) if name == "embedded" else name
+    folder = Path(location).expanduser()
+    is_folder = folder.is_dir()
+    if is_folder:
+        location = str(folder)
+        _check_folder(name, folder)
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
+        raise UserError(
+            f"lm.name={name}: no such folder. Give a folder with config.json and *.safetensors, a name on the Hugging "
+            "Face Hub such as meta-llama/Llama-3.1-8B, or 'embedded'."
+        )
+    with _hub_errors(name, revision):
+        config = AutoConfig.from_pretrained(
+            location,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            local_files_only=not is_folder and not hub_reachable(),
+        )
+    names = site_names(config.model_type)
+    commit = None if is_folder else getattr(config, "_commit_hash", None)
+    return LMSource(name, location, revision, commit, config, names, trust_remote_code)
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"lm.name={name}: the folder has no config.json, so it is not a saved model.")
+    try:
+        json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise UserError(f"lm.name={name}: config.json is not valid JSON ({error}).") from error
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"lm.name={name}: the folder has no *.safetensors file, and other formats can run code when opened. Save "
+            "the model with save_pretrained(..., safe_serialization=True)."
+        )
+
+
+@contextmanager
+def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
+    """Turn whatever transformers and the Hub raise into one sentence with the cure."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SafetensorError as error:
+        raise UserError(
+            f"lm.name={name}: its weights cannot be read ({error}); copy or download them again."
+        ) from error
+    except (OSError, ValueError, ImportError) as error:
+        raise explain_hub_error(error, kind="lm", name=name, revision=revision) from error
+
+
+class _StopForwardError(Exception):
+    """Raised by the last hook: nothing behind the last site is needed."""
+
+
+class LanguageModel:
+    """A base model and the sites of its stream.
+
+    Args:
+        base: transformers' model without the LM head, on its device.
+        name: for messages.
+    """
+
+    def __init__(self, base: nn.Module, *, name: str = "lm"):
+        self.base = base.eval().requires_grad_(False)
+        self.name = name
+        self.sites = find_sites(base, base.config.model_type)
+        parameter = next(base.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+
+    @property
+    def n_sublayers(self) -> int:
+        return len(self.sites.modules)
+
+    @property
+    def n_units(self) -> int:
+        return int(self.base.config.hidden_size)
+
+    @torch.inference_mode()
+    def record(
+        self,
+        sequences: Sequence[np.ndarray],
+        *,
+        batch_tokens: int = 1024,
+        dtype: torch.dtype | None = None,
+        first_index: int = 0,
+        on_batch: Callable[[int], None] = lambda n: None,
+    ) -> Tensor:
+        """The trajectories of the last token of each sequence: ``(B, S, D)`` on the CPU (METHOD section 2).
+
+        Args:
+            sequences: token ids of each, BOS included; any lengths.
+            batch_tokens: at most so many tokens, padding included, go through the model together (one sequence at
+                least). What goes together depends on ``sequences`` and this number alone.
+            dtype: of the result; default the model's.
+            first_index: index of ``sequences[0]`` in its corpus, for messages.
+            on_batch: called with the number of sequences after each batch.
+
+        Sequences are sorted by length and padded on the *right*, without an attention mask: a causal model never looks
+        right, and left padding without position ids changes activations silently. Raises ``NonFiniteError`` naming
+        sequence and sublayer when the stream is not finite.
+        """
+        with torch.inference_mode(False):  # an inference tensor would fail in anybody's backward
+            out = torch.empty(len(sequences), self.n_sublayers, self.n_units, dtype=dtype or self.dtype)
+        for rows in length_sorted_batches([len(s) for s in sequences], batch_tokens):
+            out[rows] = self._record_batch([sequences[i] for i in rows]).to("cpu").to(out.dtype)
+            on_batch(len(rows))
+        finite = torch.isfinite(out).all(-1)
+        if not finite.all():
+            row, sublayer = (~finite).nonzero()[0].tolist()
+            layer, site = divmod(sublayer, len(self.sites.names))
+            raise NonFiniteError(
+                f"the stream of {self.name} is not finite at sequence {first_index + row}, sublayer {sublayer} "
+                f"({self.sites.names[site]} of layer {layer}), in {self.dtype} stored as {out.dtype}. Nothing of it "
+                "was written. Check the weights, or compute in a wider type (lm.dtype=float32)."
+            )
+        return out
+
+    def _record_batch(self, sequences: list[np.ndarray]) -> Tensor:
+        lengths = torch.tensor([len(s) for s in sequences])
+        ids = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
+        for row, sequence in zip(ids, sequences, strict=True):
+            row[: len(sequence)] = torch.from_numpy(np.asarray(sequence, dtype=np.int64))
+        rows = torch.arange(len(sequences), device=self.device)
+        last = (lengths - 1).to(self.device)
+        # the copy into the buffer takes the last token only: a view of it would keep the whole activation alive
+        states = torch.empty(len(sequences), self.n_sublayers, self.n_units, dtype=self.dtype, device=self.device)
+
+        def take(sublayer: int, stream: Tensor) -> None:
+            states[:, sublayer] = stream[rows, last]
+
+        self.run_hooked(ids.to(self.device), take)
+        return states
+
+    def run_hooked(self, ids: Tensor, take: Any) -> None:
+        """One forward over ``ids`` ``(B, T)`` that calls ``take(sublayer, stream (B, T, D))`` at each site, in order.
+
+        The forward stops at the last site. The hooks are gone afterwards, whatever happens.
+        """
+        fired = 0
+
+        def hook(sublayer: int) -> Any:
+            def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                nonlocal fired
+                take(sublayer, args[0] if args else kwargs["hidden_states"])
+                fired += 1
+                if sublayer == self.n_sublayers - 1:
+                    raise _StopForwardError
+
+            return pre_hook
+
+        handles = [m.register_forward_pre_hook(hook(s), with_kwargs=True) for s, m in enumerate(self.sites.modules)]
+        try:
+            self.base(input_ids=ids, use_cache=False)
+        except _StopForwardError:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        if fired != self.n_sublayers:
+            raise RuntimeError(f"{fired} of {self.n_sublayers} sites of {self.name} were reached in one forward.")
+
+
+def length_sorted_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Group sequences of like length: lists of positions whose padded size is at most ``batch_tokens`` tokens.
+
+    Shortest first; ties in the order given, so the grouping depends on the arguments alone. A sequence longer than
+    ``batch_tokens`` gets a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

@@ -1,0 +1,289 @@
+"""The Weights & Biases record of a run.
+
+W&B is asked for nothing it could wait on: the mode is chosen here (`wandb_mode`), no call prompts, and all of its
+files stay in the run folder. Every function that takes a ``logger`` does nothing when that is None, which is what
+`make_wandb_logger` returns when tracking is off and in every process but rank zero.
+"""
+
+from __future__ import annotations
+
+import configparser
+import io
+import netrc
+import os
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rsdyn.errors import UserError
+from rsdyn.provenance import redact
+from rsdyn.run_folder import is_rank_zero, plain
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
+    from matplotlib.figure import Figure
+
+MODES = ("auto", "online", "offline", "disabled")
+
+
+def wandb_mode(mode: str, env: Mapping[str, str] | None = None, run_dir: str | Path | None = None) -> tuple[str, str]:
+    """Choose how W&B runs, in at most about two seconds: ``(online | offline | disabled, one line for the log)``.
+
+    ``mode`` is tracking.mode. ``auto`` follows ``WANDB_MODE`` when that is set, else is online when a key is there
+    (``WANDB_API_KEY`` or netrc) and the server answers a TCP probe within 2 s, else offline. ``run_dir`` completes the
+    line's ``wandb sync`` command.
+
+    Raises UserError for an unknown mode, and for ``online`` without a key, where wandb would prompt or raise.
+    """
+    env = os.environ if env is None else env
+    source = f"tracking.mode={mode}"
+    if mode not in MODES:
+        raise UserError(f"{source} is not a mode of W&B: choose one of {', '.join(MODES)}.")
+    if mode == "auto" and env.get("WANDB_MODE"):
+        source = f"WANDB_MODE={env['WANDB_MODE']}"
+        mode = {"dryrun": "offline", "run": "online"}.get(env["WANDB_MODE"], env["WANDB_MODE"])
+        if mode not in MODES[1:]:
+            raise UserError(f"{source} is not a mode that rsdyn knows: set it to online, offline or disabled.")
+    sync = f"to upload: wandb sync {run_dir or '<run folder>'}/wandb/offline-run-*"
+    if mode == "disabled":
+        return mode, f"W&B: disabled ({source})"
+    if mode == "offline":
+        return mode, f"W&B: offline ({source}); {sync}"
+    url = _base_url(env)
+    key = _has_key(url, env)
+    if mode == "online":
+        if not key:
+            raise UserError(
+                f"{source} needs a key for {url} and there is none: set WANDB_API_KEY, run `wandb login`, "
+                "or use tracking.mode=offline."
+            )
+        return mode, f"W&B: online ({source}), {url}"
+    if not key:
+        return "offline", f"W&B: offline (no API key); {sync}"
+    if not _answers(url, env):
+        return "offline", f"W&B: offline (no connection to {urllib.parse.urlsplit(url).hostname}); {sync}"
+    return "online", f"W&B: online, {url}"
+
+
+def _base_url(env: Mapping[str, str]) -> str:
+    """Return the server's address: ``WANDB_BASE_URL``, else what ``wandb login --host`` saved, else W&B's own."""
+    if env.get("WANDB_BASE_URL"):
+        return env["WANDB_BASE_URL"].rstrip("/")
+    home = Path(env.get("HOME") or Path.home())
+    folder = Path(env.get("WANDB_CONFIG_DIR") or home / ".config" / "wandb").expanduser()
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        settings.read(folder / "settings")
+        return settings.get("default", "base_url").rstrip("/")
+    except (OSError, UnicodeError, configparser.Error):
+        return "https://api.wandb.ai"
+
+
+def _has_key(url: str, env: Mapping[str, str]) -> bool:
+    if env.get("WANDB_API_KEY", "").strip() or env.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    home = Path(env.get("HOME") or Path.home())
+    for path in [Path(env["NETRC"]).expanduser()] if env.get("NETRC") else [home / ".netrc", home / "_netrc"]:
+        try:
+            login = netrc.netrc(str(path)).hosts.get(urllib.parse.urlsplit(url).hostname or "")
+        except (OSError, UnicodeError, netrc.NetrcParseError):
+            continue
+        if login and login[2]:
+            return True
+    return False
+
+
+def _answers(url: str, env: Mapping[str, str], seconds: float = 2.0) -> bool:
+    """Tell whether the server (or the proxy on the way to it) accepts a connection within ``seconds``."""
+    target = urllib.parse.urlsplit(url)
+    proxy = env.get(f"{target.scheme}_proxy") or env.get(f"{target.scheme.upper()}_PROXY")
+    skipped = {"no": env.get("no_proxy") or env.get("NO_PROXY") or ""}
+    bypass = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed does not list it
+    if proxy and not bypass(target.hostname or "", skipped):
+        target = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    connected = threading.Event()
+
+    def connect() -> None:
+        try:
+            port = target.port or (443 if target.scheme == "https" else 80)
+            socket.create_connection((target.hostname or "", port), timeout=seconds).close()
+            connected.set()
+        except (OSError, ValueError):
+            pass
+
+    # In a thread, because the timeout of a socket does not cover the name lookup, which alone can take 10 s and more.
+    prober = threading.Thread(target=connect, daemon=True)
+    prober.start()
+    prober.join(seconds)
+    return connected.is_set()
+
+
+def make_wandb_logger(
+    *,
+    mode: str,
+    project: str,
+    run_dir: str | Path,
+    config: Mapping[str, Any],
+    entity: str | None = None,
+    name: str | None = None,
+    job_type: str | None = None,
+    group: str | None = None,
+    tags: Sequence[str] = (),
+) -> WandbLogger | None:
+    """Start a W&B run inside ``run_dir`` and return Lightning's logger around it, or None (disabled, rank above zero).
+
+    Hand it to the Trainer as ``logger or False``: for None, Lightning would make a logger of its own. ``config`` is
+    plain containers and is redacted. W&B's own record of argv, of the console and of git stays off, since it redacts
+    nothing: put `provenance` in ``config`` instead. ``WANDB_*_DIR`` point into ``run_dir`` until `finish`, so that
+    tables and media are complete in the folder.
+
+    Raises UserError when an online run cannot be started (a wrong key, no answer in 20 s).
+    """
+    mode, _ = wandb_mode(mode)
+    if mode == "disabled" or not is_rank_zero():
+        return None
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    run_dir = Path(run_dir).absolute()
+    files = run_dir / "wandb"
+    variables = {
+        "WANDB_DIR": str(run_dir),
+        "WANDB_DATA_DIR": str(files / "data"),
+        "WANDB_CACHE_DIR": str(files / "cache"),
+        "WANDB_ARTIFACT_DIR": str(files / "artifacts"),
+        "WANDB_SILENT": "true",  # the login speaks before the run's settings hold
+    }
+    before = {variable: os.environ.get(variable) for variable in variables}
+    os.environ.update(variables)
+    settings = wandb.Settings(
+        init_timeout=20,
+        finish_timeout=120,  # a dead network delays the end of a run, never holds it; `wandb sync` sends the rest
+        console="off",
+        silent=True,
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        symlink=False,
+        x_disable_meta=True,
+        base_url=_base_url(os.environ),
+    )
+    try:
+        run = wandb.init(
+            mode=mode,  # type: ignore[arg-type]
+            project=project,
+            entity=entity,
+            dir=str(run_dir),
+            name=name,
+            job_type=job_type,
+            group=group[:128] if group else None,
+            tags=[tag[:64] for tag in tags],  # wandb refuses longer ones
+            config=redact(plain(config)),
+            settings=settings,
+            reinit="finish_previous",
+        )
+    except (wandb.Error, TimeoutError, ValueError) as error:
+        _restore(before)
+        reason = redact(str(error).partition("\n")[0].rstrip(".") or type(error).__name__)
+        raise UserError(
+            f"W&B ({mode}) did not start: {reason}. Check the key and the network, or use tracking.mode=offline."
+        ) from error
+
+    # The first rule that matches wins, so `*` comes last; the logger, given a run, adds no rule of its own.
+    run.define_metric("trainer/global_step")
+    for axis in ("sublayer", "depth"):
+        run.define_metric(axis, hidden=True)
+    run.define_metric("sublayer/*", step_metric="sublayer")
+    for losses in ("train/*", "val/*", "*"):
+        run.define_metric(losses, step_metric="trainer/global_step", step_sync=True)
+    logger = WandbLogger(experiment=run, project=project, save_dir=str(run_dir))
+    logger._rsdyn_before = before  # type: ignore[attr-defined]
+    return logger
+
+
+def _restore(before: Mapping[str, str | None]) -> None:
+    for variable, value in before.items():
+        if value is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = value
+
+
+def log_sublayer_curves(logger: WandbLogger | None, curves: Mapping[str, Any], n_sublayers_total: int) -> None:
+    """Log curves over depth, one row a sublayer, as ``sublayer/<name>`` against the step ``sublayer``.
+
+    Each row also carries ``depth`` in [0, 1], so that models of different depth overlay. ``curves`` hold S values, or
+    S - 1 for transitions, which stand at the sublayer they leave. Values that are not finite are left out.
+
+    Raises ValueError for any other length.
+    """
+    if logger is None:
+        return
+    total = n_sublayers_total
+    series = {name: plain(curve) for name, curve in curves.items()}
+    for name, values in series.items():
+        if len(values) not in (total, total - 1):
+            raise ValueError(
+                f"curves[{name!r}] has {len(values)} values, but must have one a sublayer ({total}) "
+                f"or one a transition ({total - 1}): check n_sublayers_total."
+            )
+    for s in range(total):
+        row = {f"sublayer/{name}": v[s] for name, v in series.items() if s < len(v) and v[s] is not None}
+        logger.experiment.log({"sublayer": s, "depth": s / max(total - 1, 1), **row})
+
+
+def log_figures(logger: WandbLogger | None, figures: Mapping[str, Figure]) -> None:
+    """Log matplotlib figures as images named ``figures/<name>``, all in one row."""
+    if logger is None or not figures:
+        return
+    import wandb
+    from PIL import Image
+
+    images = {}
+    for name, figure in figures.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=200)
+        images[f"figures/{name}"] = wandb.Image(Image.open(buffer))
+    logger.experiment.log(images)
+
+
+def log_summary(logger: WandbLogger | None, summary: Mapping[str, Any]) -> None:
+    """Put the numbers and texts of a nested dictionary into the run's summary under ``section/name`` keys.
+
+    Lists are skipped (they are curves, see `log_sublayer_curves`), and so are None, NaN and infinities.
+    """
+    if logger is not None:
+        logger.experiment.summary.update(redact(_flatten(plain(summary))))
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}/"))
+        elif value is not None and not isinstance(value, list):
+            flat[prefix + key] = value
+    return flat
+
+
+def finish(logger: WandbLogger | None, exit_code: int = 0) -> None:
+    """Close the run with its exit code, without which W&B would show it as running for ever; a second call is free.
+
+    A failure to close is a warning, so that it never hides the error that ended the run.
+    """
+    before = getattr(logger, "_rsdyn_before", None)
+    if logger is None or before is None:
+        return
+    logger._rsdyn_before = None  # type: ignore[attr-defined]
+    try:
+        logger.experiment.finish(exit_code=exit_code)
+    except Exception as error:
+        import warnings
+
+        warnings.warn(f"W&B did not close the run: {redact(str(error))}", stacklevel=2)
+    finally:
+        _restore(before)

@@ -1,0 +1,34 @@
+"""Fixtures shared by the tests: tiny models made once, and caches and homes that never touch the user's own."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """A Llama of three layers and 32 units, with random weights, in a folder as the Hub would hold it."""
+    from tiny_models import tiny_lm
+
+    return tiny_lm(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture
+def make_sequences():
+    """Corpora of random token ids: ``make_sequences(40, seed=0)`` gives 40 sequences of 5 to 40 tokens."""
+    import numpy as np
+
+    from rsdyn.stream.text import Sequences
+
+    def make(n: int, *, seed: int = 0, shortest: int = 5, longest: int = 40, vocabulary: int = 300) -> Sequences:
+        rng = np.random.default_rng(seed)
+        lengths = rng.integers(shortest, longest + 1, size=n)
+        ids = rng.integers(1, vocabulary, size=int(lengths.sum())).astype(np.int32)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return Sequences(ids=ids, offsets=offsets, n_rows=n, n_truncated=0, bos_id=0, bos_note=None)
+
+    return make

@@ -1,0 +1,436 @@
+"""The schema, its checks, and the command line that fills it."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from rsdyn.cli import CONFIGS, help_text, load_config, nearest_keys
+from rsdyn.config import RESERVED_OPTIONS, CaeConfig, Config, check, options, sections, to_dict, to_yaml
+from rsdyn.errors import UserError
+
+# One value a key that is not its default: (text, value).
+OTHER = {
+    "seed": ("7", 7),
+    "run.dir": ("out/x", "out/x"),
+    "run.name": ("mine", "mine"),
+    "lm.name": ("gpt2", "gpt2"),
+    "lm.revision": ("main", "main"),
+    "lm.dtype": ("bfloat16", "bfloat16"),
+    "lm.trust_remote_code": ("true", True),
+    "lm.batch_tokens": ("16_384", 16384),
+    "lm.matmul_precision": ("high", "high"),
+    "data.path": ("a b.txt", "a b.txt"),
+    "data.name": ("Salesforce/wikitext", "Salesforce/wikitext"),
+    "data.config": ("wikitext-2-raw-v1", "wikitext-2-raw-v1"),
+    "data.split": ("train[:10%]", "train[:10%]"),
+    "data.revision": ("b08601e", "b08601e"),
+    "data.text_column": ("body", "body"),
+    "data.limit": ("1e3", 1000),
+    "data.l_min": ("0", 0),
+    "data.l_max": ("900", 900),
+    "data.truncate": ("yes", True),
+    "data.condition": ("shuffled", "shuffled"),
+    "data.val_size": ("0.2", 0.2),
+    "data.test_size": ("15000", 15000.0),
+    "data.batch_by": ("sequence", "sequence"),
+    "data.batch_size": ("1", 1),
+    "data.shuffle_shards": ("1", 1),
+    "cache.dir": ("/tmp/c", "/tmp/c"),
+    "cache.dtype": ("float32", "float32"),
+    "cache.enabled": ("False", False),
+    "cache.shard_sequences": ("2", 2),
+    "cae.layers": ("012", 12),
+    "cae.bottleneck": ("3", 3),
+    "cae.count": ("maps", "maps"),
+    "cae.lr": ("3e-4", 3e-4),
+    "cae.standardise": ("none", "none"),
+    "cae.bias_init": ("mean", "mean"),
+    "cae.warmup_steps": ("5", 5),
+    "trainer.max_epochs": ("3", 3),
+    "trainer.patience": ("2", 2),
+    "trainer.devices": ("0,1", "0,1"),
+    "trainer.num_nodes": ("2", 2),
+    "trainer.accelerator": ("cpu", "cpu"),
+    "trainer.precision": ("bf16-mixed", "bf16-mixed"),
+    "trainer.options": ("{a: 1, b: [x, null]}", {"a": 1, "b": ["x", None]}),
+    "tracking.mode": ("disabled", "disabled"),
+    "tracking.project": ("p", "p"),
+    "tracking.entity": ("team", "team"),
+}
+NEEDS = {"data.config": ["data.name=x"], "data.revision": ["data.name=x"]}
+
+
+def load(*words: str) -> Config:
+    return load_config(list(words), "train")
+
+
+def message(*words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load(*words)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.endswith((".", "?"))
+    return text
+
+
+def get(config: Config, key: str):
+    value = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "my.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+# --- schema ----------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_schema():
+    config = load()
+    assert config == Config()
+    assert isinstance(config.cae, CaeConfig)
+    check(config)
+
+
+@pytest.mark.parametrize("key", options())
+def test_every_key_has_help_and_accepts_its_default(key):
+    option = options()[key]
+    assert option.rules.help.endswith(".")
+    assert option.accepts(option.default)
+    assert key in OTHER or len(option.rules.choices) == 1
+
+
+def test_sections_have_a_line_of_help():
+    assert list(sections()) == ["run", "lm", "data", "cache", "cae", "trainer", "tracking"]
+    assert all(text.endswith(".") and "\n" not in text for text in sections().values())
+
+
+def test_other_names_point_at_one_key_each():
+    names = [name for option in options().values() for name in option.rules.also]
+    leaves = {key.rpartition(".")[2] for key in options()}
+    assert len(set(names)) == len(names)
+    assert not leaves & set(names)
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_every_key_can_be_set_on_the_command_line_and_in_yaml(key, write):
+    text, value = OTHER[key]
+    config = load(*NEEDS.get(key, []), f"{key}={text}")
+    assert get(config, key) == value
+    assert type(get(config, key)) is type(value)
+    assert get(config, key) != options()[key].default
+    nested = "\n".join("  " * i + part + ":" for i, part in enumerate(key.split("."))) + f" {text}\n"
+    assert load("--config", write(nested), *NEEDS.get(key, [])) == config
+    # Read back, the resolved file gives the same settings.
+    assert load("--config", write(to_yaml(config), "resolved.yaml")) == config
+
+
+def test_check_refuses_a_wrong_type_set_from_python():
+    config = Config()
+    config.cae.layers = True
+    with pytest.raises(UserError, match=r"cae\.layers=true is not allowed: it must be a whole number"):
+        check(config)
+
+
+def test_to_dict_is_plain():
+    settings = to_dict(load("trainer.options={a: [1]}"))
+    assert type(settings["trainer"]["options"]) is dict
+    assert type(settings["trainer"]["options"]["a"]) is list
+    assert not any(dataclasses.is_dataclass(value) for value in settings.values())
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["yes", "1e5", "010", "a=b", "true", "1_000", "~", "x: y", "[a", "a # b", "ä β"])
+def test_text_stays_as_typed(text, write):
+    config = load(f"run.name={text}")
+    assert config.run.name == text
+    assert load("--config", write(to_yaml(config))) == config
+
+
+@pytest.mark.parametrize("text", ["yes", "1e5", "010", "on", "2024-01-01", "1:30", "0x1F"])
+def test_text_in_yaml_stays_as_typed(text, write):
+    assert load("--config", write(f"run:\n  name: {text}\n")).run.name == text
+
+
+@pytest.mark.parametrize("text", ["null", "none", "None", "NULL"])
+def test_null_unsets_optional_keys_only(text, write):
+    assert load("run.name=x", f"run.name={text}").run.name is None
+    assert load("data.limit=5", f"data.limit={text}").data.limit is None
+    assert load("--config", write(f"data: {{limit: {text}}}\n")).data.limit is None
+    assert load(f"data.text_column={text}").data.text_column == text
+    assert "it must be a whole number >= 1" in message(f"cae.layers={text}")
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e3", 1000), ("1_000", 1000), ("+5", 5), ("2.0", 2), (" 3 ", 3)])
+def test_whole_numbers(text, value):
+    assert load(f"trainer.max_epochs={text}").trainer.max_epochs == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("yes", True), ("1", True), ("TRUE", True), ("no", False), ("0", False)])
+def test_booleans(text, value):
+    assert load(f"data.truncate={text}").data.truncate is value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("4", 4), ("auto", "auto"), ("0,1", "0,1"), ("1,", "1,"), ("1e1", 10), ("2.0", 2)]
+)
+def test_devices(text, value):
+    devices = load(f"trainer.devices={text}").trainer.devices
+    assert (devices, type(devices)) == (value, type(value))
+
+
+def test_options_are_typed_like_yaml_and_merge(write):
+    path = write("trainer: {options: {a: 1e-3, b: '1', c: [yes, true, null], deep: {x: 1, y: 2}}}\n")
+    config = load("--config", path, "trainer.options.deep.y=3", "trainer.options.profiler=simple")
+    assert config.trainer.options == {
+        "a": 1e-3,
+        "b": "1",
+        "c": ["yes", True, None],
+        "deep": {"x": 1, "y": 3},
+        "profiler": "simple",
+    }
+    assert load("--config", write(to_yaml(config), "again.yaml")) == config
+
+
+# --- merging ---------------------------------------------------------------------------------------------------------
+
+
+def test_files_merge_left_to_right_and_words_come_last(write):
+    one = write("cae: {lr: 0.1, bottleneck: 3}\nseed: 1\n", "one.yaml")
+    two = write("cae:\n  lr: 0.2\ncae.layers: 4\nrun:\n  # all commented out\n", "two.yaml")
+    config = load("seed=3", "--config", one, f"--config={two}", "cae.count=maps", "seed=2")
+    assert (config.cae.lr, config.cae.bottleneck, config.cae.layers, config.cae.count) == (0.2, 3, 4, "maps")
+    assert config.seed == 2
+    assert load(f"--config={two}", "--config", one).cae.lr == 0.1
+
+
+def test_an_empty_file_changes_nothing(write):
+    assert load("--config", write("# nothing\n")) == Config()
+
+
+def test_a_file_without_suffix_is_found(write, tmp_path, monkeypatch):
+    write("seed: 4\n", "mine")
+    monkeypatch.chdir(tmp_path)
+    assert load("--config", "mine").seed == 4
+    assert load("--config", "./mine").seed == 4
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_load_open_with_their_command_and_hold_differences_only(path):
+    config = load("--config", path.stem)
+    assert path.read_text().startswith(f"# python train.py --config {path.stem}")
+    command = path.read_text().splitlines()[0].split("train.py ")[1]
+    load(*command.split())
+    settings = OmegaConf.to_container(OmegaConf.load(path))
+    for section, values in settings.items():
+        for name, value in values.items():
+            assert options()[f"{section}.{name}"].default != value == get(config, f"{section}.{name}")
+
+
+def test_paper_preset_is_the_papers_run():
+    config = load("--config", "paper")
+    assert (config.lm.name, config.lm.dtype) == ("meta-llama/Llama-3.1-8B", "bfloat16")
+    assert config.data.limit - config.data.test_size - config.data.val_size == 85_000
+    assert (config.data.batch_by, config.data.batch_size, config.cae.standardise) == ("sequence", 1, "none")
+    assert (config.trainer.max_epochs, config.trainer.patience, config.cae.lr) == (100, 10, 1e-3)
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        # a key that is not there
+        ("cae.bottelneck=3", ["cae.bottelneck=3", "Did you mean cae.bottleneck?"]),
+        ("lr=1e-3", ["no key lr", "Did you mean cae.lr?"]),
+        ("trainer.lr=1", ["Did you mean cae.lr?"]),
+        ("model.name=x", ["Did you mean lm.name"]),
+        ("model=x", ["Did you mean lm.name?"]),
+        ("learning_rate=1", ["Did you mean cae.lr?"]),
+        ("data.batch-size=3", ["Did you mean data.batch_size?"]),
+        ("CAE.LR=3", ["Did you mean cae.lr?"]),
+        ("cae.lr.x=3", ["Did you mean cae.lr?"]),
+        ("trainer.epochs=3", ["Did you mean trainer.max_epochs?"]),
+        ("trainer.gradient_clip_val=1", ["Did you mean trainer.options.gradient_clip_val?"]),
+        ("trainer.option.a=1", ["Did you mean trainer.options?"]),
+        ("config=paper", ["Did you mean --config"]),
+        ("tracking.log_model=true", ["no key tracking.log_model"]),
+        ("xyzzy=5", ["no key xyzzy", "--help"]),
+        ("=5", ["no key", "--help"]),
+        # a word that is no setting
+        ("cae=5", ["cae=5", "cae is a section", "cae.bottleneck", "cae.layers=10"]),
+        ("cae.lr 3e-4", ["cae.lr", "has no value", "Write cae.lr=3e-4"]),
+        ("cae.lr = 3e-4", ["Write cae.lr=3e-4"]),
+        ("cae", ["cae is a section"]),
+        ("paper", ["Did you mean --config paper?"]),
+        ("--lr 3e-4", ["--lr is not an option", "write cae.lr=3e-4."]),
+        ("--cae.lr=3e-4", ["write cae.lr=3e-4."]),
+        ("--batch-size 3", ["write data.batch_size=3."]),
+        ("--confg paper", ["--confg", "Did you mean --config?"]),
+        ("--config", ["--config needs a name or a file", "embedded, paper"]),
+        ("--config --print-config", ["--config needs a name or a file"]),
+        ("--config papr", ["papr", "embedded, paper", "Did you mean --config paper?"]),
+        ("--config nowhere/x.yaml", ["nowhere/x.yaml", "no such file", "embedded, paper"]),
+        # a wrong type
+        ("cae.lr=fast", ["cae.lr=fast (command line)", "a number > 0", "default, 0.001"]),
+        ("cae.layers=ten", ["cae.layers=ten", "a whole number"]),
+        ("cae.layers=2.5", ["cae.layers=2.5", "a whole number"]),
+        ("cae.layers=[1]", ["cae.layers=[1]", "a whole number"]),
+        ("cache.enabled=maybe", ["cache.enabled=maybe", "true or false"]),
+        ("trainer.options=5", ["trainer.options=5", "a mapping"]),
+        ("trainer.options.a=[1", ["trainer.options.a=[1", "not valid YAML"]),
+        ("trainer.options.a=.inf", ["trainer.options.a=.inf", "finite"]),
+        # a value out of range
+        ("cae.lr=", ["cae.lr=", "has no value", "a number > 0", "default, 0.001"]),
+        ("run.name=", ["run.name=", "has no value", "null"]),
+        ("trainer.options.a=", ["trainer.options.a=", "has no value"]),
+        ("cae.lr=nan", ["cae.lr=nan", "a number > 0"]),
+        ("cae.lr=inf", ["cae.lr=inf", "a number > 0"]),
+        ("cae.lr=1e999", ["cae.lr=1e999", "a number > 0"]),
+        ("cae.lr=0", ["cae.lr=0 ", "a number > 0"]),
+        ("cae.lr=-1", ["cae.lr=-1 ", "a number > 0"]),
+        ("seed=-1", ["seed=-1", ">= 0"]),
+        ("seed=4294967296", ["seed=4294967296", "<= 4294967295"]),
+        ("data.limit=0", ["data.limit=0", ">= 1, or null"]),
+        ("trainer.devices=0", ["trainer.devices=0", "auto"]),
+        ("trainer.devices=many", ["trainer.devices=many", "auto", "0,1"]),
+        ("cae.standardise=units", ["cae.standardise=units", "none, unit or unit_sublayer", "cae.standardise=unit?"]),
+        ("trainer.precision=bf16", ["trainer.precision=bf16-mixed or trainer.precision=bf16-true"]),
+        ("data.positions=all", ["data.positions=all", "only last is supported"]),
+        ("data.val_size=1.5", ["data.val_size=1.5", "a fraction between 0 and 1, or a whole number"]),
+        ("data.test_size=0", ["data.test_size=0", "a fraction between 0 and 1, or a whole number"]),
+        ("lm.name=${oc.env:HF_TOKEN}", ["lm.name=${oc.env:HF_TOKEN}", "plain values"]),
+        ("trainer.options.a=['${seed}']", ["trainer.options.a=${seed}", "plain values"]),
+        ("run.name=???", ["run.name=???", "plain values"]),
+        # values that do not go together
+        ("data.path=a data.name=b", ["data.path=a", "data.name=b", "data.name=null"]),
+        ("data.config=x", ["data.config=x", "Set data.name"]),
+        ("data.l_min=500", ["data.l_min=500", "data.l_max=500", "data.l_max=900"]),
+        ("data.l_min=499", ["data.l_min=499", "data.l_max=500"]),
+        ("data.val_size=0.9", ["data.val_size=0.9", "data.test_size=0.15", "less than 1"]),
+        ("data.limit=100 data.test_size=100", ["data.test_size=100", "data.limit=100"]),
+        ("cae.layers=1", ["cae.layers=1", ">= 2", "cae.count=maps"]),
+        ("cae.layers=0 cae.count=maps", ["cae.layers=0", ">= 1"]),
+    ],
+)
+def test_a_mistake_is_one_message_with_its_cure(words, parts):
+    text = message(*words.split())
+    for part in parts:
+        assert part in text
+
+
+@pytest.mark.parametrize(("name", "instead"), RESERVED_OPTIONS.items())
+def test_options_that_rsdyn_sets_itself_are_refused(name, instead):
+    text = message(f"trainer.options.{name}=3")
+    assert f"trainer.options.{name}=3" in text
+    assert f"Use {instead} instead" in text
+    assert instead in options()
+
+
+def test_fractions_and_counts_mix():
+    assert load("data.val_size=0.9", "data.test_size=2", "data.limit=100").data.val_size == 0.9
+    assert load("cae.layers=1", "cae.count=maps").cae.layers == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("cae:\n  lr: fast\n", ["cae.lr=fast", "my.yaml, line 2", "a number > 0"]),
+        ("cae:\n  layers: true\n", ["cae.layers=true", "a whole number"]),
+        ("cae:\n  lr: [1, 2]\n", ["cae.lr=[...]", "a number > 0"]),
+        ("cae:\n  lr: .nan\n", ["cae.lr=.nan", "a number > 0"]),
+        ("cae:\n  lr: -1\n", ["cae.lr=-1 ", "a number > 0"]),
+        ("cae:\n  lr:\n", ["cae.lr=", "has no value"]),
+        ("lm:\n  name: null\n", ["lm.name=null", "it must be text"]),
+        ("lm:\n  name: ''\n", ["lm.name=", "has no value"]),
+        ("lm:\n  name: ${oc.env:HF_TOKEN}\n", ["lm.name=${oc.env:HF_TOKEN}", "my.yaml, line 2"]),
+        ("cae: 5\n", ["cae=5", "my.yaml, line 1", "cae is a section"]),
+        ("cae: [5]\n", ["cae=[...]", "cae is a section"]),
+        ("cae:\n  bottelneck: 3\n", ["cae.bottelneck=3", "my.yaml, line 2", "cae.bottleneck?"]),
+        ("model:\n  name: x\n", ["my.yaml, line 1", "no key model", "lm.name"]),
+        ("trainer:\n  options:\n    logger: false\n", ["trainer.options.logger=false", "tracking.mode"]),
+        ("cae:\n  lr: 1\n  lr: 2\n", ["cae.lr", "line 3", "line 2", "twice"]),
+        ("cae:\n  lr: 1\ncae.lr: 2\n", ["cae.lr", "line 3", "line 2", "twice"]),
+        ("cae:\n  lr: [1\nx: 2\n", ["my.yaml, line 3", "not valid YAML"]),
+        ("cae:\n\tlr: 1\n", ["my.yaml, line 2", "not valid YAML"]),
+        ("seed: 1\n---\nseed: 2\n", ["my.yaml", "not valid YAML"]),
+        ("trainer:\n  options: &a {x: *a}\n", ["my.yaml, line 2", "*a"]),
+        ("- seed\n", ["my.yaml", "key: value"]),
+        ("seed\n", ["my.yaml", "key: value"]),
+        ("? [a, b]\n: 1\n", ["my.yaml, line 1", "plain word"]),
+        ("run:\n  name: !!python/object/apply:os.system [true]\n", ["run.name=[...]", "it must be text"]),
+        ("[" * 1000 + "]" * 1000, ["my.yaml", "nested too deeply"]),
+    ],
+)
+def test_a_mistake_in_yaml_names_file_line_and_key(text, parts, write):
+    said = message("--config", write(text))
+    for part in parts:
+        assert part in said
+
+
+def test_unreadable_files(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "UTF-8" in message("--config", str(tmp_path / "binary.yaml"))
+    assert "cannot be read" in message("--config", str(tmp_path))
+
+
+def test_nearest_keys_finds_every_key_with_two_letters_swapped():
+    for key in options():
+        if len(key.rpartition(".")[2]) > 3:
+            assert key in nearest_keys(key[:-3] + key[-2] + key[-3] + key[-1])
+
+
+# --- printing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["cae.bottelneck=3", "--help"]])
+def test_help_prints_every_key_and_leaves(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        load(*words)
+    assert caught.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 120 for line in lines)
+    assert lines[0].startswith("usage: python train.py")
+    starts = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
+    assert [word for word in starts if word in options()] == list(options())
+
+
+def test_help_says_default_choices_and_meaning():
+    text = " ".join(help_text("analyze.py").split())
+    assert "usage: python analyze.py" in text
+    for option in options().values():
+        assert option.rules.help in text
+        assert "|".join(option.rules.choices) in text
+    assert "cae.lr float 0.001 Learning rate of Adam. [> 0]" in text
+    assert "data.limit int or null null Keep only" in text
+
+
+def test_print_config_prints_yaml_that_reads_back(write, capsys):
+    with pytest.raises(SystemExit) as caught:
+        load("--print-config", "cae.lr=3e-4", "run.name=yes", "data.text_column=null")
+    assert caught.value.code == 0
+    config = load("--config", write(capsys.readouterr().out))
+    assert (config.cae.lr, config.run.name, config.data.text_column) == (3e-4, "yes", "null")
+    with pytest.raises(UserError):
+        load("--print-config", "cae.lr=0")
+
+
+def test_import_is_light():
+    heavy = "{'torch', 'lightning', 'transformers', 'datasets', 'numpy', 'wandb'}"
+    code = f"import sys, rsdyn.cli, rsdyn.config; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

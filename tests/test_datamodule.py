@@ -1,0 +1,255 @@
+"""The stream and its DataModule: once each, in a fixed order, whatever the cache, the processes and the batch size."""
+
+import numpy as np
+import pytest
+import torch
+
+from rsdyn.datamodule import ResidualStreamDataModule, balanced_owners
+from rsdyn.errors import UserError
+from rsdyn.stream.lm import LanguageModel, find_lm
+from rsdyn.stream.trajectories import TrajectoryStream
+
+N = 60
+
+
+@pytest.fixture
+def make_stream(tiny_llama, make_sequences, tmp_path):
+    def make(n=N, cache=True, **options):
+        options = {"shard_sequences": 8, "batch_tokens": 256, **options}
+        return TrajectoryStream(
+            find_lm(str(tiny_llama)), make_sequences(n), cache_dir=tmp_path / "cache" if cache else None, **options
+        )
+
+    return make
+
+
+def opened(stream):
+    stream.open()
+    return stream
+
+
+def all_batches(loader):
+    return [tuple(t.clone() for t in batch) for batch in loader]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(
+        torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
+    )
+
+
+# -- the stream --------------------------------------------------------------------------------------------------------
+
+
+def test_each_sequence_is_recorded_once_ever(make_stream):
+    stream = opened(make_stream())
+    assert stream.n_missing() == N
+    first = [stream.shard(k).activations.clone() for k in range(stream.n_shards)]
+    assert stream.n_recorded == N
+    second = [stream.shard(k).activations for k in range(stream.n_shards)]
+    assert stream.n_recorded == N
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    later = opened(make_stream())
+    assert later.n_missing() == 0
+    assert torch.equal(later.shard(3).activations, first[3])
+    assert not later.lm_loaded
+
+
+def test_a_shard_holds_what_the_model_gives(make_stream, tiny_llama):
+    stream = opened(make_stream(dtype="float32"))
+    shard = stream.shard(2)
+    alone = find_lm(str(tiny_llama)).load().record([stream.sequences[19]])[0]
+    torch.testing.assert_close(shard.activations[19 - 16], alone, rtol=1e-5, atol=1e-5)
+    assert shard.index.tolist() == list(range(16, 24))
+    assert shard.n_tokens.tolist() == stream.sequences.lengths[16:24].tolist()
+
+
+def test_a_shard_made_again_has_the_same_bytes(make_stream, tmp_path):
+    """In any order, by whoever: what goes through the model together depends on the shard alone."""
+    first = opened(make_stream())
+    for k in range(first.n_shards):
+        first.shard(k)
+    before = {k: first.cache.path(k).read_bytes() for k in range(first.n_shards)}
+    for k in before:
+        first.cache.discard(k)
+    second = opened(make_stream())
+    for k in reversed(range(second.n_shards)):
+        second.shard(k)
+    assert {k: second.cache.path(k).read_bytes() for k in before} == before
+
+
+def test_a_damaged_shard_is_named_and_recorded_again_alone(make_stream):
+    stream = opened(make_stream())
+    for k in range(stream.n_shards):
+        stream.shard(k)
+    good = stream.cache.path(2).read_bytes()
+    stream.cache.path(2).write_bytes(good[: len(good) // 2])
+    again = opened(make_stream())
+    with pytest.warns(UserWarning, match="shard 2 .* is damaged"):
+        again.shard(2)
+    assert again.n_recorded == 8
+    assert again.cache.path(2).read_bytes() == good
+
+
+def test_without_a_cache_nothing_is_written(make_stream, tmp_path):
+    stream = opened(make_stream(cache=False))
+    assert torch.equal(stream.shard(1).activations, stream.shard(1).activations)
+    assert stream.n_recorded == 16
+    assert not (tmp_path / "cache").exists()
+
+
+def test_not_finite_activations_are_never_cached(make_stream, monkeypatch):
+    stream = opened(make_stream())
+    real = LanguageModel._record_batch
+
+    def poisoned(self, sequences):
+        states = real(self, sequences)
+        states[-1, 4, 3] = float("inf")
+        return states
+
+    monkeypatch.setattr(LanguageModel, "_record_batch", poisoned)
+    with pytest.raises(UserError, match=r"sublayer 4 \(resid_pre of layer 2\)"):
+        stream.shard(0)
+    assert stream.cache.missing() == list(range(stream.n_shards))
+
+
+@pytest.mark.parametrize(
+    "change", [{"dtype": "float32"}, {"lm_dtype": "bfloat16"}, {"batch_tokens": 255}, {"matmul_precision": "medium"},
+               {"shard_sequences": 9}, {"made_from": {"condition": "shuffled"}}]
+)  # fmt: skip
+def test_settings_that_change_the_numbers_change_the_key(make_stream, change):
+    assert make_stream(**change).cache.key != make_stream().cache.key
+
+
+def test_other_tokens_have_another_key(make_stream, make_sequences, tiny_llama, tmp_path):
+    other = TrajectoryStream(find_lm(str(tiny_llama)), make_sequences(N, seed=1), cache_dir=tmp_path / "cache")
+    same_again = TrajectoryStream(find_lm(str(tiny_llama)), make_sequences(N, seed=1), cache_dir=tmp_path / "cache")
+    assert other.cache.key != make_stream(batch_tokens=1024, shard_sequences=256).cache.key
+    assert other.cache.key == same_again.cache.key
+
+
+# -- the batches -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_by", ["vector", "sequence"])
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 10_000])
+def test_an_epoch_holds_every_training_vector_once(make_stream, batch_by, batch_size):
+    stream = opened(make_stream())
+    data = ResidualStreamDataModule(stream, batch_by=batch_by, batch_size=batch_size, shuffle_shards=3)
+    loader = data.train_dataloader()
+    batches = all_batches(loader)
+    assert len(batches) == len(loader)
+    step = batch_size * (stream.n_sublayers if batch_by == "sequence" else 1)
+    assert all(len(x) == step for x, _, _ in batches[:-1])
+    x, sublayer, sequence = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    pairs = sorted(zip(sequence.tolist(), sublayer.tolist(), strict=True))
+    assert pairs == [(i, s) for i in data.splits["train"] for s in range(stream.n_sublayers)]
+    everything = torch.cat([stream.shard(k).activations for k in range(stream.n_shards)])
+    assert torch.equal(x, everything[sequence, sublayer])
+
+
+def test_a_paper_batch_is_one_sequence(make_stream):
+    stream = opened(make_stream())
+    data = ResidualStreamDataModule(stream, batch_by="sequence", batch_size=1)
+    for _, sublayer, sequence in all_batches(data.train_dataloader()):
+        assert sublayer.tolist() == list(range(stream.n_sublayers))
+        assert len(set(sequence.tolist())) == 1
+
+
+def test_vectors_are_mixed_across_sequences(make_stream):
+    data = ResidualStreamDataModule(opened(make_stream()), batch_by="vector", batch_size=12, shuffle_shards=4)
+    distinct = [len(set(sequence.tolist())) for _, _, sequence in all_batches(data.train_dataloader())]
+    assert np.mean(distinct) > 6
+
+
+def test_batches_are_the_same_cold_and_warm_and_differ_by_epoch_and_seed(make_stream):
+    def batches(seed=0, epoch=0):
+        data = ResidualStreamDataModule(opened(make_stream()), batch_size=20, seed=seed)
+        data.trainer = type("trainer", (), {"current_epoch": epoch})()
+        return all_batches(data.train_dataloader())
+
+    cold = batches()
+    assert same(cold, batches())
+    assert not same(cold, batches(epoch=1))
+    assert not same(cold, batches(seed=1))
+
+
+def test_the_first_batch_needs_only_the_first_window(make_stream):
+    """The first epoch trains while it extracts."""
+    stream = opened(make_stream())
+    iterator = iter(ResidualStreamDataModule(stream, batch_size=10, shuffle_shards=2).train_dataloader())
+    next(iterator)
+    assert stream.n_recorded == 16
+
+
+def test_validation_and_test_hold_their_sequences_in_order(make_stream):
+    stream = opened(make_stream())
+    data = ResidualStreamDataModule(stream, val_size=0.2, test_size=10)
+    for part, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        batches = all_batches(loader)
+        assert len(batches) == len(loader)
+        sequence = torch.cat([b[2] for b in batches])
+        assert sequence[:: stream.n_sublayers].tolist() == data.splits[part].tolist()
+        assert torch.cat([b[1] for b in batches]).tolist() == list(range(stream.n_sublayers)) * len(data.splits[part])
+
+
+def test_statistics_are_those_of_the_training_split(make_stream):
+    stream = opened(make_stream())
+    data = ResidualStreamDataModule(stream, batch_size=10, shuffle_shards=2)
+    next(iter(data.train_dataloader()))
+    early = data.train_statistics()
+    assert early.n < len(data.splits["train"])
+    found = data.train_statistics(complete=True)
+    x = torch.cat([stream.shard(k).activations for k in range(stream.n_shards)])[data.splits["train"]].double().numpy()
+    assert found.n == len(x)
+    np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.variance, x.var(0), rtol=1e-9)
+
+
+# -- several processes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("n", [60, 41, 33])
+def test_processes_share_the_work_without_overlap(make_stream, world_size, n):
+    parts = {"train": [], "val": [], "test": []}
+    lengths, recorded, dropped = [], 0, 0
+    for rank in range(world_size):
+        stream = opened(make_stream(n))
+        data = ResidualStreamDataModule(stream, batch_by="vector", batch_size=16)
+        data.set_process(rank, world_size)
+        for shard in set(data.own_shards):  # each process as if alone: the others' shards are not there yet
+            stream.cache.discard(shard)
+        batches = all_batches(data.train_dataloader())
+        lengths.append(len(batches))
+        parts["train"] += [(i, s) for _, t, q in batches for s, i in zip(t.tolist(), q.tolist(), strict=True)]
+        for part, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+            parts[part] += [i for _, _, q in all_batches(loader) for i in q[:: stream.n_sublayers].tolist()]
+        data.train_statistics(complete=True)
+        recorded += stream.n_recorded
+        dropped = data.dropped
+    assert len(set(lengths)) == 1  # uneven ones would hang
+    assert recorded == n
+    for part in ("val", "test"):
+        assert sorted(parts[part]) == data.splits[part].tolist()
+    assert len(set(parts["train"])) == len(parts["train"])
+    assert len(parts["train"]) + dropped == len(data.splits["train"]) * stream.n_sublayers
+
+
+def test_more_processes_than_shards_is_refused(make_stream):
+    data = ResidualStreamDataModule(opened(make_stream()))
+    with pytest.raises(UserError, match=r"trainer\.devices.*cache\.shard_sequences"):
+        data.set_process(0, 9)
+
+
+def test_balanced_owners():
+    counts = np.array([5, 5, 5, 5, 1, 1])
+    owners = balanced_owners(counts, 2)
+    assert np.bincount(owners, weights=counts).tolist() == [11, 11]
+    assert balanced_owners(np.zeros(4, int), 2).tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_too_few_sequences(make_stream, n):
+    with pytest.raises(UserError, match=r"data\."):
+        ResidualStreamDataModule(make_stream(n))

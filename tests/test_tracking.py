@@ -1,0 +1,225 @@
+"""The run folder, provenance, redaction and W&B, read back as a dashboard would read it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rsdyn import run_folder, tracking
+from rsdyn.errors import UserError
+
+ROOT = Path(tracking.__file__).parents[1]
+HF_KEY = "hf_" + "AbCdEfGhIjKlMnOpQrSt"
+WANDB_KEY = "0123456789abcdef" * 2 + "01234567"
+ENV_SECRET = "correct horse battery"
+COMMIT = "fedcba9876543210" * 2 + "fedcba98"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch, tmp_path):
+    for name in (*run_folder.RANK_VARIABLES, "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    # setenv first, so that what create_run_folder leaves behind is undone after the test
+    monkeypatch.setenv(run_folder.RUN_DIR_VARIABLE, "")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_mode_follows_the_configuration_first(tmp_path):
+    env = {"HOME": str(tmp_path), "WANDB_MODE": "online"}
+    assert tracking.wandb_mode("disabled", env)[0] == "disabled"
+    mode, line = tracking.wandb_mode("offline", env, run_dir="runs/x")
+    assert mode == "offline" and "wandb sync runs/x/wandb/offline-run-*" in line
+    with pytest.raises(UserError, match=r"tracking\.mode=online needs a key.*WANDB_API_KEY"):
+        tracking.wandb_mode("online", env)
+    assert tracking.wandb_mode("online", {**env, "WANDB_API_KEY": "k"})[0] == "online"
+    with pytest.raises(UserError, match=r"tracking\.mode=onlin .*auto, online"):
+        tracking.wandb_mode("onlin", env)
+
+
+def test_auto_follows_the_environment_then_the_key(tmp_path):
+    home = {"HOME": str(tmp_path)}
+    assert tracking.wandb_mode("auto", {**home, "WANDB_MODE": "dryrun"})[0] == "offline"
+    assert tracking.wandb_mode("auto", {**home, "WANDB_MODE": "disabled"})[0] == "disabled"
+    with pytest.raises(UserError, match="WANDB_MODE=online needs a key"):
+        tracking.wandb_mode("auto", {**home, "WANDB_MODE": "online"})
+    with pytest.raises(UserError, match="WANDB_MODE=quick"):
+        tracking.wandb_mode("auto", {**home, "WANDB_MODE": "quick"})
+    mode, line = tracking.wandb_mode("auto", home)
+    assert mode == "offline" and "no API key" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("where", ["variable", "netrc", "settings"])
+def test_auto_is_online_with_a_key_and_an_answering_server(tmp_path, where):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        env = {"HOME": str(tmp_path), "WANDB_BASE_URL": url, "WANDB_API_KEY": WANDB_KEY}
+        if where != "variable":
+            del env["WANDB_API_KEY"]
+            (tmp_path / ".netrc").write_text(f"machine 127.0.0.1 login user password {WANDB_KEY}\n")
+        if where == "settings":
+            del env["WANDB_BASE_URL"]
+            (tmp_path / ".config" / "wandb").mkdir(parents=True)
+            (tmp_path / ".config" / "wandb" / "settings").write_text(f"[default]\nbase_url = {url}\n")
+        mode, line = tracking.wandb_mode("auto", env)
+        assert mode == "online" and url in line
+        assert tracking.wandb_mode("auto", {**env, "HTTP_PROXY": "http://127.0.0.1:9"})[0] == "offline"
+        assert tracking.wandb_mode("auto", {**env, "HTTP_PROXY": "127.0.0.1:9", "NO_PROXY": "127.0.0.1"})[0] == "online"
+    mode, line = tracking.wandb_mode("auto", env)
+    assert mode == "offline" and "no connection to 127.0.0.1" in line
+
+
+def test_a_name_lookup_that_hangs_costs_two_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "create_connection", lambda *a, **k: time.sleep(6) or socket.socket())
+    start = time.monotonic()
+    assert tracking.wandb_mode("auto", {"HOME": str(tmp_path), "WANDB_API_KEY": WANDB_KEY})[0] == "offline"
+    assert time.monotonic() - start < 4
+
+
+# --- the run, read back ---
+
+SCRIPT = """
+import os, sys, time
+import torch, wandb
+from lightning.pytorch.loggers import WandbLogger
+from matplotlib.figure import Figure
+start = time.monotonic()  # from here on it is ours: the imports are not
+from rsdyn import provenance, run_folder, tracking
+run_dir = run_folder.create_run_folder("train", "demo", sys.argv[1])
+run_folder.write_json(run_dir / "provenance.json", provenance.provenance(seed=7))
+logger = tracking.make_wandb_logger(
+    mode="auto", project="rsdyn", run_dir=run_dir, name="demo", job_type="train", group="embedded",
+    tags=["original", "x" * 80], entity=None,
+    config={"seed": 7, "cae": {"lr": 1e-3, "bad": float("nan")}, "lm": {"token": "s3cr3t-value", "note": sys.argv[2]},
+            "provenance": provenance.provenance()},
+)
+for epoch in range(3):
+    logger.log_metrics({"train/loss": 1.0 / (epoch + 1), "epoch": epoch}, step=10 * (epoch + 1))
+    logger.log_metrics({"val/loss": 2.0 / (epoch + 1), "epoch": epoch}, step=10 * (epoch + 1))
+curves = {"explained_variance": torch.tensor([0.1, float("nan"), 0.3, 0.4]), "latent_distance": [1.0, 2.0, 3.0]}
+tracking.log_sublayer_curves(logger, curves, n_sublayers_total=4)
+figure = Figure(figsize=(2, 1)); figure.subplots().plot([0, 1])
+tracking.log_figures(logger, {"latent_trajectory": figure})
+tracking.log_summary(logger, {"test": {"mse": torch.tensor(0.25), "curve": [1, 2], "bad": float("inf")}, "note": "ok"})
+tracking.finish(logger, exit_code=int(sys.argv[3]))
+tracking.finish(logger, exit_code=0)
+assert not [k for k in os.environ if k.startswith("WANDB") and k.endswith("_DIR")]
+print("seconds", time.monotonic() - start)
+"""
+
+
+def _inspect(run_dir, *options):
+    (log,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", *options, "--json", str(log)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+@pytest.fixture(scope="module")
+def offline_run(tmp_path_factory):
+    """Run the script once, in a home of its own, with no terminal and no key, and secrets planted all around."""
+    base = tmp_path_factory.mktemp("offline")
+    for name in ("home", "tmp", "cwd"):
+        (base / name).mkdir()
+    (base / "script.py").write_text(SCRIPT)
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "XDG_"))}
+    for name in (*run_folder.RANK_VARIABLES, run_folder.RUN_DIR_VARIABLE, "NETRC"):
+        env.pop(name, None)
+    env |= {"HOME": str(base / "home"), "TMPDIR": str(base / "tmp"), "PYTHONPATH": str(ROOT)}
+    env |= {"MY_TOKEN": ENV_SECRET, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, str(base / "script.py"), str(base / "run"), f"{HF_KEY} {ENV_SECRET} {WANDB_KEY}", "1"]
+    done = subprocess.run(
+        command, env=env, cwd=base / "cwd", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return base, done
+
+
+def test_it_neither_prompts_nor_waits_nor_chats(offline_run):
+    _, done = offline_run
+    assert done.stdout.startswith("seconds ") and len(done.stdout.splitlines()) == 1, done.stdout
+    assert "wandb" not in done.stderr.lower(), done.stderr
+    assert float(done.stdout.split()[1]) < 10  # 2 to 3 s on an idle machine; a prompt or a time-out takes 20 and more
+
+
+def test_it_writes_nothing_outside_the_run_folder(offline_run):
+    base, _ = offline_run
+    outside = [p for p in base.rglob("*") if p.is_file() and base / "run" not in p.parents]
+    outside = [p.relative_to(base) for p in outside if "matplotlib" not in str(p)]  # its font list, by design
+    assert outside == [Path("script.py")]
+
+
+def test_no_secret_reaches_any_file_of_the_run(offline_run):
+    base, _ = offline_run
+    files = [p for p in (base / "run").rglob("*") if p.is_file()]
+    assert len(files) > 5
+    for path in files:
+        content = path.read_bytes()
+        for secret in (HF_KEY, WANDB_KEY, ENV_SECRET, "s3cr3t-value"):
+            assert secret.encode() not in content, path
+
+
+def test_the_summary_a_dashboard_shows(offline_run):
+    base, _ = offline_run
+    run = json.loads(_inspect(base / "run", "--summary"))
+    assert run["state"] == "failed" and run["exit_code"] == 1 and run["project"] == "rsdyn" and run["name"] == "demo"
+    assert run["config"]["seed"] == 7 and run["config"]["cae"]["lr"] == 1e-3 and run["config"]["cae"]["bad"] is None
+    assert run["config"]["lm"] == {"token": "***", "note": "*** *** ***"}
+    assert run["config"]["provenance"]["argv"][2] == "*** *** ***"
+    assert run["tags"] == ["original", "x" * 64] and run["console"] == []
+    assert run["summary"]["test/mse"] == 0.25 and run["summary"]["note"] == "ok"
+    assert not {"test/curve", "test/bad"} & set(run["summary"])
+    image = run["summary"]["figures/latent_trajectory"]
+    (files,) = (base / "run" / "wandb").glob("offline-run-*/files")
+    assert image["_type"] == "image-file" and (files / image["path"]).stat().st_size == image["size"]
+
+
+def test_the_panels_and_their_axes(offline_run):
+    base, _ = offline_run
+    records = [json.loads(line) for line in _inspect(base / "run").splitlines()]
+    run = next(r["run"] for r in records if r["type"] == "run")
+    assert run["job_type"] == "train" and run["run_group"] == "embedded"
+    metrics = [r["metric"] for r in records if r["type"] == "metric"]
+    axes = {m.get("name") or m["glob_name"]: m.get("step_metric") for m in metrics}
+    assert axes["sublayer/*"] == "sublayer"
+    assert axes["train/*"] == axes["val/*"] == axes["*"] == "trainer/global_step"
+    assert list(axes)[-1] == "*"  # the first rule that matches wins
+
+    history = [r["history"]["item"] for r in records if r["type"] == "history"]
+    rows = [row for row in history if "sublayer" in row]
+    assert [(row["sublayer"], row["depth"]) for row in rows] == [(s, pytest.approx(s / 3)) for s in range(4)]
+    curve = [row.get("sublayer/explained_variance") for row in rows]
+    assert curve[1] is None and curve[::2] + curve[3:] == pytest.approx([0.1, 0.3, 0.4], rel=1e-6)
+    assert [row.get("sublayer/latent_distance") for row in rows] == [1, 2, 3, None]
+    losses = [(row["trainer/global_step"], row["val/loss"]) for row in history if "val/loss" in row]
+    assert losses == [(10, 2.0), (20, 1.0), (30, pytest.approx(2 / 3))]
+
+
+def test_an_online_run_that_cannot_start_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with pytest.raises(UserError, match=r"W&B \(online\) did not start: .*tracking\.mode=offline") as caught:
+        tracking.make_wandb_logger(mode="online", project="p", run_dir=tmp_path, config={})
+    assert "\n" not in str(caught.value) and not {"WANDB_DIR", "WANDB_SILENT"} & set(os.environ)
+
+
+# --- no logger ---
+
+
+def test_without_a_logger_nothing_happens(tmp_path, monkeypatch):
+    arguments = {"project": "p", "run_dir": tmp_path, "config": {}}
+    assert tracking.make_wandb_logger(mode="disabled", **arguments) is None
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert tracking.make_wandb_logger(mode="offline", **arguments) is None
+    tracking.log_sublayer_curves(None, {"a": [1]}, 1)
+    tracking.log_figures(None, {"a": None})
+    tracking.log_summary(None, {"a": 1})
+    tracking.finish(None, 1)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_curve_of_the_wrong_length_is_named():
+    with pytest.raises(ValueError, match=r"curves\['ev'\] has 3 values.*\(8\).*\(7\)"):
+        tracking.log_sublayer_curves(object(), {"ev": [1, 2, 3]}, 8)

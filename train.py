@@ -1,0 +1,229 @@
+"""Train the compressing autoencoder on the residual stream of a language model (paper 2.7, Fig. 3).
+
+python train.py                                             the embedded model and text
+python train.py --config paper lm.name=meta-llama/Llama-3.1-8B trainer.devices=4
+python train.py --help
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rsdyn.script import Run, run_script
+
+
+def train(run: Run) -> None:
+    """Text, language model, stream; fit with early stopping; test beside PCA; figures, numbers, W&B."""
+    import lightning as L
+    import torch
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+    from rsdyn.callbacks import History, Progress
+    from rsdyn.datamodule import ResidualStreamDataModule
+    from rsdyn.experiment import open_stream, trainer_arguments
+    from rsdyn.lit_autoencoder import LitAutoencoder
+
+    config = run.config
+    L.seed_everything(config.seed, verbose=False)
+    stream = open_stream(run)
+
+    datamodule = ResidualStreamDataModule(
+        stream,
+        val_size=config.data.val_size,
+        test_size=config.data.test_size,
+        batch_by=config.data.batch_by,
+        batch_size=config.data.batch_size,
+        shuffle_shards=config.data.shuffle_shards,
+        seed=config.seed,
+    )
+    module = LitAutoencoder(
+        autoencoder={
+            "d_in": stream.n_units,
+            "bottleneck": config.cae.bottleneck,
+            "layers": config.cae.layers,
+            "count": config.cae.count,
+            "standardise": config.cae.standardise,
+            "n_sublayers": stream.n_sublayers,
+        },
+        n_sublayers=stream.n_sublayers,
+        lr=config.cae.lr,
+        warmup_steps=config.cae.warmup_steps,
+        bias_init=config.cae.bias_init,
+    )
+    n_parameters = sum(p.numel() for p in module.parameters())
+    sizes = {part: len(rows) for part, rows in datamodule.splits.items()}
+    run.say(f"Splits: {sizes['train']} training, {sizes['val']} validation, {sizes['test']} test sequences")
+    run.say(
+        f"Autoencoder: widths {' '.join(map(str, module.autoencoder.widths))} and back, {n_parameters:,} parameters"
+    )
+
+    history = History()
+    checkpoint = ModelCheckpoint(
+        dirpath=run.folder / "checkpoints",
+        filename="best",
+        monitor="val/loss",
+        enable_version_counter=False,
+    )
+    trainer = L.Trainer(
+        **trainer_arguments(run),
+        callbacks=[
+            checkpoint,
+            EarlyStopping("val/loss", patience=config.trainer.patience),
+            history,
+            Progress(stream, datamodule.n_own_missing),
+        ],
+    )
+    run.kept = lambda: _kept(stream, checkpoint)
+    began = time.time()
+    trainer.fit(module, datamodule=datamodule)
+    fit_seconds = time.time() - began
+    trainer.test(module, datamodule=datamodule, ckpt_path="best", weights_only=True, verbose=False)
+
+    if trainer.is_global_zero:
+        results = module.results
+        summary = {
+            "lm": stream.lm.label,
+            "text": run.provenance["text"],
+            "condition": config.data.condition,
+            "n_sequences": sizes,
+            "n_sublayers": stream.n_sublayers,
+            "n_units": stream.n_units,
+            "widths": module.autoencoder.widths,
+            "n_parameters": n_parameters,
+            "standardise": config.cae.standardise,
+            "epochs": len(history.val),
+            "best_epoch": history.best_epoch,
+            "best_val_loss": float(checkpoint.best_model_score),
+            "stopped_early": len(history.val) < config.trainer.max_epochs,
+            "seconds": {"fit": fit_seconds, "total": time.time() - run.started},
+            "sequences_recorded": stream.n_recorded,
+            "lm_loaded": stream.lm_loaded,
+            "dropped_vectors_per_epoch": datamodule.dropped,
+            "processes": trainer.world_size,
+            "test": _numbers(results),
+            **_sublayer_lists(results),
+            "history": {"train": history.train, "val": history.val},
+            "checkpoint": str(Path(checkpoint.best_model_path).relative_to(run.folder)),
+        }
+        _report(run, stream, module, history, summary, results)
+    trainer.strategy.barrier()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _kept(stream: Any, checkpoint: Any) -> str:
+    parts = []
+    if stream.cache is not None:
+        done = stream.n_sequences - stream.n_missing()
+        parts.append(f"{done} of {stream.n_sequences} sequences are in the cache and will not be recorded again")
+    best = checkpoint.best_model_path
+    parts.append(f"the best autoencoder so far is {best}" if best else "no epoch was finished")
+    return "; ".join(parts)
+
+
+def _numbers(results: dict[str, Any]) -> dict[str, Any]:
+    """The scalars of the test and the names of what it flagged."""
+    scalars = {k: float(v) for k, v in results.items() if getattr(v, "ndim", None) == 0}
+    return scalars | {k: results[k] for k in ("n_test_sequences", "n_constant_units", "massive_units", "collapsed")}
+
+
+def _sublayer_lists(results: dict[str, Any]) -> dict[str, Any]:
+    """One list a sublayer (or transition) each: unless named, about each sublayer's own mean, in the loss's space."""
+    lists = {}
+    for ours, name in (("cae", "explained_variance"), ("pca", "explained_variance_pca2")):
+        lists[name] = results[f"ev_{ours}"]
+        lists[f"{name}_global"] = results[f"ev_global_{ours}"]
+        lists[f"{name}_raw"] = results[f"ev_{ours}_raw"]
+    return lists | {k: results[k] for k in ("latent_distance", "latent_distance_std")}
+
+
+def _report(run: Run, stream: Any, module: Any, history: Any, summary: dict[str, Any], results: dict[str, Any]) -> None:
+    """Write results, figures and summary; send them to W&B; print the closing table."""
+    import numpy as np
+
+    from rsdyn import figures
+    from rsdyn.run_folder import write_json
+    from rsdyn.tracking import log_figures, log_sublayer_curves, log_summary
+
+    n_sites = len(stream.lm.site_names)
+    n_latent = module.autoencoder.widths[-1]
+    pca_name = f"PCA, {n_latent} components"
+    distance, std = results["latent_distance"], results["latent_distance_std"]
+    panels = {
+        "fig3b_latent_trajectory": figures.latent_trajectory(
+            results["mean_latents"], results["latent_samples"][:100], sites_per_layer=n_sites
+        ),
+        "fig3c_latent_distance": figures.latent_distance(
+            distance, (distance - std, distance + std), sites_per_layer=n_sites, spread_label="± 1 SD over sequences"
+        ),
+        "fig3d_explained_variance": figures.explained_variance(
+            {"autoencoder": results["ev_cae"], pca_name: results["ev_pca"]}, sites_per_layer=n_sites
+        ),
+        "loss": figures.loss_curves(history.train, history.val, history.best_epoch),
+    }
+    for name, figure in panels.items():
+        figures.save(figure, run.folder / "figures", name)
+    np.savez_compressed(
+        run.folder / "results.npz",
+        widths=np.array(module.autoencoder.widths),
+        **{k: v.numpy() for k, v in results.items() if hasattr(v, "numpy")},
+    )
+    write_json(run.folder / "summary.json", summary)
+    curves = {
+        "explained_variance": results["ev_cae"],
+        "explained_variance_pca": results["ev_pca"],
+        "latent_distance": distance,
+    }
+    log_sublayer_curves(run.logger, curves, stream.n_sublayers)
+    log_figures(run.logger, panels)
+    log_summary(run.logger, summary)
+    _closing_table(run, stream, summary, pca_name)
+
+
+def _closing_table(run: Run, stream: Any, summary: dict[str, Any], pca_name: str) -> None:
+    test, widths = summary["test"], (44, 14, 20)
+    space = {"none": "raw", "unit": "unit-standardised", "unit_sublayer": "unit- and sublayer-standardised"}
+    n_massive = len(test["massive_units"])
+    means = [float(summary[k].nanmean()) for k in ("explained_variance", "explained_variance_pca2")]
+    rows = [
+        ("", "autoencoder", pca_name),
+        ("test MSE, raw activations", f"{test['test_mse']:.5g}", f"{test['test_mse_pca']:.5g}"),
+        ("explained variance, raw", f"{test['r2_cae_raw']:.4f}", f"{test['r2_pca_raw']:.4f}"),
+        (f"explained variance, {space[summary['standardise']]}", f"{test['r2_cae']:.4f}", f"{test['r2_pca']:.4f}"),
+        (
+            f"  without the {n_massive} massive units",
+            f"{test['r2_without_massive_cae']:.4f}",
+            f"{test['r2_without_massive_pca']:.4f}",
+        ),
+        ("  of each sublayer by itself, mean", f"{means[0]:.4f}", f"{means[1]:.4f}"),
+    ]
+    run.say()
+    for label, *values in rows:
+        run.say(f"{label:<{widths[0]}}" + "".join(f"{v:>{w}}" for v, w in zip(values, widths[1:], strict=True)))
+    run.say()
+    stop = "stopped early" if summary["stopped_early"] else "all of them"
+    recorded, seconds = summary["sequences_recorded"], summary["seconds"]
+    run.say(f"Epochs:      {summary['epochs']}, {stop}; the best was epoch {summary['best_epoch'] + 1}")
+    run.say(f"Time:        {seconds['fit']:.0f} s to fit, {seconds['total']:.0f} s in all")
+    run.say(f"LM:          {recorded} sequences recorded" if recorded else "LM:          not loaded, all was cached")
+    if dropped := summary["dropped_vectors_per_epoch"]:
+        run.say(f"Dropped:     {dropped} training vectors an epoch, so that all processes take as many steps")
+    if test["collapsed"]:
+        run.say("Warning:     the autoencoder collapsed: its latents barely move, or it is no better than the mean.")
+        run.say("             Try cae.standardise=unit, another seed, or cae.warmup_steps=500.")
+    if stream.cache is not None:
+        run.say(f"Cache:       {stream.cache.folder}")
+    run.say(f"Run folder:  {run.folder}")
+    run.say("             summary.json, results.npz, figures/, checkpoints/best.ckpt")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_script("train", train, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

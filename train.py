@@ -83,6 +83,8 @@ def train(run: Run) -> None:
     fit_seconds = time.time() - began
     trainer.test(module, datamodule=datamodule, ckpt_path="best", weights_only=True, verbose=False)
 
+    n_recorded = int(trainer.strategy.reduce(torch.tensor(stream.n_recorded, device=module.device), reduce_op="sum"))
+
     if trainer.is_global_zero:
         results = module.results
         summary = {
@@ -100,7 +102,7 @@ def train(run: Run) -> None:
             "best_val_loss": float(checkpoint.best_model_score),
             "stopped_early": len(history.val) < config.trainer.max_epochs,
             "seconds": {"fit": fit_seconds, "total": time.time() - run.started},
-            "sequences_recorded": stream.n_recorded,
+            "sequences_recorded": n_recorded,
             "lm_loaded": stream.lm_loaded,
             "dropped_vectors_per_epoch": datamodule.dropped,
             "processes": trainer.world_size,
@@ -207,7 +209,7 @@ def _closing_table(run: Run, stream: Any, summary: dict[str, Any], pca_name: str
     run.say()
     stop = "stopped early" if summary["stopped_early"] else "all of them"
     recorded, seconds = summary["sequences_recorded"], summary["seconds"]
-    run.say(f"Epochs:      {summary['epochs']}, {stop}; the best was epoch {summary['best_epoch'] + 1}")
+    run.say(f"Epochs:      {summary['epochs']}, {stop}; the best was epoch {summary['best_epoch']}")
     run.say(f"Time:        {seconds['fit']:.0f} s to fit, {seconds['total']:.0f} s in all")
     run.say(f"LM:          {recorded} sequences recorded" if recorded else "LM:          not loaded, all was cached")
     if dropped := summary["dropped_vectors_per_epoch"]:

@@ -186,8 +186,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     variable = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     if os.environ.get(variable, "").lower() in ("1", "y", "yes", "true"):  # what PyTorch takes for true
         raise UserError(
-            f"{variable}={os.environ[variable]}: it asks PyTorch to execute code found in checkpoints, which rsdyn never "
-            f"does. Unset it (unset {variable}) and start again."
+            f"{variable}={os.environ[variable]}: it asks PyTorch to execute code found in checkpoints, which rsdyn "
+            f"never does. Unset it (unset {variable}) and start again."
         )
     path = Path(path)
     if not path.is_file():
@@ -196,8 +196,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a flipped byte raises almost anything, AssertionError was seen
         raise UserError(
-            f"checkpoint={path}: cannot be read ({type(error).__name__}); it is damaged, no checkpoint, or holds more than "
-            f"tensors and plain values, which rsdyn does not load. {CHECKPOINT_CURE}"
+            f"checkpoint={path}: cannot be read ({type(error).__name__}); it is damaged, no checkpoint, or holds more "
+            f"than tensors and plain values, which rsdyn does not load. {CHECKPOINT_CURE}"
         ) from error
     hyper = _entry(_entry(content, "hyper_parameters"), "autoencoder")
     weights = _entry(content, "state_dict")

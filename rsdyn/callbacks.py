@@ -73,7 +73,7 @@ def _bar(**options: Any) -> tqdm:
 
 
 class History(L.Callback):
-    """Training and validation loss of each epoch, on every process: ``train`` and ``val``, ``(epoch, value)`` pairs."""
+    """Training and validation loss of each epoch, ``(epoch, value)`` pairs, epochs counted from 1."""
 
     def __init__(self) -> None:
         self.train: list[tuple[int, float]] = []
@@ -82,7 +82,7 @@ class History(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for key, pairs in (("train/loss", self.train), ("val/loss", self.val)):
             if key in trainer.callback_metrics:
-                pairs.append((trainer.current_epoch, float(trainer.callback_metrics[key])))
+                pairs.append((trainer.current_epoch + 1, float(trainer.callback_metrics[key])))
 
     @property
     def best_epoch(self) -> int | None:

@@ -5,12 +5,14 @@ The scripts and this file are the only ones that read the config; all below take
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from rsdyn.script import Run
 from rsdyn.stream.cache import default_cache_dir
@@ -122,6 +124,7 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "use_distributed_sampler": False,
     }
     if settings.devices != 1 or settings.num_nodes > 1:
-        # buffers are equal everywhere; broadcasting them in each forward would hang processes with fewer batches
-        arguments["strategy"] = DDPStrategy(broadcast_buffers=False)
+        # the buffers are equal everywhere; syncing them in each forward would hang processes with fewer batches
+        new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        arguments["strategy"] = DDPStrategy(**{"forward_sync_buffers" if new_name else "broadcast_buffers": False})
     return arguments | settings.options

@@ -119,7 +119,7 @@ class LitAutoencoder(L.LightningModule):
                 f"the validation loss is {loss.item()} after epoch {self.current_epoch}, so this epoch is not kept. "
                 f"Lower cae.lr (now {self.lr:g}), raise cae.warmup_steps, or set cae.standardise=unit."
             )
-        self.log("val/loss", loss.to(torch.float32), rank_zero_only=False)
+        self.log("val/loss", loss.to(torch.float32), sync_dist=True)
 
     # -- test ----------------------------------------------------------------------------------------------------------
 
@@ -143,7 +143,8 @@ class LitAutoencoder(L.LightningModule):
         latents, reconstruction = self.autoencoder(x)
 
         def by_sequence(v: Tensor) -> Tensor:
-            return v.reshape(-1, self.n_sublayers, v.shape[-1])
+            wide = torch.promote_types(v.dtype, torch.float32)  # under mixed precision the network speaks bf16
+            return v.to(wide).reshape(-1, self.n_sublayers, v.shape[-1])
 
         self._data.update(by_sequence(x))
         self._data_raw.update(by_sequence(raw))
@@ -192,7 +193,7 @@ class LitAutoencoder(L.LightningModule):
         out["collapsed"] = bool(out["latent_spread"] < 1e-3) or not bool(out["r2_cae"] > 0.01)
         self.results = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in out.items()}
         scalars = {k: v for k, v in out.items() if isinstance(v, Tensor) and v.ndim == 0}
-        self.log_dict({f"test/{k}": v.to(torch.float32) for k, v in scalars.items()})
+        self.log_dict({f"test/{k}": v.to(torch.float32) for k, v in scalars.items()}, sync_dist=True)
 
     def _fit_pca(self, n_components: int) -> tuple[PCA, PCA, Moments]:
         """PCA of the training split, in the autoencoder's space and in raw activations, and the split's moments."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from rsdyn.dynamics.moments import Moments, merge, merge_all, moments
@@ -33,7 +33,7 @@ class _Float64State(Metric):
 
     full_state_update = False
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Metric:
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         device = fn(torch.empty(0, device=self.device)).device
         return super()._apply(lambda x: x.to(device), exclude_state)
 
@@ -100,7 +100,7 @@ class FirstSequences(Metric):
             self.numbers.append(numbers[:room])
 
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
-        # torchmetrics gathers tensors of equal rank and dtype, and a process without a sequence knows neither: it hangs
+        # a process without a sequence knows neither shape nor dtype; gather_all_tensors then reads garbage sizes
         group = process_group or self.process_group
         parts: list[Any] = [None] * torch.distributed.get_world_size(group)
         mine = [(v.cpu(), n.cpu()) for v, n in zip(self.values, self.numbers, strict=True)]

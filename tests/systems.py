@@ -1,7 +1,7 @@
 """Dynamical systems with exact answers, in float64: streams ``(N, S, D)`` whose planes, rates and angles are known.
 
-Nothing here is an estimate. Where a sample is drawn, its empirical covariance is made exactly the one that is asked for,
-so that tests need no statistical tolerance.
+Nothing here is an estimate: where a sample is drawn, its empirical covariance is made exactly the one that is asked
+for, so that tests need no statistical tolerance.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def orthonormal(d: int, k: int, seed: int = 0) -> Tensor:
 
 
 class Planted(NamedTuple):
-    """A stream ``x`` ``(N, S, D)`` with a known ``mean`` ``(D,)``, ``plane`` ``(D, K)`` and exact ``eigenvalues`` ``(D,)``.
+    """A stream ``x`` ``(N, S, D)`` of known ``mean`` ``(D,)``, ``plane`` ``(D, K)`` and ``eigenvalues`` ``(D,)``.
 
     The eigenvalues are those of the covariance of all ``N S`` vectors, falling: ``variances + noise`` for the plane's
     columns, ``noise`` for the rest, so PCA with ``K`` components explains ``sum(eigenvalues[:K]) / sum(eigenvalues)``.

@@ -140,6 +140,15 @@ def test_identity_follows_the_bytes(tiny_llama, tmp_path):
     assert find_lm(str(folder)).identity() != before
 
 
+def test_a_model_in_several_files_is_the_same_model(tiny_llama, tmp_path):
+    """The Hub's layout for large models: several safetensors files and an index."""
+    folder = tiny_lm(tmp_path / "sharded", max_shard_size="60KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    assert (folder / "model.safetensors.index.json").exists()
+    sequences = random_sequences(4)
+    assert torch.equal(find_lm(str(folder)).load().record(sequences), find_lm(str(tiny_llama)).load().record(sequences))
+
+
 def test_not_finite_stream_names_sequence_and_sublayer(tiny_llama):
     lm = find_lm(str(tiny_llama)).load()
     with torch.no_grad():

@@ -40,7 +40,16 @@ def tiny_tokenizer(folder, *, bos: bool = True, eos: bool = True, add_bos_by_tem
     return AutoTokenizer.from_pretrained(Path(folder))
 
 
-def tiny_lm(folder, *, model_type: str = "llama", layers: int = 3, width: int = 32, context: int = 256, seed: int = 0):
+def tiny_lm(
+    folder,
+    *,
+    model_type: str = "llama",
+    layers: int = 3,
+    width: int = 32,
+    context: int = 256,
+    seed: int = 0,
+    max_shard_size="5GB",
+):
     """Save a causal LM of a real family with random weights and a tokenizer in `folder`, and return the folder.
 
     The weights are drawn wide enough that every block moves the stream by about its own size, as trained ones do.
@@ -65,5 +74,5 @@ def tiny_lm(folder, *, model_type: str = "llama", layers: int = 3, width: int = 
         initializer_range=0.15,
     )
     torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(config).save_pretrained(Path(folder))
+    AutoModelForCausalLM.from_config(config).save_pretrained(Path(folder), max_shard_size=max_shard_size)
     return Path(folder)

@@ -102,10 +102,12 @@ def massive_units(mean: Tensor, factor: float = 100.0) -> Tensor:
     """Units whose mean is enormous at some sublayer: a boolean mask ``(D,)`` from ``mean`` ``(S, D)``.
 
     A unit is massive when, at any sublayer, ``|mean|`` exceeds ``factor`` times the median ``|mean|`` over units
-    (METHOD section 5). A few such units own the variance and hide everything else in a cosine.
+    (METHOD section 5). A few such units own the variance and hide everything else in a cosine. A sublayer
+    where most means are exactly zero has no scale to compare with, and marks none.
     """
     size = mean.abs()
-    return (size > factor * size.median(dim=-1, keepdim=True).values).any(dim=0)
+    median = size.median(dim=-1, keepdim=True).values
+    return ((size > factor * median) & (median > 0)).any(dim=0)
 
 
 class Covariance(NamedTuple):

@@ -1,0 +1,364 @@
+"""`train.py` as a user meets it: from the command line to the run folder, on a tiny model and real text."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rsdyn.autoencoder import CompressingAutoencoder
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import train  # noqa: E402
+
+N = 64
+FILES = ["config.yaml", "provenance.json", "summary.json", "results.npz", "checkpoints/best.ckpt"]
+FIGURES = ["fig3b_latent_trajectory", "fig3c_latent_distance", "fig3d_explained_variance", "loss"]
+
+
+@pytest.fixture(scope="module")
+def words(tiny_llama, tmp_path_factory):
+    """The words every run here has in common: tiny model, little text, one cache."""
+    cache = tmp_path_factory.mktemp("cache")
+    return {
+        "lm.name": str(tiny_llama), "data.limit": N, "data.l_max": 220, "cache.dir": str(cache),
+        "cache.shard_sequences": 8, "cae.layers": 4, "trainer.max_epochs": 2, "data.batch_size": 64, "tracking.mode": "disabled",
+        "trainer.accelerator": "cpu",
+    }  # fmt: skip
+
+
+def argv_of(words, **more):
+    return [f"{k}={v}" for k, v in {**words, **more}.items()]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    monkeypatch.setenv("RSDYN_RUN_DIR", "")
+
+
+@pytest.fixture(scope="module")
+def runs(words, tmp_path_factory):
+    """The same run twice, the first with an empty cache: (folder, output) of each."""
+    out = []
+    for name in ("first", "second"):
+        folder = tmp_path_factory.mktemp("runs") / name
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            *argv_of(words, **{"run.dir": folder, "tracking.mode": "offline"}),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stderr
+        out.append((folder, done.stdout))
+    return out
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+# -- the default way ---------------------------------------------------------------------------------------------------
+
+
+def test_the_run_folder_is_complete(runs):
+    folder, _ = runs[0]
+    for file in [*FILES, *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf"))]:
+        assert (folder / file).stat().st_size > 0
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["seed"] == 0
+    assert len(provenance["cache_key"]) == 32
+    assert provenance["versions"]["torch"] == torch.__version__
+
+
+def test_the_closing_table_is_the_summary(runs):
+    folder, output = runs[0]
+    summary = summary_of(folder)
+    assert f"{summary['test']['test_mse']:.5g}" in output
+    assert f"{summary['test']['r2_cae_raw']:.4f}" in output
+    assert f"{summary['test']['r2_pca_raw']:.4f}" in output
+    assert str(folder) in output
+    assert "Warning" not in output or summary["test"]["collapsed"]
+
+
+def test_the_second_run_reads_the_cache_and_gives_the_same_numbers(runs):
+    (first, said), (second, said_again) = runs
+    assert f"{N} of {N} sequences to record" in said
+    assert "the LM is not loaded" in said_again
+    a, b = summary_of(first), summary_of(second)
+    assert a["sequences_recorded"] == N
+    assert b["sequences_recorded"] == 0
+    assert not b["lm_loaded"]
+    for key in ("test", "history", "explained_variance", "explained_variance_pca2", "latent_distance"):
+        assert a[key] == b[key]
+
+
+def test_results_are_what_the_checkpoint_computes(runs, words, tiny_llama):
+    """Rebuilt without a Trainer, the saved autoencoder gives the saved latents and the reported explained variance."""
+    from rsdyn.experiment import open_stream  # noqa: F401  the import is part of the public way
+
+    folder, _ = runs[0]
+    results = np.load(folder / "results.npz")
+    model = CompressingAutoencoder.from_checkpoint(folder / "checkpoints" / "best.ckpt")
+    assert results["widths"].tolist() == model.widths
+    shards = [load_file(p) for p in sorted(Path(words["cache.dir"]).glob("*/shard-*.safetensors"))]
+    activations = torch.cat([s["activations"] for s in shards])
+    index = torch.cat([s["index"] for s in shards])
+    assert index.tolist() == list(range(N))
+    test = activations[results["latent_sample_sequences"]].float()
+    with torch.no_grad():
+        latents = model.encode(test)
+        reconstruction = model.decode(latents)
+    np.testing.assert_allclose(results["latent_samples"], latents, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(results["mean_latents"], latents.double().mean(0), rtol=1e-4, atol=1e-5)
+    distance = (latents[:, 1:] - latents[:, :-1]).norm(dim=-1).mean(0)
+    np.testing.assert_allclose(results["latent_distance"], distance, rtol=1e-4)
+    summary = summary_of(folder)
+    mse = float((test - reconstruction).double().square().mean())
+    assert summary["test"]["test_mse"] == pytest.approx(mse, rel=1e-5)
+    from sklearn.metrics import r2_score
+
+    assert summary["explained_variance_raw"][0] is None  # every last token is a full stop: no variance to explain
+    for s in (1, 3, 5):
+        expected = r2_score(test[:, s].numpy(), reconstruction[:, s].numpy(), multioutput="variance_weighted")
+        assert summary["explained_variance_raw"][s] == pytest.approx(expected, abs=1e-4)
+
+
+def test_pca_beside_it_is_sklearns(runs, words):
+    from sklearn.decomposition import PCA
+
+    from rsdyn.stream.text import split
+
+    folder, _ = runs[0]
+    parts = split(N, val_size=0.1, test_size=0.15, seed=0)
+    shards = [load_file(p)["activations"] for p in sorted(Path(words["cache.dir"]).glob("*/shard-*.safetensors"))]
+    x = torch.cat(shards).double().numpy()
+    pca = PCA(2, svd_solver="full").fit(x[parts["train"]].reshape(-1, x.shape[-1]))
+    test = x[parts["test"]].reshape(-1, x.shape[-1])
+    error = (pca.inverse_transform(pca.transform(test)) - test) ** 2
+    summary = summary_of(folder)
+    assert summary["test"]["test_mse_pca"] == pytest.approx(error.mean(), rel=1e-5)
+    assert summary["test"]["r2_pca_raw"] == pytest.approx(1 - error.mean() / test.var(0).mean(), abs=1e-5)
+
+
+def test_checkpoint_holds_the_autoencoder_and_nothing_of_the_lm(runs):
+    content = torch.load(runs[0][0] / "checkpoints" / "best.ckpt", weights_only=True)
+    assert all(k.startswith("autoencoder.") for k in content["state_dict"])
+    n_parameters = summary_of(runs[0][0])["n_parameters"]
+    n_buffers = sum(content["state_dict"][f"autoencoder.{b}"].numel() for b in ("mean", "scale"))
+    assert sum(t.numel() for t in content["state_dict"].values()) == n_parameters + n_buffers
+    optimiser = sum(t.numel() for s in content["optimizer_states"][0]["state"].values() for t in s.values() if t.ndim)
+    assert optimiser == 2 * n_parameters
+
+
+def test_wandb_shows_losses_curves_images_and_summary(runs):
+    """What a dashboard would show, read back from the offline run by W&B's own reader."""
+    folder, _ = runs[0]
+    run = next((folder / "wandb").glob("offline-run-*"))
+    wandb = Path(sys.executable).with_name("wandb")
+
+    def read(*words):
+        command = [wandb, "leet", "inspect", *words, "--json", run]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    rows = [json.loads(line) for line in read().splitlines() if line.strip()]
+    text = json.dumps(rows)
+    for name in ("train/loss", "val/loss", "sublayer/explained_variance", "sublayer/latent_distance"):
+        assert name in text
+    for name in FIGURES:
+        assert f"figures/{name}" in text
+    summary = json.loads(read("--summary"))
+    assert summary["summary"]["test/r2_cae"] == pytest.approx(summary_of(folder)["test"]["r2_cae"])
+    assert summary["config"]["cae"]["layers"] == 4
+
+
+# -- options and mistakes ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain_run(words, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    assert train.main(argv_of(words, **{"run.dir": folder})) == 0
+    return summary_of(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cae.lr": 1e-2}, {"cae.bottleneck": 3}, {"cae.layers": 3}, {"cae.count": "maps"}, {"cae.standardise": "none"},
+        {"cae.standardise": "unit_sublayer"}, {"cae.bias_init": "mean"}, {"cae.warmup_steps": 10},
+        {"data.batch_by": "sequence"}, {"data.batch_size": 32}, {"data.condition": "shuffled"}, {"data.l_min": 120},
+        {"data.limit": 40}, {"data.val_size": 0.3}, {"data.test_size": 20}, {"data.shuffle_shards": 1}, {"seed": 1},
+        {"trainer.max_epochs": 1}, {"trainer.precision": "bf16-mixed"}, {"trainer.options.gradient_clip_val": 1e-3},
+        {"lm.dtype": "bfloat16"}, {"cache.dtype": "float32"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_option_changes_something(words, plain_run, tmp_path, change):
+    if "data.batch_by" in change:
+        change = {**change, "data.batch_size": 1}
+    assert train.main(argv_of(words, **change, **{"run.dir": tmp_path / "run"})) == 0
+    found = summary_of(tmp_path / "run")
+    assert found["test"] != plain_run["test"] or found["history"] != plain_run["history"]
+
+
+def test_a_three_dimensional_bottleneck_is_compared_with_three_components(words, tmp_path):
+    assert train.main(argv_of(words, **{"cae.bottleneck": 3, "run.dir": tmp_path / "run"})) == 0
+    assert np.load(tmp_path / "run" / "results.npz")["mean_latents"].shape == (6, 3)
+    assert summary_of(tmp_path / "run")["widths"][-1] == 3
+
+
+def test_without_a_cache_the_numbers_are_the_same(words, plain_run, tmp_path):
+    assert train.main(argv_of(words, **{"cache.enabled": "false", "run.dir": tmp_path / "run"})) == 0
+    found = summary_of(tmp_path / "run")
+    assert found["test"] == plain_run["test"]
+    assert found["sequences_recorded"] > N  # it went through the LM in each epoch
+
+
+def test_early_stopping_keeps_the_best(words, tmp_path):
+    more = {"cae.lr": 0.3, "trainer.max_epochs": 40, "trainer.patience": 2, "run.dir": tmp_path / "run"}
+    assert train.main(argv_of(words, **more)) == 0
+    summary = summary_of(tmp_path / "run")
+    losses = dict(summary["history"]["val"])
+    assert summary["stopped_early"]
+    assert summary["best_epoch"] == min(losses, key=losses.get)
+    assert summary["epochs"] == summary["best_epoch"] + 2
+    assert summary["best_val_loss"] == pytest.approx(min(losses.values()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cae.bottelneck": 3}, ["cae.bottelneck", "cae.bottleneck"]),
+        ({"cae.lr": "fast"}, ["cae.lr", "fast", "number"]),
+        ({"trainer.max_epochs": -1}, ["trainer.max_epochs", "-1", ">= 1"]),
+        ({"data.path": "no/such/file.txt"}, ["data.path=no/such/file.txt"]),
+        ({"data.l_min": 0, "data.l_max": 2}, ["data.l_min=0", "data.l_max=2"]),
+        ({"data.limit": 1}, ["data.limit", "1"]),
+        ({"data.test_size": 60}, ["data.test_size", "60"]),
+        ({"cae.bottleneck": 32}, ["cae.bottleneck=32", "32"]),
+        ({"cae.layers": 1}, ["cae.layers=1", ">= 2"]),
+        ({"lm.name": "/no/such/folder"}, ["lm.name=/no/such/folder", "no such folder"]),
+        ({"data.l_max": 5000, "data.limit": "null", "data.l_min": 900}, ["data.truncate=true", "256"]),
+        ({"run.dir": "/proc/version/run"}, ["run.dir=/proc/version/run"]),
+        ({"cache.dir": "/proc/version/cache"}, ["cache.dir=/proc/version/cache", "cannot write"]),
+        ({"tracking.mode": "online"}, ["tracking.mode=online", "WANDB_API_KEY"]),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_a_mistake_is_one_message(words, tmp_path, capfd, monkeypatch, change, said):
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert train.main(argv_of({**words, "run.dir": tmp_path / "run"}, **change)) == 2
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    message = next(line for line in error.splitlines() if line.startswith("train.py: error: "))
+    for word in said:
+        assert word in message
+
+
+def test_truncate_cuts_and_says_so(words, tmp_path, capsys):
+    more = {
+        "data.l_max": 5000,
+        "data.l_min": 900,
+        "data.limit": 30,
+        "data.truncate": "true",
+        "run.dir": tmp_path / "run",
+    }
+    assert train.main(argv_of(words, **more)) == 0
+    assert re.search(r"30 sequences were cut", capsys.readouterr().out)
+
+
+def test_hub_name_without_network(words, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("rsdyn.stream.lm.hub_reachable", lambda: False)
+    assert train.main(argv_of({**words, "lm.name": "nobody/nothing", "run.dir": tmp_path / "run"})) == 2
+    assert "lm.name=nobody/nothing" in capfd.readouterr().err
+
+
+def test_not_a_number_in_the_lm_stops_the_run(words, tmp_path, capfd):
+    folder = shutil.copytree(words["lm.name"], tmp_path / "lm")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    more = {"lm.name": folder, "cache.dir": tmp_path / "cache", "run.dir": tmp_path / "run"}
+    assert train.main(argv_of({**words, **more})) == 3
+    error = capfd.readouterr().err
+    assert "sublayer 4 (resid_pre of layer 2)" in error
+    assert "Traceback" not in error
+    assert list(tmp_path.glob("cache/*/shard-*")) == []
+
+
+def test_a_loss_that_diverges_stops_the_run(words, tmp_path, capfd):
+    assert train.main(argv_of({**words, "cae.lr": 1e30, "run.dir": tmp_path / "run"})) == 3
+    assert "cae.lr" in capfd.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
+
+
+def test_help_and_print_config(capsys):
+    for flag, word in (("--help", "cae.standardise"), ("--print-config", "standardise: unit")):
+        with pytest.raises(SystemExit) as caught:
+            sys.exit(train.main([flag]))
+        assert not caught.value.code
+        assert word in capsys.readouterr().out
+
+
+# -- processes and signals ---------------------------------------------------------------------------------------------
+
+
+def test_two_processes_do_the_work_of_one(words, plain_run, tmp_path):
+    """Each sequence is recorded and tested once; PCA, which does not depend on the training, is equal to 1e-6."""
+    more = {"trainer.devices": 2, "cache.dir": tmp_path / "cache", "run.dir": tmp_path / "run"}
+    command = [sys.executable, str(ROOT / "train.py"), *argv_of(words, **more)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    found = summary_of(tmp_path / "run")
+    assert found["processes"] == 2
+    assert found["sequences_recorded"] == N
+    assert found["test"]["n_test_sequences"] == plain_run["test"]["n_test_sequences"]
+    for key in ("test_mse_pca", "r2_pca_raw"):
+        assert found["test"][key] == pytest.approx(plain_run["test"][key], rel=1e-6)
+    assert found["test"]["test_mse"] == pytest.approx(plain_run["test"]["test_mse"], rel=0.3)
+    ours, theirs = (sorted(Path(d).glob("*/shard-*")) for d in (tmp_path / "cache", words["cache.dir"]))
+    index = torch.cat([load_file(p)["index"] for p in ours])
+    assert sorted(index.tolist()) == list(range(N))
+    by_name = {p.parent.name + p.name: p for p in theirs}
+    for path in ours:
+        a, b = (
+            load_file(path)["activations"].float(),
+            load_file(by_name[path.parent.name + path.name])["activations"].float(),
+        )
+        torch.testing.assert_close(
+            a, b, rtol=1e-2, atol=1e-2
+        )  # a bf16 step, where the number of threads rounds otherwise
+
+
+def test_ctrl_c_ends_with_130_and_says_what_was_kept(words, tmp_path):
+    more = {"trainer.max_epochs": 100_000, "trainer.patience": 100_000, "run.dir": tmp_path / "run"}
+    command = [sys.executable, str(ROOT / "train.py"), *argv_of(words, **more)]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ}
+    )
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    deadline = time.monotonic() + 120
+    while not best.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    assert f"{N} of {N} sequences are in the cache" in error
+    assert str(best) in error
+    CompressingAutoencoder.from_checkpoint(best)

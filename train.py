@@ -27,7 +27,7 @@ def train(run: Run) -> None:
     from rsdyn.experiment import open_stream, trainer_arguments
     from rsdyn.lit_autoencoder import LitAutoencoder
 
-    config = run.config
+    config: Any = run.config  # its choices are plain strings, checked when the config was read
     L.seed_everything(config.seed, verbose=False)
     stream = open_stream(run)
 
@@ -57,9 +57,11 @@ def train(run: Run) -> None:
     n_parameters = sum(p.numel() for p in module.parameters())
     sizes = {part: len(rows) for part, rows in datamodule.splits.items()}
     run.say(f"Splits: {sizes['train']} training, {sizes['val']} validation, {sizes['test']} test sequences")
-    run.say(
-        f"Autoencoder: widths {' '.join(map(str, module.autoencoder.widths))} and back, {n_parameters:,} parameters"
-    )
+    widths = module.autoencoder.widths
+    run.say(f"CAE:  widths {' '.join(map(str, widths))} and back, {n_parameters:,} parameters")
+    if min(widths[1:-1], default=3) <= 2:
+        run.say("Warning: LayerNorm lets one bit through a layer of two units and nothing through a layer of one, and")
+        run.say("         there is such a layer before the bottleneck. Lower cae.layers.")
 
     history = History()
     checkpoint = ModelCheckpoint(
@@ -94,12 +96,12 @@ def train(run: Run) -> None:
             "n_sequences": sizes,
             "n_sublayers": stream.n_sublayers,
             "n_units": stream.n_units,
-            "widths": module.autoencoder.widths,
+            "widths": widths,
             "n_parameters": n_parameters,
             "standardise": config.cae.standardise,
             "epochs": len(history.val),
             "best_epoch": history.best_epoch,
-            "best_val_loss": float(checkpoint.best_model_score),
+            "best_val_loss": checkpoint.best_model_score,
             "stopped_early": len(history.val) < config.trainer.max_epochs,
             "seconds": {"fit": fit_seconds, "total": time.time() - run.started},
             "sequences_recorded": n_recorded,

@@ -25,7 +25,8 @@ from rsdyn.stream.trajectories import TrajectoryStream
 def open_stream(run: Run) -> TrajectoryStream:
     """The trajectories of the text that the config asks for: nothing is recorded yet; says what was found."""
     transformers.utils.logging.set_verbosity_error()
-    lm_config, data, cache = run.config.lm, run.config.data, run.config.cache
+    lm_config, cache = run.config.lm, run.config.cache
+    data: Any = run.config.data  # its choices are plain strings, checked when the config was read
     lm = find_lm(lm_config.name, revision=lm_config.revision, trust_remote_code=lm_config.trust_remote_code)
     run.say(f"LM:   {lm.label} ({lm.config.model_type}), {lm.n_layers} layers of {lm.n_units} units")
     rows = load_rows(
@@ -36,9 +37,10 @@ def open_stream(run: Run) -> TrajectoryStream:
         revision=data.revision,
         text_column=data.text_column,
     )
+    tokenizer = lm.tokenizer()
     sequences = tokenise(
         rows,
-        lm.tokenizer(),
+        tokenizer,
         text_column=data.text_column,
         l_min=data.l_min,
         l_max=data.l_max,
@@ -62,6 +64,8 @@ def open_stream(run: Run) -> TrajectoryStream:
         lm,
         sequences,
         made_from={
+            "lm_revision": lm.commit or lm.revision,
+            "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer)} tokens, BOS {sequences.bos_id}",
             "text": text,
             "text_config": data.config,
             "text_split": data.split,
@@ -126,5 +130,6 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
     if settings.devices != 1 or settings.num_nodes > 1:
         # the buffers are equal everywhere; syncing them in each forward would hang processes with fewer batches
         new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-        arguments["strategy"] = DDPStrategy(**{"forward_sync_buffers" if new_name else "broadcast_buffers": False})
+        no_sync: dict[str, Any] = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
+        arguments["strategy"] = DDPStrategy(**no_sync)
     return arguments | settings.options

@@ -97,7 +97,7 @@ class LitAutoencoder(L.LightningModule):
 
     def training_step(self, batch: VectorBatch, batch_idx: int) -> Tensor:
         loss = self._loss(batch)
-        if batch_idx % self.trainer.log_every_n_steps == 0 and not torch.isfinite(loss):
+        if batch_idx % 20 == 0 and not torch.isfinite(loss):
             raise NonFiniteError(
                 f"the training loss is {loss.item()} in epoch {self.current_epoch}, step {batch_idx}. Lower cae.lr "
                 f"(now {self.lr:g}), raise cae.warmup_steps, or set cae.standardise=unit."

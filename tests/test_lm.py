@@ -207,6 +207,17 @@ def test_folder_mistakes(tiny_llama, tmp_path):
         find_lm(str(folder))
 
 
+def test_remote_code_is_not_run_unless_asked(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "lm")
+    config = json.loads((folder / "config.json").read_text())
+    remote = {"model_type": "its-own", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+    (folder / "config.json").write_text(json.dumps(config | remote))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(UserError, match=r"lm\.trust_remote_code=true"):
+        find_lm(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_folder_without_tokenizer(tiny_llama, tmp_path):
     folder = shutil.copytree(tiny_llama, tmp_path / "lm")
     for file in folder.glob("*token*"):

@@ -131,3 +131,15 @@ def test_more_components_than_the_data_have(rows, n, k, rank):
 def test_the_interface_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Projection()
+
+
+def test_few_components_of_a_wide_stream_come_from_lanczos_and_are_the_same():
+    """Above a thousand units only the components that are asked for are computed."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.linspace(3, 0.1, 1100)
+    x = torch.randn(3000, 1100, generator=generator, dtype=torch.float64) * scale
+    pca = PCA.fit(x, 3)
+    values, vectors = np.linalg.eigh(np.cov(x.numpy(), rowvar=False, bias=True))
+    np.testing.assert_allclose(pca.variance, values[::-1][:3], rtol=1e-10)
+    np.testing.assert_allclose(np.abs((pca.components.numpy() * vectors[:, ::-1][:, :3]).sum(0)), 1, atol=1e-9)
+    assert torch.equal(pca.components, PCA.fit(x, 3).components)

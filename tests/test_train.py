@@ -33,7 +33,8 @@ def words(tiny_llama, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     return {
         "lm.name": str(tiny_llama), "data.limit": N, "data.l_max": 220, "cache.dir": str(cache),
-        "cache.shard_sequences": 8, "cae.layers": 4, "trainer.max_epochs": 2, "data.batch_size": 64, "tracking.mode": "disabled",
+        "cache.shard_sequences": 8, "cae.layers": 4, "trainer.max_epochs": 2, "data.batch_size": 64,
+        "tracking.mode": "disabled",
         "trainer.accelerator": "cpu",
     }  # fmt: skip
 
@@ -199,7 +200,8 @@ def plain_run(words, tmp_path_factory):
         {"cae.standardise": "unit_sublayer"}, {"cae.bias_init": "mean"}, {"cae.warmup_steps": 10},
         {"data.batch_by": "sequence"}, {"data.batch_size": 32}, {"data.condition": "shuffled"}, {"data.l_min": 120},
         {"data.limit": 40}, {"data.val_size": 0.3}, {"data.test_size": 20}, {"data.shuffle_shards": 1}, {"seed": 1},
-        {"trainer.max_epochs": 1}, {"trainer.precision": "bf16-mixed"}, {"trainer.options.gradient_clip_val": 1e-3},
+        {"trainer.max_epochs": 1}, {"trainer.precision": "bf16-mixed"}, {"trainer.precision": "64-true"},
+        {"trainer.precision": "bf16-true"}, {"trainer.options.gradient_clip_val": 1e-3},
         {"lm.dtype": "bfloat16"}, {"cache.dtype": "float32"},
     ],
     ids=str,

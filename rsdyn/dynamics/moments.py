@@ -6,6 +6,7 @@ thousand times its spread, which massive units reach.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -121,8 +122,13 @@ class Covariance(NamedTuple):
 def covariance(x: Tensor) -> Covariance:
     """Covariance state of vectors ``x`` ``(N, D)``: deviations and products in float32, sums in float64.
 
-    The mean is taken out first, so the products stay accurate for units far from zero; within 3e-8 of a full SVD.
+    The mean is taken out first, so the products stay accurate for units far from zero; within 3e-8 of a full SVD. Many
+    vectors go in chunks, each several times longer than it is wide, so that no copy of all of them is made.
     """
+    rows = max(4 * x.shape[1], 1 << 14)
+    if x.shape[0] > rows:
+        parts = [covariance(part) for part in x.split(rows)]
+        return reduce(merge_covariance, parts)
     count = torch.tensor(float(x.shape[0]), dtype=torch.float64, device=x.device)
     if x.shape[0] == 0:
         mean = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from rsdyn import embedded
 from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.stream.hub import explain_hub_error, hub_reachable
 from rsdyn.stream.sites import find_sites, site_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EXTRACTOR_VERSION = 1  # raise it whenever recording would give other numbers: it is part of the cache's key
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -181,6 +184,11 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
             f"lm.name={name}: its weights cannot be read ({error}); copy or download them again."
         ) from error
     except (OSError, ValueError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"lm.name={name}: it needs Python code of its own, which is not run unless you ask. If you trust its "
+                "authors, set lm.trust_remote_code=true."
+            ) from error
         raise explain_hub_error(error, kind="lm", name=name, revision=revision) from error
 
 
@@ -196,10 +204,11 @@ class LanguageModel:
         name: for messages.
     """
 
-    def __init__(self, base: nn.Module, *, name: str = "lm"):
+    def __init__(self, base: PreTrainedModel, *, name: str = "lm"):
         self.base = base.eval().requires_grad_(False)
+        self.config = base.config
         self.name = name
-        self.sites = find_sites(base, base.config.model_type)
+        self.sites = find_sites(base, self.config.model_type)
         parameter = next(base.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
 
@@ -209,7 +218,7 @@ class LanguageModel:
 
     @property
     def n_units(self) -> int:
-        return int(self.base.config.hidden_size)
+        return int(self.config.hidden_size)
 
     @torch.inference_mode()
     def record(

@@ -6,6 +6,7 @@ Adding a family is adding a line to ``SITES``, once the identities of ``tests/te
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
@@ -50,6 +51,6 @@ def find_sites(base: nn.Module, model_type: str) -> Sites:
     names = site_names(model_type)
     layers_name, mid_name = SITES[model_type]
     modules: list[nn.Module] = []
-    for layer in base.get_submodule(layers_name):
+    for layer in cast(nn.ModuleList, base.get_submodule(layers_name)):
         modules += [layer, layer.get_submodule(mid_name)]
     return Sites(names, tuple(modules))

@@ -24,7 +24,7 @@ def train(run: Run) -> None:
 
     from rsdyn.callbacks import History, Progress
     from rsdyn.datamodule import ResidualStreamDataModule
-    from rsdyn.experiment import open_stream, trainer_arguments
+    from rsdyn.experiment import make_trainer, open_stream
     from rsdyn.lit_autoencoder import LitAutoencoder
 
     config: Any = run.config  # its choices are plain strings, checked when the config was read
@@ -70,15 +70,9 @@ def train(run: Run) -> None:
         monitor="val/loss",
         enable_version_counter=False,
     )
-    trainer = L.Trainer(
-        **trainer_arguments(run),
-        callbacks=[
-            checkpoint,
-            EarlyStopping("val/loss", patience=config.trainer.patience),
-            history,
-            Progress(stream, datamodule.n_own_missing),
-        ],
-    )
+    stopping = EarlyStopping("val/loss", patience=config.trainer.patience)
+    progress = Progress(stream, datamodule.n_own_missing)
+    trainer = make_trainer(run, [checkpoint, stopping, history, progress])
     run.kept = lambda: _kept(stream, checkpoint)
     began = time.time()
     trainer.fit(module, datamodule=datamodule)

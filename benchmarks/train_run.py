@@ -2,8 +2,8 @@
 
     python benchmarks/train_run.py [key=value ...]       # further settings for every run, such as data.l_max=300
 
-Each run is `train.py` in a process of its own, on the embedded model and text unless settings say otherwise. Peak memory
-is the operating system's account of the largest process. Prints a table in Markdown for RESULTS.md.
+Each run is `train.py` in a process of its own, on the embedded model and text unless settings say otherwise. Peak
+memory is the operating system's account of the largest process. Prints a table in Markdown for RESULTS.md.
 """
 
 from __future__ import annotations

@@ -5,15 +5,19 @@ The scripts and this file are the only ones that read the config; all below take
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 import transformers
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
 
+from rsdyn.errors import UserError
 from rsdyn.script import Run
 from rsdyn.stream.cache import default_cache_dir
 from rsdyn.stream.corpus import load_rows
@@ -107,8 +111,11 @@ def open_stream(run: Run) -> TrajectoryStream:
     return stream
 
 
-def trainer_arguments(run: Run) -> dict[str, Any]:
-    """What Lightning's Trainer gets: the ``trainer`` section, our defaults, and ``trainer.options`` over them."""
+def make_trainer(run: Run, callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning's Trainer: the ``trainer`` section, our defaults, and ``trainer.options`` over them.
+
+    Raises ``UserError`` for an option Lightning does not have, or a device this machine does not have.
+    """
     settings = run.config.trainer
     accelerator = settings.accelerator
     if accelerator == "auto" and not torch.cuda.is_available():
@@ -120,6 +127,7 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "accelerator": accelerator,
         "precision": settings.precision,
         "logger": run.logger or False,
+        "callbacks": callbacks,
         "default_root_dir": run.folder,
         "enable_progress_bar": False,
         "enable_model_summary": False,
@@ -132,4 +140,16 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
         no_sync: dict[str, Any] = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
         arguments["strategy"] = DDPStrategy(**no_sync)
-    return arguments | settings.options
+    known = inspect.signature(L.Trainer).parameters
+    for name, value in settings.options.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            cure = f"Did you mean trainer.options.{near[0]}?" if near else f"It has: {', '.join(known)}."
+            raise UserError(f"trainer.options.{name}={value}: lightning's Trainer has no such argument. {cure}")
+    try:
+        return L.Trainer(**(arguments | settings.options))
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+        given = f"devices={settings.devices}, accelerator={settings.accelerator}, precision={settings.precision}"
+        options = f", options={settings.options}" if settings.options else ""
+        reason = " ".join(str(error).split())
+        raise UserError(f"trainer ({given}{options}): lightning refuses this: {reason}") from error

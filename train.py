@@ -22,6 +22,7 @@ def train(run: Run) -> None:
     import torch
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+    from rsdyn.autoencoder import dimensions_lost
     from rsdyn.callbacks import History, Progress
     from rsdyn.datamodule import ResidualStreamDataModule
     from rsdyn.experiment import make_trainer, open_stream
@@ -59,9 +60,11 @@ def train(run: Run) -> None:
     run.say(f"Splits: {sizes['train']} training, {sizes['val']} validation, {sizes['test']} test sequences")
     widths = module.autoencoder.widths
     run.say(f"CAE:  widths {' '.join(map(str, widths))} and back, {n_parameters:,} parameters")
-    if min(widths[1:-1], default=3) <= 2:
-        run.say("Warning: LayerNorm lets one bit through a layer of two units and nothing through a layer of one, and")
-        run.say("         there is such a layer before the bottleneck. Lower cae.layers.")
+    if dimensions_lost(widths):
+        run.say(
+            f"Warning: LayerNorm leaves {max(0, min(widths[1:-1]) - 2)} dimensions of the narrowest inner layer, so the"
+        )
+        run.say(f"         {widths[-1]} latents cannot fill their space. Lower cae.layers, or leave it out.")
 
     history = History()
     checkpoint = ModelCheckpoint(

@@ -5,6 +5,7 @@ A plain module, so that it can be used without a Trainer: ``CompressingAutoencod
 
 from __future__ import annotations
 
+import math
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,25 @@ from rsdyn.errors import UserError
 
 Standardisation = Literal["none", "unit", "unit_sublayer"]
 CHECKPOINT_CURE = "Give the best.ckpt in the checkpoints folder of a train.py run."
+
+
+def paper_layers(d_in: int, d_bottle: int) -> int:
+    """The paper's ``k`` for these widths: 10 for 4096 to 2, and for others the ``k`` whose ratio is nearest to that.
+
+    The paper says that k is determined by the two widths and gives one example; ``r = 2048^(-1/9) = 0.43`` a layer is
+    what carries over. Ten widths from 128 to 2 would end in 5, 3, 2, and see :func:`dimensions_lost` for that 3.
+    """
+    return max(2, 1 + round(9 * math.log(d_in / d_bottle) / math.log(2048)))
+
+
+def dimensions_lost(widths: list[int]) -> bool:
+    """Whether an inner layer is too narrow for the bottleneck to be filled.
+
+    LayerNorm takes out the mean and fixes the norm, so what passes a layer of ``w`` units has ``w - 2`` dimensions: a
+    layer of three lets a curve through, a layer of two one bit. Below ``K + 2`` units the latents lose dimensions.
+    """
+    inner = widths[1:-1]
+    return bool(inner) and min(inner) < widths[-1] + 2
 
 
 def geometric_widths(d_in: int, d_bottle: int, k: int, count: Literal["widths", "maps"] = "widths") -> list[int]:
@@ -67,7 +87,7 @@ class CompressingAutoencoder(Projection):
     Args:
         d_in: width of the stream, ``D``.
         bottleneck: latent dimensions, ``K``.
-        layers: the paper's ``k``; see :func:`geometric_widths` for ``count``.
+        layers: the paper's ``k``, see :func:`geometric_widths` for ``count``; None for :func:`paper_layers`.
         standardise: ``none`` (the paper), ``unit`` (zero mean and unit variance a unit), or ``unit_sublayer`` (a unit
             and sublayer, which takes the mean trajectory itself out). The statistics are buffers, set by
             :meth:`set_statistics` and stored in the checkpoint.
@@ -84,7 +104,7 @@ class CompressingAutoencoder(Projection):
         self,
         d_in: int,
         bottleneck: int = 2,
-        layers: int = 10,
+        layers: int | None = None,
         *,
         count: Literal["widths", "maps"] = "widths",
         standardise: Standardisation = "none",
@@ -95,6 +115,8 @@ class CompressingAutoencoder(Projection):
             raise ValueError(f"standardise={standardise!r}: must be one of {', '.join(get_args(Standardisation))}.")
         if standardise == "unit_sublayer" and n_sublayers is None:
             raise ValueError("n_sublayers=None: standardise='unit_sublayer' needs the number of sublayers.")
+        if layers is None:  # a bottleneck that is no bottleneck has no ratio: geometric_widths says so
+            layers = paper_layers(d_in, bottleneck) if 1 <= bottleneck < d_in else 2
         self.widths = geometric_widths(d_in, bottleneck, layers, count)
         self.standardisation = standardise
         self.encoder = _stack(self.widths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -12,12 +13,13 @@ from rsdyn.stream.trajectories import TrajectoryStream
 
 
 class Progress(L.Callback):
-    """Two bars on the first process: sequences recorded (while the first epoch extracts) and epochs trained.
+    """A bar over the sequences recorded while the first epoch trains, then a bar over the epochs; first process only.
 
-    Lightning's own bar knows nothing of extraction, during which its first epoch would look stuck.
+    Lightning's own bar knows nothing of recording, during which its first epoch would look stuck. One bar at a time,
+    since two that live at once leave torn lines behind.
     """
 
-    def __init__(self, stream: TrajectoryStream, own_missing: Any):
+    def __init__(self, stream: TrajectoryStream, own_missing: Callable[[], int]):
         self.stream, self.own_missing = stream, own_missing
         self.recording: tqdm | None = None
         self.training: tqdm | None = None
@@ -28,10 +30,14 @@ class Progress(L.Callback):
         missing = self.own_missing()
         if missing:
             where = f" (process 1 of {trainer.world_size})" if trainer.world_size > 1 else ""
-            self.recording = _bar(total=missing, desc=f"recording{where}", unit=" sequences", position=0)
+            self.recording = _bar(total=missing, desc=f"recording, epoch 1{where}", unit=" sequences")
             self.stream.on_record = self.recording.update
-        self.training = _bar(total=trainer.max_epochs, desc="training", unit=" epoch", position=int(missing > 0))
-        self.training.bar_format = "{desc}: {n:.1f}/{total} epochs |{bar}| {elapsed}<{remaining} {postfix}"
+        else:
+            self._open_training(trainer)
+
+    def _open_training(self, trainer: L.Trainer) -> None:
+        self.training = _bar(total=trainer.max_epochs, desc="training")
+        self.training.bar_format = "{desc}: {n:.1f}/{total} epochs |{bar}| {elapsed}<{remaining}{postfix}"
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         batches = trainer.num_training_batches
@@ -40,12 +46,16 @@ class Progress(L.Callback):
             self.training.update(trainer.current_epoch + (batch_idx + 1) / batches - self.training.n)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.training is not None:
-            metrics = trainer.callback_metrics
-            shown = {k: f"{float(metrics[k]):.4g}" for k in ("train/loss", "val/loss") if k in metrics}
-            self.training.set_postfix(shown, refresh=False)
-            self.training.update(trainer.current_epoch + 1 - self.training.n)
+        if not trainer.is_global_zero:
+            return
         self._close_recording()
+        if self.training is None:
+            self._open_training(trainer)
+        assert self.training is not None
+        metrics = trainer.callback_metrics
+        shown = {k: f"{float(metrics[k]):.4g}" for k in ("train/loss", "val/loss") if k in metrics}
+        self.training.set_postfix(shown, refresh=False)
+        self.training.update(trainer.current_epoch + 1 - self.training.n)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._close()
@@ -62,6 +72,7 @@ class Progress(L.Callback):
     def _close(self) -> None:
         self._close_recording()
         if self.training is not None:
+            self.training.refresh()
             self.training.close()
             self.training = None
 

@@ -149,14 +149,14 @@ class CacheConfig:
 class CaeConfig:
     """The compressing autoencoder."""
 
-    layers: int = setting(
-        10,
-        "k, the widths per half, input and bottleneck included (cae.count=maps counts linear maps instead); at least 2 "
-        "widths.",
+    bottleneck: int = setting(2, "Units in the bottleneck, the latent dimensions.", low=1, also=("latent_dim",))
+    layers: int | None = setting(
+        None,
+        "k, the widths per half, input and bottleneck included, at least 2 (cae.count=maps counts maps instead); "
+        "null keeps the paper's ratio: 10 for 4096 to 2, 6 for 128 to 2.",
         low=1,
         also=("k", "depth"),
     )
-    bottleneck: int = setting(2, "Units in the bottleneck, the latent dimensions.", low=1, also=("latent_dim",))
     count: str = setting("widths", "What cae.layers counts.", choices=("widths", "maps"))
     lr: float = setting(1e-3, "Learning rate of Adam.", above=0, also=("learning_rate",))
     standardise: str = setting(
@@ -376,7 +376,7 @@ def check(config: Config) -> None:
             f"{sizes} leave nothing to train on: data.limit={data.limit} keeps too few sequences. Raise data.limit, or "
             "lower one of the sizes."
         )
-    if cae.count == "widths" and cae.layers < 2:
+    if cae.layers is not None and cae.count == "widths" and cae.layers < 2:
         raise UserError(
             f"cae.layers={cae.layers} is not allowed with cae.count=widths: it must be a whole number >= 2, since the "
             "input and the bottleneck are two widths. Set cae.layers=2 or more, or cae.count=maps."

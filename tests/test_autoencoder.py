@@ -10,7 +10,13 @@ import torch
 from systems import closed_curve
 from torch import nn
 
-from rsdyn.autoencoder import CompressingAutoencoder, geometric_widths, read_checkpoint
+from rsdyn.autoencoder import (
+    CompressingAutoencoder,
+    dimensions_lost,
+    geometric_widths,
+    paper_layers,
+    read_checkpoint,
+)
 from rsdyn.dynamics.moments import moments
 from rsdyn.dynamics.projection import PCA, Projection
 from rsdyn.errors import UserError
@@ -356,3 +362,37 @@ def test_wrong_weights(model, tmp_path, wrong):
         broken["state_dict"][key] = torch.zeros(1) if wrong == "too many" else "text"
     torch.save(broken, tmp_path / "x.ckpt")
     refused(tmp_path / "x.ckpt", "do not fit")
+
+
+# --- how many layers ---
+
+
+def test_the_papers_ratio_decides_k():
+    assert paper_layers(4096, 2) == 10
+    assert CompressingAutoencoder(4096 // 32, 2).widths == [128, 56, 24, 11, 5, 2]  # the paper's own last three widths
+    assert CompressingAutoencoder(64, 2).widths[-2:] == [5, 2]
+    assert paper_layers(3, 2) == 2
+    for d_in in (16, 128, 768, 2048, 8192):
+        widths = geometric_widths(d_in, 2, paper_layers(d_in, 2))
+        assert 0.35 < (2 / d_in) ** (1 / (len(widths) - 1)) < 0.52
+        assert not dimensions_lost(widths)
+
+
+def test_a_narrow_layer_norm_loses_dimensions():
+    """What a layer of three passes on is a curve: the singular values of the latents' Jacobian tell its dimension."""
+    assert dimensions_lost([128, 5, 3, 2])
+    assert not dimensions_lost([128, 5, 2])
+    assert not dimensions_lost([128, 2])
+
+    def rank(widths):
+        torch.manual_seed(0)
+        model = CompressingAutoencoder(widths[0], widths[-1], len(widths)).double()
+        assert model.widths == widths
+        ranks = []
+        for x in torch.randn(20, widths[0], dtype=torch.float64):
+            values = torch.linalg.svdvals(torch.autograd.functional.jacobian(model.encode, x))
+            ranks.append(int((values > 1e-4 * values[0]).sum()))  # LayerNorm's epsilon leaks a little
+        return max(ranks)
+
+    assert rank(geometric_widths(128, 2, 6)) == 2
+    assert rank(geometric_widths(128, 2, 10)) == 1  # ... 5, 3, 2

@@ -171,7 +171,7 @@ def test_null_unsets_optional_keys_only(text, write):
     assert load("data.limit=5", f"data.limit={text}").data.limit is None
     assert load("--config", write(f"data: {{limit: {text}}}\n")).data.limit is None
     assert load(f"data.text_column={text}").data.text_column == text
-    assert "it must be a whole number >= 1" in message(f"cae.layers={text}")
+    assert "it must be a whole number >= 1" in message(f"cae.bottleneck={text}")
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e3", 1000), ("1_000", 1000), ("+5", 5), ("2.0", 2), (" 3 ", 3)])
@@ -272,7 +272,7 @@ def test_paper_preset_is_the_papers_run():
         ("xyzzy=5", ["no key xyzzy", "--help"]),
         ("=5", ["no key", "--help"]),
         # a word that is no setting
-        ("cae=5", ["cae=5", "cae is a section", "cae.bottleneck", "cae.layers=10"]),
+        ("cae=5", ["cae=5", "cae is a section", "cae.bottleneck", "cae.bottleneck=2"]),
         ("cae.lr 3e-4", ["cae.lr", "has no value", "Write cae.lr=3e-4"]),
         ("cae.lr = 3e-4", ["Write cae.lr=3e-4"]),
         ("cae", ["cae is a section"]),

@@ -80,6 +80,23 @@ def test_padding_and_batching_change_nothing(family):
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
+def test_the_number_of_threads_changes_not_a_bit(tiny_llama):
+    """A process of several has other threads than one alone, and a shard made again must have the same bytes."""
+    lm = find_lm(str(tiny_llama)).load()
+    sequences = random_sequences(40, seed=2, longest=200)
+    before = torch.get_num_threads()
+    try:
+        recorded = []
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            recorded.append(lm.record(sequences, batch_tokens=500))
+            assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(recorded[0], recorded[1])
+    assert torch.equal(recorded[0], recorded[2])
+
+
 def test_record_is_detached_from_the_model(tiny_llama):
     lm = find_lm(str(tiny_llama)).load()
     hooks = lambda: sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in lm.base.modules())  # noqa: E731

@@ -340,13 +340,7 @@ def test_two_processes_do_the_work_of_one(words, plain_run, tmp_path):
     assert sorted(index.tolist()) == list(range(N))
     by_name = {p.parent.name + p.name: p for p in theirs}
     for path in ours:
-        a, b = (
-            load_file(path)["activations"].float(),
-            load_file(by_name[path.parent.name + path.name])["activations"].float(),
-        )
-        torch.testing.assert_close(
-            a, b, rtol=1e-2, atol=1e-2
-        )  # a bf16 step, where the number of threads rounds otherwise
+        assert path.read_bytes() == by_name[path.parent.name + path.name].read_bytes()
 
 
 def test_ctrl_c_ends_with_130_and_says_what_was_kept(words, tmp_path):

@@ -1,0 +1,164 @@
+"""Training and judging the autoencoder, on streams made by hand whose statistics are known."""
+
+from itertools import pairwise
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from rsdyn.datamodule import ResidualStreamDataModule
+from rsdyn.errors import NonFiniteError
+from rsdyn.lit_autoencoder import LitAutoencoder
+from rsdyn.stream.cache import Shard
+
+S, D = 6, 12
+
+
+class ArrayStream:
+    """A stream whose trajectories ``(N, S, D)`` are given, in shards of 16."""
+
+    def __init__(self, x, shard_sequences=16):
+        self.x = x
+        self.n_sequences, self.n_sublayers, self.n_units = x.shape
+        self.dtype, self.device, self.cache = x.dtype, torch.device("cpu"), None
+        self.shard_sequences = shard_sequences
+        self.n_shards = -(-len(x) // shard_sequences)
+
+    def bounds(self, k):
+        return k * self.shard_sequences, min((k + 1) * self.shard_sequences, self.n_sequences)
+
+    def shard(self, k):
+        start, stop = self.bounds(k)
+        n = stop - start
+        return Shard(self.x[start:stop], torch.arange(start, stop), torch.full((n,), 5, dtype=torch.int32))
+
+
+def curve(n=128, seed=0, noise=0.05):
+    """Trajectories along a closed curve in four dimensions, which no plane holds; units of unlike scale."""
+    rng = np.random.default_rng(seed)
+    angle = rng.uniform(0, 2 * np.pi, (n, 1)) + np.linspace(0, 2, S)
+    waves = np.stack([np.cos(angle), np.sin(angle), np.cos(2 * angle), np.sin(2 * angle)], axis=-1)
+    x = waves @ rng.normal(size=(4, D)) + noise * rng.normal(size=(n, S, D))
+    return torch.from_numpy(x * np.geomspace(0.1, 10, D) + 3).float()
+
+
+def fit(x, *, epochs=1, callbacks=(), seed=0, **options):
+    torch.manual_seed(seed)
+    standardise = options.pop("standardise", "unit")
+    shuffle_shards = options.pop("shuffle_shards", 2)
+    autoencoder = {"d_in": D, "bottleneck": 2, "layers": 4, "standardise": standardise, "n_sublayers": S}
+    module = LitAutoencoder(autoencoder=autoencoder, n_sublayers=S, **options)
+    data = ResidualStreamDataModule(ArrayStream(x), batch_size=32, shuffle_shards=shuffle_shards)
+    trainer = L.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks),
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    return trainer, module, data
+
+
+@pytest.mark.parametrize("standardise", ["unit", "unit_sublayer"])
+def test_the_statistics_end_as_those_of_the_whole_training_split(standardise):
+    """The first steps know only the first shards; before the first validation the statistics are exact."""
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            seen.append(module.autoencoder.mean.clone())
+
+    x = curve()
+    _, module, data = fit(x, standardise=standardise, callbacks=[Watch()])
+    train = x[data.splits["train"]].double().numpy()
+    axis = (0, 1) if standardise == "unit" else 0
+    np.testing.assert_allclose(module.autoencoder.mean, train.mean(axis), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(module.autoencoder.scale, train.std(axis), rtol=1e-5)
+    assert not torch.equal(seen[0], seen[-1])
+
+
+def test_statistics_stand_still_after_the_first_epoch():
+    means = []
+
+    class Watch(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            means.append(module.autoencoder.mean.clone())
+
+    fit(curve(), epochs=3, callbacks=[Watch()])
+    assert torch.equal(means[0], means[1])
+    assert torch.equal(means[0], means[2])
+
+
+@pytest.mark.parametrize("standardise", ["none", "unit"])
+def test_the_decoder_can_start_at_the_mean(standardise):
+    first = {}
+
+    class Watch(L.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            first.setdefault("bias", module.autoencoder.decoder[-1].bias.detach().clone())
+
+    x = curve()
+    _, _, data = fit(x, standardise=standardise, bias_init="mean", callbacks=[Watch()], shuffle_shards=100)
+    expected = x[data.splits["train"]].mean((0, 1)) if standardise == "none" else torch.zeros(D)
+    torch.testing.assert_close(first["bias"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_warm_up_raises_the_rate():
+    rates = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    fit(curve(), warmup_steps=10, lr=1e-2, callbacks=[Watch()])
+    assert rates[0] == pytest.approx(1e-5)
+    assert all(a < b for a, b in pairwise(rates[:11]))
+    assert rates[10:] == pytest.approx([1e-2] * len(rates[10:]))
+
+
+def test_it_learns_a_curve_that_no_plane_holds_and_is_judged_rightly():
+    x = curve(512)
+    trainer, module, data = fit(x, epochs=60, lr=3e-3)
+    trainer.test(module, datamodule=data, verbose=False)
+    results = module.results
+    assert results["r2_cae"] > results["r2_pca"] + 0.1
+    assert not results["collapsed"]
+    test = x[data.splits["test"]]
+    with torch.no_grad():
+        error = (module.autoencoder.decode(module.autoencoder.encode(test)) - test).double()
+    assert results["test_mse"] == pytest.approx(float(error.square().mean()), rel=1e-5)
+    assert len(results["latent_samples"]) == len(test)
+    assert results["latent_sample_sequences"].tolist() == data.splits["test"].tolist()
+
+
+def test_an_autoencoder_that_learnt_nothing_is_called_collapsed():
+    trainer, module, data = fit(curve(), lr=1e-12)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert module.results["collapsed"]
+
+
+def test_a_massive_unit_is_named_and_numbers_without_it_are_given():
+    x = curve()
+    x[:, :, 4] = 5000 + 100 * torch.randn(x.shape[:2], generator=torch.Generator().manual_seed(0))
+    trainer, module, data = fit(x, standardise="none")
+    trainer.test(module, datamodule=data, verbose=False)
+    results = module.results
+    assert results["massive_units"].tolist() == [4]
+    # PCA spends a component on it and explains nearly all raw variance with it, and far less of the other units'
+    assert results["r2_pca_raw"] > 0.95
+    assert results["r2_without_massive_pca_raw"] < results["r2_pca_raw"] - 0.1
+
+
+def test_a_constant_unit_is_counted():
+    x = curve()
+    x[:, :, 7] = 2.0
+    trainer, module, data = fit(x)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert module.results["n_constant_units"] == 1
+    assert torch.isfinite(module.results["test_mse"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_training():
+    x = curve()
+    x[40, 2, 3] = float("nan")
+    with pytest.raises(NonFiniteError, match="loss is nan"):
+        fit(x, standardise="none")

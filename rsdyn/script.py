@@ -51,6 +51,13 @@ class Run:
         if is_rank_zero():
             write_json(self.folder / "provenance.json", self.provenance)
 
+    def discard_if_unused(self) -> None:
+        """Remove the folder of a run that ended before it did anything, so that the corrected command can have it."""
+        if is_rank_zero() and {path.name for path in self.folder.iterdir()} <= {"config.yaml", "provenance.json"}:
+            for path in self.folder.iterdir():
+                path.unlink()
+            self.folder.rmdir()
+
     def start_tracking(self, *, group: str, tags: Sequence[str]) -> None:
         """Start W&B as ``tracking.*`` asks, and say in a line how."""
         tracking = self.config.tracking
@@ -92,6 +99,8 @@ def run_script(script: str, work: Callable[[Run], None], argv: Sequence[str] | N
     except UserError as error:
         code = error.exit_code
         print(f"{script}.py: error: {error}", file=sys.stderr)
+        if run is not None:
+            run.discard_if_unused()
     except KeyboardInterrupt:
         code = _interrupted(script, run)
     except SystemExit as error:

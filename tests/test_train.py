@@ -272,6 +272,7 @@ def test_a_mistake_is_one_message(words, tmp_path, capfd, monkeypatch, change, s
     message = next(line for line in error.splitlines() if line.startswith("train.py: error: "))
     for word in said:
         assert word in message
+    assert not (tmp_path / "run").exists()  # so the corrected command can have the folder
 
 
 def test_truncate_cuts_and_says_so(words, tmp_path, capsys):

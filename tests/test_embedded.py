@@ -19,7 +19,16 @@ from rsdyn.embedded.make_text import (
     split,
 )
 from rsdyn.embedded.measure_lm import CountModels, model_losses, sample
-from rsdyn.embedded.train_lm import encode_documents, main, make_model, pack, rate, read_rows, train_tokenizer
+from rsdyn.embedded.train_lm import (
+    encode_documents,
+    main,
+    make_model,
+    pack,
+    read_rows,
+    schedule,
+    shorten,
+    train_tokenizer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +199,21 @@ def test_training_makes_a_model_that_loads_and_resumes(tmp_path):
     for name, part in (("train", rows[:180]), ("valid", rows[180:])):
         (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), "utf-8")
     shape = ["--vocabulary", "320", "--layers", "2", "--hidden", "32", "--context", "64"]
-    command = [str(data), str(work), *shape, "--batch", "4", "--micro", "2", "--check", "0", "--model", str(folder)]
+    command = [
+        str(data),
+        str(work),
+        *shape,
+        "--batch",
+        "4",
+        "--micro",
+        "2",
+        "--warm-up",
+        "2",
+        "--check",
+        "0",
+        "--model",
+        str(folder),
+    ]
     threads = torch.get_num_threads()
     try:
         main([*command, "--steps", "3", "--threads", str(threads)])
@@ -216,13 +239,18 @@ def test_rows_are_packed_in_document_order_with_shifted_targets():
     rows = pack([np.arange(100, dtype=np.uint16)], 8, seed=3)
     assert rows.shape[1] == 9 and len(rows) >= 11
     assert torch.equal(rows - rows[:, :1], torch.arange(9).expand(len(rows), 9))
+    short = shorten(rows, 4)
+    assert short.shape == (2 * len(rows), 5)
+    assert sorted(short[:, 1:].flatten().tolist()) == sorted(rows[:, 1:].flatten().tolist())
     with pytest.raises(ValueError, match="length=512"):
         pack([np.arange(100, dtype=np.uint16)], 512, seed=0)
 
 
-def test_rate_warms_up_stays_and_falls_to_zero():
-    rates = [rate(progress, 1.0, 0.02, 0.25) for progress in (0.0, 0.01, 0.02, 0.5, 0.75, 0.875, 1.0, 1.1)]
-    assert rates == pytest.approx([0, 0.5, 1, 1, 1, 0.5, 0, 0])
+def test_schedule_warms_up_stays_and_falls_to_zero():
+    rates = [schedule(step, 0.0, 4) for step in (0, 1, 3, 9)]
+    assert rates == pytest.approx([0.25, 0.5, 1, 1])
+    rates = [schedule(9, progress, 4) for progress in (0.5, 0.6, 0.8, 1.0, 1.1)]
+    assert rates == pytest.approx([1, 1, 0.5, 0, 0])
 
 
 def test_count_models_agree_with_the_formula_by_hand():

@@ -189,7 +189,8 @@ def _closing_table(run: Run, stream: Any, summary: dict[str, Any], pca_name: str
     test, widths = summary["test"], (44, 14, 20)
     space = {"none": "raw", "unit": "unit-standardised", "unit_sublayer": "unit- and sublayer-standardised"}
     n_massive = len(test["massive_units"])
-    means = [float(summary[k].nanmean()) for k in ("explained_variance", "explained_variance_pca2")]
+    # the median, since the first sublayers have next to no variance of their own and values in the minus hundreds
+    typical = [float(summary[k].nanmedian()) for k in ("explained_variance", "explained_variance_pca2")]
     rows = [
         ("", "autoencoder", pca_name),
         ("test MSE, raw activations", f"{test['test_mse']:.5g}", f"{test['test_mse_pca']:.5g}"),
@@ -200,7 +201,7 @@ def _closing_table(run: Run, stream: Any, summary: dict[str, Any], pca_name: str
             f"{test['r2_without_massive_cae']:.4f}",
             f"{test['r2_without_massive_pca']:.4f}",
         ),
-        ("  of each sublayer by itself, mean", f"{means[0]:.4f}", f"{means[1]:.4f}"),
+        ("  of each sublayer by itself, median", f"{typical[0]:.4f}", f"{typical[1]:.4f}"),
     ]
     run.say()
     for label, *values in rows:

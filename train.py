@@ -203,6 +203,8 @@ def _closing_table(run: Run, stream: Any, summary: dict[str, Any], pca_name: str
         ),
         ("  of each sublayer by itself, median", f"{typical[0]:.4f}", f"{typical[1]:.4f}"),
     ]
+    if summary["standardise"] == "none":
+        del rows[3]  # it says the same as the row before it
     run.say()
     for label, *values in rows:
         run.say(f"{label:<{widths[0]}}" + "".join(f"{v:>{w}}" for v, w in zip(values, widths[1:], strict=True)))

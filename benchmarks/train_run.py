@@ -56,8 +56,8 @@ def main() -> None:
         plan = [
             ("default, first run", [cache]),
             ("default, second run", [cache]),
-            ("N = 1000, first run, 3 epochs", [cache, "data.limit=1000", "trainer.max_epochs=3"]),
-            ("N = 4000, first run, 3 epochs", [cache, "data.limit=4000", "trainer.max_epochs=3"]),
+            ("N = 1000, first run", [cache, "data.limit=1000"]),
+            ("N = 4000, first run", [cache, "data.limit=4000"]),
             (
                 "two processes, first run",
                 [f"cache.dir={place / 'two'}", "trainer.devices=2", "trainer.accelerator=cpu"],

@@ -99,7 +99,7 @@ def train(run: Run) -> None:
             "epochs": len(history.val),
             "best_epoch": history.best_epoch,
             "best_val_loss": checkpoint.best_model_score,
-            "stopped_early": len(history.val) < config.trainer.max_epochs,
+            "stopped_early": stopping.stopped_epoch > 0,
             "seconds": {"fit": fit_seconds, "total": time.time() - run.started},
             "sequences_recorded": n_recorded,
             "lm_loaded": stream.lm_loaded,

@@ -133,7 +133,7 @@ class CompressingAutoencoder(Projection):
         if self.standardisation == "none":
             return 0
         used = pool(statistics) if self.standardisation == "unit" else statistics
-        constant = used.std == 0
+        constant = used.constant
         self.mean.copy_(used.mean)
         self.scale.copy_(torch.where(constant, 1.0, used.std))
         return int(constant.sum())

@@ -181,9 +181,7 @@ class TrainerConfig:
         1, "How many devices a node uses, or which.", allowed=DEVICES, test=_is_devices, also=("gpus",)
     )
     num_nodes: int = setting(1, "How many machines train together.", low=1)
-    accelerator: str = setting(
-        "auto", "Kind of device.", choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu"), also=("device",)
-    )
+    accelerator: str = setting("auto", "Kind of device.", choices=("auto", "cpu", "gpu", "cuda"), also=("device",))
     precision: str = setting(
         "32-true",
         "Number format the autoencoder trains in.",

@@ -56,7 +56,6 @@ class LitAutoencoder(L.LightningModule):
         self.n_sublayers = n_sublayers
         self.autoencoder = CompressingAutoencoder(**autoencoder)
         self.val_loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
-        self.n_constant = 0
         self.results: dict[str, Any] = {}
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -90,7 +89,7 @@ class LitAutoencoder(L.LightningModule):
             return None
         local = self._datamodule.train_statistics(complete=complete)
         total = self._sum_moments(local)
-        self.n_constant = self.autoencoder.set_statistics(total)
+        self.autoencoder.set_statistics(total)
         return total
 
     def _loss(self, batch: VectorBatch) -> Tensor:
@@ -131,6 +130,7 @@ class LitAutoencoder(L.LightningModule):
         n_latent = self.autoencoder.widths[-1]
         self._pca, self._pca_raw, train = self._fit_pca(n_latent)
         self._massive = massive_units(train.mean)
+        self._n_constant = int(pool(train).constant.sum())
         self._data = StreamMoments(*shape).to(self.device)
         self._data_raw = StreamMoments(*shape).to(self.device)
         self._errors = {name: SquaredError(*shape).to(self.device) for name in ("cae", "pca", "cae_raw", "pca_raw")}
@@ -175,7 +175,7 @@ class LitAutoencoder(L.LightningModule):
             "test_mse_pca": errors["pca_raw"].sum() / n_elements,
             "n_test_sequences": int(data.n),
             "massive_units": self._massive.nonzero().flatten(),
-            "n_constant_units": self.n_constant,
+            "n_constant_units": self._n_constant,
             "mean_latents": latents.mean,
             "latent_distance": distances.mean,
             "latent_distance_std": distances.std,

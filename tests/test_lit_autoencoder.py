@@ -148,10 +148,11 @@ def test_a_massive_unit_is_named_and_numbers_without_it_are_given():
     assert results["r2_without_massive_pca_raw"] < results["r2_pca_raw"] - 0.1
 
 
-def test_a_constant_unit_is_counted():
+@pytest.mark.parametrize("standardise", ["none", "unit", "unit_sublayer"])
+def test_a_constant_unit_is_counted(standardise):
     x = curve()
-    x[:, :, 7] = 2.0
-    trainer, module, data = fit(x)
+    x[:, :, 7] = 0.1
+    trainer, module, data = fit(x, standardise=standardise)
     trainer.test(module, datamodule=data, verbose=False)
     assert module.results["n_constant_units"] == 1
     assert torch.isfinite(module.results["test_mse"])

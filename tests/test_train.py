@@ -104,10 +104,8 @@ def test_the_second_run_reads_the_cache_and_gives_the_same_numbers(runs):
         assert a[key] == b[key]
 
 
-def test_results_are_what_the_checkpoint_computes(runs, words, tiny_llama):
+def test_results_are_what_the_checkpoint_computes(runs, words):
     """Rebuilt without a Trainer, the saved autoencoder gives the saved latents and the reported explained variance."""
-    from rsdyn.experiment import open_stream  # noqa: F401  the import is part of the public way
-
     folder, _ = runs[0]
     results = np.load(folder / "results.npz")
     model = CompressingAutoencoder.from_checkpoint(folder / "checkpoints" / "best.ckpt")

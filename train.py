@@ -80,6 +80,7 @@ def train(run: Run) -> None:
     began = time.time()
     trainer.fit(module, datamodule=datamodule)
     fit_seconds = time.time() - began
+    stopped_early = stopping.stopped_epoch > 0  # loading the best checkpoint for the test resets the callback
     trainer.test(module, datamodule=datamodule, ckpt_path="best", weights_only=True, verbose=False)
 
     n_recorded = int(trainer.strategy.reduce(torch.tensor(stream.n_recorded, device=module.device), reduce_op="sum"))
@@ -99,7 +100,7 @@ def train(run: Run) -> None:
             "epochs": len(history.val),
             "best_epoch": history.best_epoch,
             "best_val_loss": checkpoint.best_model_score,
-            "stopped_early": stopping.stopped_epoch > 0,
+            "stopped_early": stopped_early,
             "seconds": {"fit": fit_seconds, "total": time.time() - run.started},
             "sequences_recorded": n_recorded,
             "lm_loaded": stream.lm_loaded,

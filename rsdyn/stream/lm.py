@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rsdyn import embedded
+from rsdyn.dynamics.parallel import side_by_side
 from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.stream.hub import explain_hub_error, hub_reachable
 from rsdyn.stream.sites import find_sites, site_names
@@ -29,8 +29,6 @@ from rsdyn.stream.sites import find_sites, site_names
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-T = TypeVar("T")
-R = TypeVar("R")
 EXTRACTOR_VERSION = 1  # raise it whenever recording would give other numbers: it is part of the cache's key
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -251,7 +249,7 @@ class LanguageModel:
         out = torch.empty(len(sequences), self.n_sublayers, self.n_units, dtype=dtype or self.dtype)
         batches = length_sorted_batches([len(s) for s in sequences], batch_tokens)
         # closed before the hooks go, so that no thread is left running without them after an exception
-        work = self._each(lambda rows: self._record_batch([sequences[i] for i in rows]), batches)
+        work = side_by_side(lambda rows: self._record_batch([sequences[i] for i in rows]), batches, self.device)
         with self._hooks(), closing(work) as parts:
             for rows, states in zip(batches, parts, strict=True):
                 out[rows] = states.to("cpu").to(out.dtype)
@@ -266,25 +264,6 @@ class LanguageModel:
                 "was written. Check the weights, or compute in a wider type (lm.dtype=float32)."
             )
         return out
-
-    def _each(self, work: Callable[[T], R], items: Sequence[T]) -> Generator[R, None, None]:
-        """``work`` of each item, in order; on a CPU the items run side by side, one thread each.
-
-        A batch on one thread gives the same bits whatever the number of threads, and one operation split over threads
-        does not: where a thread's part ends, the last few elements of SiLU are computed by other instructions (1e-8
-        off, seen on AVX-512).
-        """
-        n_threads = torch.get_num_threads()
-        if self.device.type != "cpu" or n_threads == 1:
-            yield from map(work, items)
-            return
-        torch.set_num_threads(1)
-        pool = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            yield from pool.map(work, items)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(n_threads)
 
     @torch.inference_mode()
     def _record_batch(self, sequences: list[np.ndarray]) -> Tensor:

@@ -25,12 +25,15 @@ def train(run: Run) -> None:
     from rsdyn.autoencoder import dimensions_lost
     from rsdyn.callbacks import History, Progress
     from rsdyn.datamodule import ResidualStreamDataModule
-    from rsdyn.experiment import make_trainer, open_stream
+    from rsdyn.experiment import find_source, make_trainer, open_stream, start_records
     from rsdyn.lit_autoencoder import LitAutoencoder
+    from rsdyn.ride_along import RideAlong
 
     config: Any = run.config  # its choices are plain strings, checked when the config was read
     L.seed_everything(config.seed, verbose=False)
-    stream = open_stream(run)
+    source = find_source(run)
+    stream = open_stream(run, source, config.data.condition)
+    start_records(run, source, {config.data.condition: stream})
 
     datamodule = ResidualStreamDataModule(
         stream,
@@ -75,7 +78,18 @@ def train(run: Run) -> None:
     )
     stopping = EarlyStopping("val/loss", patience=config.trainer.patience)
     progress = Progress(stream, datamodule.n_own_missing)
-    trainer = make_trainer(run, [checkpoint, stopping, history, progress])
+    analysis = config.analysis
+    riding = [
+        RideAlong(
+            measures=analysis.measures,
+            samples=analysis.samples,
+            mi_estimator=analysis.mi.estimator,
+            mi_samples=analysis.mi.samples,
+            density_threshold=analysis.density_threshold,
+            seed=config.seed,
+        )
+    ] * analysis.on_train
+    trainer = make_trainer(run, [checkpoint, stopping, history, progress, *riding])
     run.kept = lambda: _kept(stream, checkpoint)
     began = time.time()
     trainer.fit(module, datamodule=datamodule)
@@ -111,7 +125,8 @@ def train(run: Run) -> None:
             "history": {"train": history.train, "val": history.val},
             "checkpoint": str(Path(checkpoint.best_model_path).relative_to(run.folder)),
         }
-        _report(run, stream, module, history, summary, results)
+        measured = riding[0].results if riding else {}
+        _report(run, stream, module, history, summary, results, measured)
     trainer.strategy.barrier()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -143,11 +158,20 @@ def _sublayer_lists(results: dict[str, Any]) -> dict[str, Any]:
     return lists | {k: results[k] for k in ("latent_distance", "latent_distance_std")}
 
 
-def _report(run: Run, stream: Any, module: Any, history: Any, summary: dict[str, Any], results: dict[str, Any]) -> None:
+def _report(
+    run: Run,
+    stream: Any,
+    module: Any,
+    history: Any,
+    summary: dict[str, Any],
+    results: dict[str, Any],
+    measured: dict[str, Any],
+) -> None:
     """Write results, figures and summary; send them to W&B; print the closing table."""
     import numpy as np
 
     from rsdyn import figures
+    from rsdyn.analysis_figures import sublayer_curves
     from rsdyn.run_folder import write_json
     from rsdyn.tracking import log_figures, log_sublayer_curves, log_summary
 
@@ -173,12 +197,16 @@ def _report(run: Run, stream: Any, module: Any, history: Any, summary: dict[str,
         run.folder / "results.npz",
         widths=np.array(module.autoencoder.widths),
         **{k: v.numpy() for k, v in results.items() if hasattr(v, "numpy")},
+        **{f"analysis/{k}": v.numpy() for k, v in measured.items() if hasattr(v, "numpy")},
     )
+    if measured:
+        summary["analysis"] = sublayer_curves(measured)
     write_json(run.folder / "summary.json", summary)
     curves = {
         "explained_variance": results["ev_cae"],
         "explained_variance_pca": results["ev_pca"],
         "latent_distance": distance,
+        **sublayer_curves(measured),
     }
     log_sublayer_curves(run.logger, curves, stream.n_sublayers)
     log_figures(run.logger, panels)

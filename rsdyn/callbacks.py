@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 from tqdm.auto import tqdm
 
+from rsdyn.datamodule import TrajectoryDataModule
+from rsdyn.run_folder import is_rank_zero
 from rsdyn.stream.trajectories import TrajectoryStream
 
 
@@ -75,6 +78,59 @@ class Progress(L.Callback):
             self.training.refresh()
             self.training.close()
             self.training = None
+
+
+class ProbeProgress(L.Callback):
+    """A bar over the sequences that a probe records, else over the shards of each pass; first process only."""
+
+    def __init__(self, datamodule: TrajectoryDataModule, name: str):
+        self.datamodule, self.name = datamodule, name
+        self.recording: tqdm | None = None
+        self.reading: tqdm | None = None
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        missing = self.datamodule.n_own_missing()
+        if trainer.is_global_zero and missing:
+            where = f" (process 1 of {trainer.world_size})" if trainer.world_size > 1 else ""
+            self.recording = _bar(total=missing, desc=f"{self.name}: recording{where}", unit=" sequences")
+            self.datamodule.stream.on_record = self.recording.update
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 0 and trainer.is_global_zero and (self.recording is None or dataloader_idx > 0):
+            self._close()
+            passes = self.datamodule.passes
+            which = f", pass {dataloader_idx + 1} of {passes}" if passes > 1 else ""
+            batches = trainer.num_test_batches[dataloader_idx]
+            self.reading = _bar(total=batches, desc=f"{self.name}: reading{which}", unit=" shards")
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        if self.reading is not None:
+            self.reading.update()
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for bar in (self.recording, self.reading):
+            if bar is not None:
+                bar.close()
+        self.recording = self.reading = None
+        self.datamodule.stream.on_record = lambda n: None
+
+
+@contextmanager
+def stage_bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A bar over the units of one measure, on the first process; gives the function that moves it on."""
+    if not is_rank_zero():
+        yield lambda n: None
+        return
+    with _bar(total=total, desc=description, unit=" units") as bar:
+        yield bar.update
 
 
 def _bar(**options: Any) -> tqdm:

@@ -17,8 +17,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rsdyn.config import Config, Option, check, options, sections, show, to_yaml
+from rsdyn.config import UNUSED, Config, check, options, sections, to_yaml
 from rsdyn.errors import UserError
+from rsdyn.options import Option, show
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 COMMAND_LINE = "command line"
@@ -39,15 +40,33 @@ def load_config(argv: Sequence[str], script: str) -> Config:
     files, words, print_config = _split(argv)
     layers = [layer for name in files for layer in _file_layers(name)]
     layers += [_layer(key, _word_node(key, text), COMMAND_LINE) for key, text in words]
+    _check_used(words, script)
     try:
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), *layers))
     except OmegaConfBaseException as error:  # the layers are checked already: this is what OmegaConf alone refuses
         raise UserError(f"The settings do not fit together: {str(error).splitlines()[0]}") from None
     check(config)
+    if script == "train" and not config.analysis.on_train:
+        for key, text in words:
+            if key.startswith("analysis.") and key != "analysis.on_train":
+                raise UserError(
+                    f"{key}={show(text)} ({COMMAND_LINE}) would change nothing, since train.py does not measure unless "
+                    "asked. Add analysis.on_train=true, or leave it out."
+                )
     if print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
+
+
+def _check_used(words: list[tuple[str, str]], script: str) -> None:
+    """Refuse a setting that the script would not look at."""
+    for key, text in words:
+        for by, keys in UNUSED.get(script, {}).items():
+            if any(key == k or (k.endswith(".") and key.startswith(k)) for k in keys):
+                raise UserError(
+                    f"{key}={show(text)} ({COMMAND_LINE}) would change nothing: {key} is used {by}. Leave it out."
+                )
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], bool]:
@@ -197,7 +216,7 @@ def _mapping_owner(key: str) -> Option | None:
 def _word_node(key: str, text: str) -> yaml.Node:
     """Turn the text after '=' into a node: YAML where the key takes lists and mappings, else the raw text."""
     option = options().get(key)
-    if text.strip() and (_mapping_owner(key) or (option is not None and option.kind == "dict")):
+    if text.strip() and (_mapping_owner(key) or (option is not None and option.kind in ("dict", "list"))):
         node = _compose(
             text, f"{key}={show(text)} ({COMMAND_LINE})", "Write for example 5, text or '{a: 1, b: [2, 3]}'."
         )
@@ -216,7 +235,7 @@ def _layer(key: str, node: yaml.Node, where: str) -> dict[str, Any]:
         raise _unknown_key(key, where, given)
     value = _untyped(key, node, where) if option is None or option.kind == "dict" else _typed(option, node, where)
     if option is not None and not option.accepts(value):
-        raise option.error(given or value, where)
+        raise option.error(value if option.kind == "list" else given or value, where)
     for part in reversed(parts):
         value = {part: value}
     return value
@@ -234,6 +253,8 @@ def _text_of(key: str, node: yaml.ScalarNode, where: str) -> str:
 
 def _typed(option: Option, node: yaml.Node, where: str) -> Any:
     """Read the text of a node as the type of its key. What does not read is returned or raised as it stands."""
+    if option.kind == "list" and isinstance(node, yaml.SequenceNode):
+        return [_item(option, item, where) for item in node.value]
     if not isinstance(node, yaml.ScalarNode):
         raise option.error("[...]" if isinstance(node, yaml.SequenceNode) else "{...}", where)
     text = _text_of(option.key, node, where)
@@ -248,6 +269,8 @@ def _typed(option: Option, node: yaml.Node, where: str) -> Any:
         )
     if node.tag == _NULL:
         raise option.error(None, where)
+    if option.kind == "list":  # one item alone, or a,b without brackets
+        return [_item(option, yaml.ScalarNode(_TEXT, part.strip()), where) for part in text.split(",")]
     if option.kind == "str":
         return text
     if option.kind == "bool":
@@ -260,6 +283,16 @@ def _typed(option: Option, node: yaml.Node, where: str) -> Any:
             return text
         raise option.error(text, where)
     return float(number) if option.kind == "float" else int(number)
+
+
+def _item(option: Option, node: yaml.Node, where: str) -> Any:
+    if not isinstance(node, yaml.ScalarNode):
+        raise option.error("[[...]]", where)
+    text = _text_of(option.key, node, where)
+    number = _number(text.strip()) if option.item != "str" else None
+    if number is None:
+        return text
+    return float(number) if option.item == "float" else int(number) if number == int(number) else number
 
 
 def _number(text: str) -> int | float | None:
@@ -350,10 +383,15 @@ def nearest_keys(key: str) -> list[str]:
 # --- help ----------------------------------------------------------------------------------------------------------
 
 
+def _default(option: Option) -> str:
+    everything = option.kind == "list" and list(option.rules.choices) == option.default
+    return "all" if everything else show(option.default)
+
+
 def help_text(script: str) -> str:
     """Write one line a key: its name, type, default, meaning and allowed values."""
     known = list(options().values())
-    rows = [(o, o.key, o.kind + (" or null" if o.optional else ""), show(o.default)) for o in known]
+    rows = [(o, o.key, o.kind + (" or null" if o.optional else ""), _default(o)) for o in known]
     widths = [max(len(str(row[i])) for row in rows) + 2 for i in (1, 2, 3)]
     indent = 2 + sum(widths)
     lines = [
@@ -370,7 +408,7 @@ def help_text(script: str) -> str:
             section = option.section
             lines += ["", f"{section}: {sections()[section]}" if section else "Every script:"]
         head = "  " + "".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        allowed = "|".join(option.rules.choices) or option.rules.allowed or option.bounds()
+        allowed = " | ".join(option.rules.choices) or option.rules.allowed or option.bounds()
         meaning = option.rules.help + (f" [{allowed}]" if allowed else "")
         lines += textwrap.wrap(
             meaning,

@@ -4,54 +4,14 @@ Only scripts read a :class:`Config`; everything below them takes plain keyword a
 from YAML files and ``key=value`` words. A new section is a dataclass here and one field in :class:`Config`.
 """
 
-import difflib
-import math
-import re
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 
 from rsdyn.errors import UserError
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What a key means and accepts; choices and bounds describe themselves, ``test`` comes with ``allowed``, its words.
-
-    ``also`` holds other names that people try, so that the error names the right one. Choices are not ``Literal``
-    types because OmegaConf takes those from 2.4 on only.
-    """
-
-    help: str
-    choices: tuple[str, ...] = ()
-    low: float | None = None  # value >= low
-    above: float | None = None  # value > above
-    high: int | None = None  # value <= high
-    allowed: str = ""
-    test: Callable[[Any], bool] | None = None
-    also: tuple[str, ...] = ()
-
-
-def setting(default: Any, help: str, **rules: Any) -> Any:
-    """Describe one key: its default, its line of help, and what it accepts, as in :class:`Rules`."""
-    return field(default=default, metadata={"rules": Rules(help, **rules)})
-
-
-def _is_size(value: Any) -> bool:
-    return _is_a(value, "float") and (0 < value < 1 or (value >= 1 and value == int(value)))
-
-
-def _is_devices(value: Any) -> bool:
-    if isinstance(value, str):
-        return value == "auto" or re.fullmatch(r"\d+(,\d+)+|\d+,", value) is not None
-    return _is_a(value, "int") and value >= 1
-
-
-SIZE = "a fraction between 0 and 1, or a whole number of sequences >= 1"
-DEVICES = "a whole number >= 1, auto, or device numbers such as 0,1"
+from rsdyn.options import DEVICES, SIZE, Option, is_devices, is_size, setting, show, walk
 
 
 @dataclass
@@ -118,12 +78,8 @@ class DataConfig:
         also=("shuffle", "shuffled"),
     )
     positions: str = setting("last", "Tokens whose stream is recorded.", choices=("last",))
-    val_size: float = setting(
-        0.1, "Sequences for validation: a fraction, or their number.", allowed=SIZE, test=_is_size
-    )
-    test_size: float = setting(
-        0.15, "Sequences for the test: a fraction, or their number.", allowed=SIZE, test=_is_size
-    )
+    val_size: float = setting(0.1, "Sequences for validation: a fraction, or their number.", allowed=SIZE, test=is_size)
+    test_size: float = setting(0.15, "Sequences for the test: a fraction, or their number.", allowed=SIZE, test=is_size)
     batch_by: str = setting(
         "vector",
         "A batch is whole sequences (the paper's), or vectors shuffled across sequences.",
@@ -171,6 +127,82 @@ class CaeConfig:
     warmup_steps: int = setting(0, "Steps over which the learning rate rises from 0.", low=0)
 
 
+MEASURES = ("activations", "correlation", "cosine", "velocity", "mutual_information", "rotation", "pca")
+CONDITIONS = ("original", "token_shuffled", "untrained")
+ESTIMATORS = ("kde", "kde_resub", "copula", "ksg", "paper_literal")
+NULLS = (
+    "layer_shuffle",
+    "layer_shuffle_regradient",
+    "increment_shuffle_windowed",
+    "increment_shuffle",
+    "sign_flip",
+    "iaaft",
+    "token_shuffled",
+    "untrained",
+)
+
+
+@dataclass
+class MiConfig:
+    """Mutual information between consecutive sublayers, unit by unit."""
+
+    estimator: str = setting(
+        "kde",
+        "Gaussian KDE on a grid or at the samples, Gaussian copula, nearest neighbours, or the paper's sum as printed.",
+        choices=ESTIMATORS,
+    )
+    samples: int | None = setting(
+        1000, "At most so many sequences, since its samples are kept in memory; null keeps all.", low=1
+    )
+
+
+@dataclass
+class RotationConfig:
+    """Turns of single units in the plane of activation and gradient, against null models."""
+
+    nulls: list[str] | None = setting(
+        None,
+        "Null models; null takes all that the conditions allow, but for layer_shuffle_regradient.",
+        choices=NULLS,
+    )
+    surrogates: int = setting(1000, "Surrogates of each null model.", low=1)
+    shared: bool = setting(
+        False, "The same permutations for all units, for a claim about the population, instead of each unit's own."
+    )
+    window: int = setting(8, "Increments in a window of increment_shuffle_windowed.", low=2)
+    units: list[int] | None = setting(
+        None,
+        "Units whose portraits are drawn (12 at most); null takes the three that turn most and three at random.",
+        low=0,
+    )
+
+
+@dataclass
+class AnalysisConfig:
+    """What analyze.py measures, and what train.py measures on the way with analysis.on_train=true."""
+
+    measures: list[str] = setting(list(MEASURES), "What to measure.", choices=MEASURES)
+    conditions: list[str] = setting(
+        list(CONDITIONS),
+        "Streams to measure: the text, its tokens shuffled, and the text in an untrained LM of the same shape.",
+        choices=CONDITIONS,
+    )
+    samples: int | None = setting(
+        1000, "Measure the first so many sequences; null takes all.", low=1, also=("n", "n_samples")
+    )
+    density_threshold: float | None = setting(
+        None,
+        "A unit is active where its |mean activation| passes this; null takes half the RMS of the last sublayer's.",
+        above=0,
+    )
+    components: int | None = setting(
+        None, "Principal components kept; null is 100, or as many as there are.", low=2, also=("n_components",)
+    )
+    on_train: bool = setting(False, "Measure while train.py records, so that one pass over the LM feeds both.")
+    mi: MiConfig = field(default_factory=MiConfig)
+    rotation: RotationConfig = field(default_factory=RotationConfig)
+
+
 @dataclass
 class TrainerConfig:
     """Lightning's Trainer: how long to train and on what."""
@@ -178,7 +210,7 @@ class TrainerConfig:
     max_epochs: int = setting(100, "Most passes over the training split.", low=1)
     patience: int = setting(10, "Epochs without a better validation loss before training stops.", low=1)
     devices: int | str = setting(
-        1, "How many devices a node uses, or which.", allowed=DEVICES, test=_is_devices, also=("gpus",)
+        1, "How many devices a node uses, or which.", allowed=DEVICES, test=is_devices, also=("gpus",)
     )
     num_nodes: int = setting(1, "How many machines train together.", low=1)
     accelerator: str = setting("auto", "Kind of device.", choices=("auto", "cpu", "gpu", "cuda"), also=("device",))
@@ -187,9 +219,8 @@ class TrainerConfig:
         "Number format the autoencoder trains in.",
         choices=("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"),
     )
-    options: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"rules": Rules("Further arguments of lightning's Trainer, as trainer.options.gradient_clip_val=1.")},
+    options: dict[str, Any] = setting(
+        {}, "Further arguments of lightning's Trainer, as trainer.options.gradient_clip_val=1."
     )
 
 
@@ -218,6 +249,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     cae: CaeConfig = field(default_factory=CaeConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -234,110 +266,23 @@ RESERVED_OPTIONS = {
     "default_root_dir": "run.dir",
 }
 
-_PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
-    "str": str,
-    "int": int,
-    "bool": bool,
-    "float": (int, float),
-    "dict": dict,
-    "int or str": (int, str),
-}
-_WORDS = {
-    "str": "text",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false (yes, no, 1, 0 too)",
-    "dict": "a mapping",
-}
-
-
-def _is_a(value: Any, kind: str) -> bool:
-    right_type = isinstance(value, bool) == (kind == "bool") and isinstance(value, _PYTHON_TYPES[kind])
-    return right_type and value != "" and (kind != "float" or math.isfinite(value))
-
-
-@dataclass(frozen=True)
-class Option:
-    """One full key of the schema with everything that is known about it."""
-
-    key: str
-    section: str  # "" at the top
-    kind: str  # a key of _PYTHON_TYPES
-    optional: bool
-    default: Any
-    rules: Rules
-
-    def accepts(self, value: Any) -> bool:
-        """Say whether ``value`` has the type of this key and is one of the values it allows."""
-        rules = self.rules
-        if value is None:
-            return self.optional
-        if rules.test is not None:
-            return rules.test(value)
-        return (
-            _is_a(value, self.kind)
-            and (not rules.choices or value in rules.choices)
-            and (rules.low is None or value >= rules.low)
-            and (rules.above is None or value > rules.above)
-            and (rules.high is None or value <= rules.high)
-        )
-
-    def bounds(self) -> str:
-        """Put the range into signs: ``>= 1``; empty without one."""
-        signs = ((">=", self.rules.low), (">", self.rules.above), ("<=", self.rules.high))
-        return " and ".join(f"{sign} {bound}" for sign, bound in signs if bound is not None)
-
-    def allowed(self) -> str:
-        """Put into words what this key accepts, for every error."""
-        rules = self.rules
-        words = rules.allowed or f"{_WORDS[self.kind]} {self.bounds()}".strip()
-        if len(rules.choices) == 1:
-            words = f"{rules.choices[0]} (only {rules.choices[0]} is supported so far)"
-        elif rules.choices:
-            words = f"one of {', '.join(rules.choices[:-1])} or {rules.choices[-1]}"
-        return words + (", or null" if self.optional else "")
-
-    def error(self, value: Any, where: str = "") -> UserError:
-        """Make the one message for a value that this key does not accept; ``where`` says who gave it."""
-        word = str(value).lower()
-        near = [choice for choice in self.rules.choices if choice.startswith(word)]
-        near = near or difflib.get_close_matches(word, self.rules.choices, n=1)
-        if near:
-            cure = f"Did you mean {' or '.join(f'{self.key}={choice}' for choice in near)}?"
-        else:
-            cure = f"Give such a value, or leave {self.key} out for its default, {show(self.default)}."
-        place = f" ({where})" if where else ""
-        return UserError(f"{self.key}={show(value)}{place} is not allowed: it must be {self.allowed()}. {cure}")
-
-
-def show(value: Any) -> str:
-    """Write a value the way a user types it, cut where it is long."""
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _walk(cls: type, prefix: str) -> Iterator[Option]:
-    hints = get_type_hints(cls)
-    for item in fields(cls):
-        hint, key = hints[item.name], prefix + item.name
-        if is_dataclass(hint):
-            yield from _walk(hint, key + ".")  # type: ignore[arg-type]
-            continue
-        parts = list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [get_origin(hint) or hint]
-        kind = " or ".join(part.__name__ for part in parts if part is not type(None))
-        default = item.default_factory() if callable(item.default_factory) else item.default
-        yield Option(key, prefix.rstrip("."), kind, type(None) in parts, default, item.metadata["rules"])
-
 
 def options() -> dict[str, Option]:
     """List every full key of the schema, such as ``cae.lr``, in the order of the dataclasses."""
-    return {option.key: option for option in _walk(Config, "")}
+    return {option.key: option for option in walk(Config, "")}
 
 
 def sections() -> dict[str, str]:
-    """List the sections with their one line of meaning."""
-    hints = get_type_hints(Config)
-    return {f.name: str(hints[f.name].__doc__) for f in fields(Config) if is_dataclass(hints[f.name])}
+    """List the sections, and the sections in them (``analysis.mi``), with their one line of meaning."""
+    return dict(_sections(Config, ""))
+
+
+def _sections(cls: type, prefix: str) -> Iterator[tuple[str, str]]:
+    hints = get_type_hints(cls)
+    for item in fields(cls):
+        if is_dataclass(hints[item.name]):
+            yield prefix + item.name, str(hints[item.name].__doc__)
+            yield from _sections(hints[item.name], f"{prefix}{item.name}.")  # type: ignore[arg-type]
 
 
 def check(config: Config) -> None:
@@ -379,6 +324,20 @@ def check(config: Config) -> None:
             f"cae.layers={cae.layers} is not allowed with cae.count=widths: it must be a whole number >= 2, since the "
             "input and the bottleneck are two widths. Set cae.layers=2 or more, or cae.count=maps."
         )
+    analysis = config.analysis
+    for null in ("token_shuffled", "untrained"):
+        if null in (analysis.rotation.nulls or []) and null not in analysis.conditions:
+            raise UserError(
+                f"analysis.rotation.nulls={show(analysis.rotation.nulls)} needs a stream that is not measured: add "
+                f"{null} to analysis.conditions={show(analysis.conditions)}, or leave that null model out."
+            )
+    if analysis.rotation.nulls and "original" not in analysis.conditions:
+        for null in ("token_shuffled", "untrained"):
+            if null in analysis.rotation.nulls:
+                raise UserError(
+                    f"analysis.rotation.nulls={show(analysis.rotation.nulls)}: {null} is compared with the original "
+                    "text, which is not measured. Add original to analysis.conditions."
+                )
     for name, instead in RESERVED_OPTIONS.items():
         if name in config.trainer.options:
             raise UserError(
@@ -395,3 +354,27 @@ def to_dict(config: Config) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """Write every setting, defaults included, as YAML that ``--config FILE`` reads back to the same settings."""
     return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+# What a script leaves alone: given on its command line, such a key would change nothing, so it is refused. In a file it
+# may stand, since presets are shared.
+UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
+    "train": {
+        "by analyze.py alone": ("analysis.conditions", "analysis.components", "analysis.rotation."),
+    },
+    "analyze": {
+        "by train.py alone": (
+            "cae.",
+            "data.val_size",
+            "data.test_size",
+            "data.batch_by",
+            "data.batch_size",
+            "data.shuffle_shards",
+            "trainer.max_epochs",
+            "trainer.patience",
+            "trainer.precision",
+            "analysis.on_train",
+        ),
+        "by train.py; analyze.py has analysis.conditions": ("data.condition",),
+    },
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from rsdyn.dynamics.moments import Moments, merge, moments
 from rsdyn.errors import UserError
+from rsdyn.stream.cache import Shard
 from rsdyn.stream.text import split
 from rsdyn.stream.trajectories import TrajectoryStream
 
@@ -39,7 +40,8 @@ class ResidualStreamDataModule(L.LightningDataModule):
     Each process owns a fixed set of shards: it alone records, trains on and evaluates them, so no sequence is recorded
     twice or never. The training batches are equal in number on all processes (the longer ones drop their tail,
     ``dropped`` says how many vectors), since uneven ones would hang. The language model lives in the stream and never
-    in a module, so it enters neither checkpoint nor optimiser nor DDP.
+    in a module, so it enters neither checkpoint nor optimiser nor DDP. ``on_shard`` is called with the trajectories of
+    each own shard when it is first at hand.
 
     Args:
         stream: where the shards come from.
@@ -67,6 +69,7 @@ class ResidualStreamDataModule(L.LightningDataModule):
         self.stream = stream
         self.batch_by, self.batch_size, self.shuffle_shards, self.seed = batch_by, batch_size, shuffle_shards, seed
         self.splits = split(stream.n_sequences, val_size=val_size, test_size=test_size, seed=seed)
+        self.on_shard: Callable[[TrajectoryBatch], object] = lambda batch: None
         self._statistics: Moments | None = None
         self._counted: set[int] = set()
         self._pin = False
@@ -191,9 +194,10 @@ class ResidualStreamDataModule(L.LightningDataModule):
         members = self.splits[part]
         return torch.from_numpy(members[np.searchsorted(members, start) : np.searchsorted(members, stop)] - start)
 
-    def _shard(self, k: int):
+    def _shard(self, k: int) -> Shard:
         shard = self.stream.shard(k)
         if k not in self._counted:
+            self.on_shard(TrajectoryBatch(shard.activations, shard.index))
             part = moments(shard.activations[self._rows(k, "train")])
             self._statistics = part if self._statistics is None else merge(self._statistics, part)
             self._counted.add(k)
@@ -209,13 +213,87 @@ class ResidualStreamDataModule(L.LightningDataModule):
         return self._statistics
 
 
+class TrajectoryBatch(NamedTuple):
+    """Whole trajectories.
+
+    Attributes:
+        activations: ``(n, S, D)``, in the cache's dtype.
+        sequence: ``(n,)`` int64, the numbers of the sequences in their corpus, rising.
+    """
+
+    activations: Tensor
+    sequence: Tensor
+
+
+class TrajectoryDataModule(L.LightningDataModule):
+    """The first ``samples`` trajectories of a stream, whole, once or several times over, for ``trainer.test``.
+
+    Each process owns a fixed set of shards and gives every sequence of them once a pass; no sequence is given twice or
+    padded in, so counts that do not divide by the processes are exact. A shard that is missing is recorded on the way.
+    Without a cache the recorded shards are kept in memory, so that a second pass does not need the LM again.
+
+    Args:
+        stream: where the shards come from.
+        samples: how many sequences, from the first one on; default all.
+        passes: how often; each is a dataloader of its own.
+    """
+
+    def __init__(self, stream: TrajectoryStream, *, samples: int | None = None, passes: int = 1):
+        super().__init__()
+        self.stream, self.passes = stream, passes
+        self.n_samples = min(samples or stream.n_sequences, stream.n_sequences)
+        self.n_shards = stream.shards_of(self.n_samples)
+        self._pin = False
+        self._kept: dict[int, Shard] = {}
+        self.set_process(0, 1)
+
+    def set_process(self, rank: int, world_size: int) -> None:
+        """Be process ``rank`` of ``world_size``: decides which shards this one owns."""
+        if world_size > self.n_shards:
+            raise UserError(
+                f"trainer.devices: {world_size} processes for {self.n_shards} shards of {self.stream.shard_sequences} "
+                f"sequences, so some would have nothing to do. Raise analysis.samples (now {self.n_samples}), lower "
+                "cache.shard_sequences, or use fewer devices."
+            )
+        counts = np.array([self._n_rows(k) for k in range(self.n_shards)])
+        owners = balanced_owners(counts, world_size)
+        self.own_shards = [k for k in range(self.n_shards) if owners[k] == rank]
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.trainer is not None:
+            self.set_process(self.trainer.global_rank, self.trainer.world_size)
+            self.stream.device = self.trainer.strategy.root_device
+            self._pin = self.stream.device.type == "cuda"
+
+    def test_dataloader(self) -> list[DataLoader]:
+        batches = _Batches(self._trajectories, len(self.own_shards))
+        return [DataLoader(batches, batch_size=None, num_workers=0, pin_memory=self._pin) for _ in range(self.passes)]
+
+    def n_own_missing(self) -> int:
+        """How many sequences this process still has to record; recording goes by whole shards."""
+        missing = set(self.stream.missing(self.n_samples)) & set(self.own_shards)
+        return sum(stop - start for start, stop in map(self.stream.bounds, missing))
+
+    def _n_rows(self, k: int) -> int:
+        start, stop = self.stream.bounds(k)
+        return min(stop, self.n_samples) - start
+
+    def _trajectories(self) -> Iterator[TrajectoryBatch]:
+        for k in self.own_shards:
+            shard = self._kept.get(k) or self.stream.shard(k)
+            if self.stream.cache is None:
+                self._kept[k] = shard
+            rows = self._n_rows(k)
+            yield TrajectoryBatch(shard.activations[:rows], shard.index[:rows])
+
+
 class _Batches(IterableDataset):
     """A generator function with a length: Lightning needs the length for its progress and for exact restarts."""
 
-    def __init__(self, make: Callable[[], Iterator[VectorBatch]], n_batches: int):
+    def __init__(self, make: Callable[[], Iterator[Any]], n_batches: int):
         self.make, self.n_batches = make, n_batches
 
-    def __iter__(self) -> Iterator[VectorBatch]:
+    def __iter__(self) -> Iterator[Any]:
         return self.make()
 
     def __len__(self) -> int:

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import reduce
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from rsdyn.dynamics.moments import Moments, merge, merge_all, moments
+from rsdyn.dynamics import geometry
+from rsdyn.dynamics.information import consecutive_information
+from rsdyn.dynamics.moments import (
+    Comoments,
+    Covariance,
+    Moments,
+    comoments,
+    correlation_of,
+    covariance,
+    merge,
+    merge_all,
+    merge_comoments,
+    merge_covariance,
+    moments,
+)
 
 
 def _merge_packed(stacked: Tensor) -> Tensor:
@@ -55,8 +70,152 @@ class StreamMoments(_Float64State):
         """Count ``x`` ``(n, *shape)`` in."""
         self.packed = _pack(merge(_unpack(self.packed), moments(x)))
 
-    def compute(self) -> Moments:
+    @property
+    def state(self) -> Moments:
+        """What this process, or after ``sync`` all of them, have seen; ``compute`` would squeeze a shape of one."""
         return _unpack(self.packed)
+
+    def compute(self) -> Moments:
+        return self.state
+
+
+class CosineSimilarity(StreamMoments):
+    """Cosine of successive stream vectors, per sequence; mean and spread over sequences (paper 2.3, Fig. 1E).
+
+    Args:
+        n_sublayers: ``S``.
+        units: boolean mask ``(D,)`` of the units to count, for a cosine without massive units; default all.
+
+    ``update`` takes trajectories ``(n, S, D)``, ``compute`` gives moments ``(S - 1,)``; NaN where a vector is zero.
+    """
+
+    def __init__(self, n_sublayers: int, units: Tensor | None = None):
+        super().__init__(n_sublayers - 1)
+        self.units = units
+
+    def update(self, trajectories: Tensor) -> None:
+        super().update(geometry.cosine(trajectories, self.units))
+
+
+class Speed(StreamMoments):
+    """Length of the step from each sublayer to the next, per sequence; mean and spread (paper 2.4, Fig. 1F).
+
+    Arguments, ``update`` and ``compute`` are those of :class:`CosineSimilarity`.
+    """
+
+    def __init__(self, n_sublayers: int, units: Tensor | None = None):
+        super().__init__(n_sublayers - 1)
+        self.units = units
+
+    def update(self, trajectories: Tensor) -> None:
+        super().update(geometry.speed(trajectories, self.units))
+
+
+class Correlation(_Float64State):
+    """Pearson correlation over sequences of each unit between sublayers (paper 2.3, Fig. 1C, D); exact over processes.
+
+    Args:
+        n_sublayers, n_units: ``S`` and ``D``.
+        pairs: ``consecutive`` sublayers, or ``all`` pairs ``s < m`` in the order of ``torch.triu_indices(S, S, 1)``.
+
+    ``update`` takes trajectories ``(n, S, D)``; ``compute`` gives ``(pairs, D)``, NaN where a unit is constant, and
+    ``state`` the sums behind it, with the mean activations.
+    """
+
+    packed: Tensor
+
+    def __init__(self, n_sublayers: int, n_units: int, pairs: Literal["consecutive", "all"] = "consecutive"):
+        super().__init__()
+        self.n_sublayers, self.pairs = n_sublayers, pairs
+        n_pairs = n_sublayers - 1 if pairs == "consecutive" else n_sublayers * (n_sublayers - 1) // 2
+        empty = torch.zeros(1 + 2 * n_sublayers + n_pairs, n_units, dtype=torch.float64)
+        self.add_state("packed", default=empty, dist_reduce_fx=self._merge)
+
+    def update(self, trajectories: Tensor) -> None:
+        """Count trajectories ``(n, S, D)`` in."""
+        self.packed = self._pack(merge_comoments(self._unpack(self.packed), comoments(trajectories, self.pairs)))
+
+    @property
+    def state(self) -> Comoments:
+        """Count, means, variances and products of what this process, or after ``sync`` all of them, have seen."""
+        return self._unpack(self.packed)
+
+    def compute(self) -> Tensor:
+        return correlation_of(self.state)
+
+    def _merge(self, stacked: Tensor) -> Tensor:
+        return self._pack(reduce(merge_comoments, [self._unpack(packed) for packed in stacked]))
+
+    @staticmethod
+    def _pack(m: Comoments) -> Tensor:
+        return torch.cat([m.n.expand(1, m.mean.shape[1]), m.mean, m.m2, m.cross])
+
+    def _unpack(self, packed: Tensor) -> Comoments:
+        s = self.n_sublayers
+        return Comoments(packed[0, 0], packed[1 : s + 1], packed[s + 1 : 2 * s + 1], packed[2 * s + 1 :])
+
+
+class StreamCovariance(_Float64State):
+    """Covariance of stream vectors over sequences and sublayers, for PCA (paper 2.8); exact over processes.
+
+    ``update`` takes vectors ``(..., D)``; ``compute`` gives what :meth:`PCA.from_covariance` takes.
+    """
+
+    packed: Tensor
+
+    def __init__(self, n_units: int):
+        super().__init__()
+        empty = torch.zeros(n_units + 2, n_units, dtype=torch.float64)
+        self.add_state("packed", default=empty, dist_reduce_fx=self._merge)
+
+    def update(self, x: Tensor) -> None:
+        """Count vectors ``(..., D)`` in."""
+        new = covariance(x.reshape(-1, x.shape[-1]))
+        self.packed = self._pack(merge_covariance(self._unpack(self.packed), new))
+
+    @property
+    def state(self) -> Covariance:
+        """What this process, or after ``sync`` all of them, have seen."""
+        return self._unpack(self.packed)
+
+    def compute(self) -> Covariance:
+        return self.state
+
+    @classmethod
+    def _merge(cls, stacked: Tensor) -> Tensor:
+        return cls._pack(reduce(merge_covariance, [cls._unpack(packed) for packed in stacked]))
+
+    @staticmethod
+    def _pack(c: Covariance) -> Tensor:
+        return torch.cat([c.n.expand(1, len(c.mean)), c.mean[None], c.scatter])
+
+    @staticmethod
+    def _unpack(packed: Tensor) -> Covariance:
+        return Covariance(packed[0, 0], packed[1], packed[2:])
+
+
+class FrozenSteps(_Float64State):
+    """Share of sequences in which a unit does not move at all from one sublayer to the next, ``(S - 1, D)``.
+
+    A step smaller than the spacing of bf16 numbers at the unit's value is stored as no step.
+    """
+
+    total: Tensor
+    n: Tensor
+
+    def __init__(self, n_sublayers: int, n_units: int):
+        super().__init__()
+        empty = torch.zeros(n_sublayers - 1, n_units, dtype=torch.float64)
+        self.add_state("total", default=empty, dist_reduce_fx="sum")
+        self.add_state("n", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, trajectories: Tensor) -> None:
+        """Count trajectories ``(n, S, D)`` in."""
+        self.total += (trajectories[:, 1:] == trajectories[:, :-1]).sum(0)
+        self.n += len(trajectories)
+
+    def compute(self) -> Tensor:
+        return self.total / self.n
 
 
 class SquaredError(_Float64State):
@@ -112,3 +271,125 @@ class FirstSequences(Metric):
         values, numbers = torch.cat(self.values), torch.cat(self.numbers)
         order = numbers.argsort()[: self.limit]
         return values[order], numbers[order]
+
+
+class UnitShare(NamedTuple):
+    """All samples of some units.
+
+    Attributes:
+        x: ``(N, S, U)``, sequences in rising order, in the dtype that was given.
+        sequence: ``(N,)`` their numbers.
+        first_unit: which unit ``x[..., 0]`` is.
+        n_units: how many units there are over all processes, ``D``.
+    """
+
+    x: Tensor
+    sequence: Tensor
+    first_unit: int
+    n_units: int
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Put together what each process found for its units: ``(..., U)`` to ``(..., D)``, on every process."""
+        if values.shape[-1] == self.n_units:
+            return values
+        world = torch.distributed.get_world_size()
+        width = -(-self.n_units // world)
+        mine = values.new_zeros(*values.shape[:-1], width)
+        mine[..., : values.shape[-1]] = values
+        parts = [torch.empty_like(mine) for _ in range(world)]
+        torch.distributed.all_gather(parts, mine)
+        return torch.cat(parts, dim=-1)[..., : self.n_units]
+
+
+class UnitTrajectories(Metric):
+    """Trajectories kept for what needs every sample of a unit; over processes, the units are shared out among them.
+
+    Each process gives away the units of the others and receives the other sequences of its own, so that together they
+    hold the samples once. ``update`` takes trajectories and sequence numbers, ``compute`` gives a :class:`UnitShare`.
+
+    Args:
+        limit: keep at most so many sequences, those of lowest number; None keeps all.
+    """
+
+    full_state_update = False
+    values: list[Tensor]
+    numbers: list[Tensor]
+
+    def __init__(self, limit: int | None = 1000):
+        super().__init__()
+        self.limit = limit
+        self._first_unit = 0
+        self._n_units: int | None = None
+        self.add_state("values", default=[], dist_reduce_fx="cat")
+        self.add_state("numbers", default=[], dist_reduce_fx="cat")
+
+    def update(self, trajectories: Tensor, numbers: Tensor) -> None:
+        """Keep ``trajectories`` ``(n, S, D)`` of the sequences ``numbers`` ``(n,)``, given in any order."""
+        self.values.append(trajectories)
+        self.numbers.append(numbers)
+        if self.limit is not None and sum(len(n) for n in self.numbers) > self.limit:
+            lowest = torch.cat(self.numbers).argsort()[: self.limit].sort().values
+            self.values = [torch.cat(self.values)[lowest]]
+            self.numbers = [torch.cat(self.numbers)[lowest]]
+
+    def compute(self) -> UnitShare:
+        values, numbers = torch.cat(self.values), torch.cat(self.numbers)
+        order = numbers.argsort()[: self.limit]
+        if len(order) < len(numbers) or not torch.equal(order, torch.arange(len(numbers), device=order.device)):
+            values, numbers = values[order], numbers[order]
+        return UnitShare(values, numbers, self._first_unit, self._n_units or values.shape[-1])
+
+    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
+        group = process_group or self.process_group
+        world, rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
+        # a process without a sequence knows neither shape nor dtype
+        shape = tuple(self.values[0].shape[1:]) if self.values else None
+        mine = (sum(len(v) for v in self.values), shape, self.values[0].dtype if self.values else None)
+        known: list[Any] = [None] * world
+        torch.distributed.all_gather_object(known, mine, group=group)
+        n_sublayers, n_units = next(shape for _, shape, _ in known if shape is not None)
+        dtype = next(dtype for _, _, dtype in known if dtype is not None)
+        width = -(-n_units // world)  # the last share is shorter: padded for the wire, cut behind it
+        received = []
+        for source in range(world):
+            n = known[source][0]
+            if n == 0:
+                continue
+            # bytes, since not every backend carries bf16
+            room = torch.empty(n, n_sublayers, width, dtype=dtype, device=self.device)
+            parts = None
+            if rank == source:
+                padded = torch.nn.functional.pad(torch.cat(self.values), (0, width * world - n_units))
+                parts = [p.contiguous().view(torch.uint8) for p in padded.split(width, dim=-1)]
+            torch.distributed.scatter(room.view(torch.uint8), parts, src=source, group=group)
+            received.append(room)
+        numbers: list[Any] = [None] * world
+        torch.distributed.all_gather_object(numbers, [n.cpu() for n in self.numbers], group=group)
+        self._first_unit, self._n_units = rank * width, n_units
+        own = max(0, min(width, n_units - rank * width))
+        self.values = [part[..., :own] for part in received]
+        self.numbers = [n.to(self.device) for part in numbers for n in part]
+
+    def unsync(self, should_unsync: bool = True) -> None:
+        super().unsync(should_unsync)
+        self._first_unit, self._n_units = 0, None
+
+
+class MutualInformation(UnitTrajectories):
+    """Mutual information of each unit between successive sublayers, nats (paper 2.5, Fig. 1G and H).
+
+    ``update`` takes trajectories ``(n, S, D)`` and sequence numbers, ``compute`` gives ``(S - 1, D)``: NaN for a
+    constant unit, inf where one sublayer is a linear function of the other. Over processes the units are shared out.
+
+    Args:
+        estimator: one of ``rsdyn.dynamics.information.ESTIMATORS``.
+        limit: use at most so many sequences.
+    """
+
+    def __init__(self, estimator: str = "kde", limit: int | None = 1000):
+        super().__init__(limit)
+        self.estimator = estimator
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        share = super().compute()
+        return share.gather(consecutive_information(share.x, self.estimator))

@@ -83,3 +83,19 @@ def rotation(n: int, s: int, d: int, angle: float = 0.3, seed: int = 0) -> tuple
     radius, phase = _normal(2, n, 1, seed=seed + 1)
     turn = phase + angle * torch.arange(s, dtype=torch.float64)
     return torch.stack([radius * turn.cos(), radius * turn.sin()], dim=-1) @ plane.T, plane
+
+
+def random_walks(s: int, u: int, scale: Tensor | float = 1.0, seed: int = 0) -> Tensor:
+    """``u`` plain walks ``(S, U)`` with independent normal steps; ``scale`` is a number, or ``(S - 1, 1)`` over depth.
+
+    Nothing turns here that is not noise: 64 points make 10.95 rotations (standard deviation 1.7) all the same.
+    """
+    steps = _normal(s - 1, u, seed=seed) * scale
+    return torch.cat([torch.zeros(1, u, dtype=torch.float64), steps.cumsum(0)])
+
+
+def orbits(s: int, u: int, period: float, noise: float = 0.0, seed: int = 0) -> Tensor:
+    """``u`` circles ``cos(2 pi s / period + phase)`` ``(S, U)`` with random phases, plus normal noise of that size."""
+    phase = 2 * torch.pi * torch.rand(u, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    turn = 2 * torch.pi / period * torch.arange(s, dtype=torch.float64)[:, None]
+    return (turn + phase).cos() + noise * _normal(s, u, seed=seed + 1)

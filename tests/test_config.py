@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rsdyn.cli import CONFIGS, help_text, load_config, nearest_keys
-from rsdyn.config import RESERVED_OPTIONS, CaeConfig, Config, check, options, sections, to_dict, to_yaml
+from rsdyn.config import RESERVED_OPTIONS, UNUSED, CaeConfig, Config, check, options, sections, to_dict, to_yaml
 from rsdyn.errors import UserError
 
 # One value a key that is not its default: (text, value).
@@ -49,6 +49,19 @@ OTHER = {
     "cae.standardise": ("none", "none"),
     "cae.bias_init": ("mean", "mean"),
     "cae.warmup_steps": ("5", 5),
+    "analysis.measures": ("[pca, cosine]", ["pca", "cosine"]),
+    "analysis.conditions": ("original,untrained", ["original", "untrained"]),
+    "analysis.samples": ("null", None),
+    "analysis.density_threshold": ("0.5", 0.5),
+    "analysis.components": ("3", 3),
+    "analysis.on_train": ("true", True),
+    "analysis.mi.estimator": ("ksg", "ksg"),
+    "analysis.mi.samples": ("200", 200),
+    "analysis.rotation.nulls": ("[iaaft]", ["iaaft"]),
+    "analysis.rotation.surrogates": ("99", 99),
+    "analysis.rotation.shared": ("true", True),
+    "analysis.rotation.window": ("4", 4),
+    "analysis.rotation.units": ("[7, 1e1]", [7, 10]),
     "trainer.max_epochs": ("3", 3),
     "trainer.patience": ("2", 2),
     "trainer.devices": ("0,1", "0,1"),
@@ -63,13 +76,13 @@ OTHER = {
 NEEDS = {"data.config": ["data.name=x"], "data.revision": ["data.name=x"]}
 
 
-def load(*words: str) -> Config:
-    return load_config(list(words), "train")
+def load(*words: str, script: str = "any") -> Config:
+    return load_config(list(words), script)  # a script that has no say in which keys it uses
 
 
-def message(*words: str) -> str:
+def message(*words: str, script: str = "any") -> str:
     with pytest.raises(UserError) as caught:
-        load(*words)
+        load(*words, script=script)
     text = str(caught.value)
     assert "\n" not in text
     assert text.endswith((".", "?"))
@@ -112,7 +125,9 @@ def test_every_key_has_help_and_accepts_its_default(key):
 
 
 def test_sections_have_a_line_of_help():
-    assert list(sections()) == ["run", "lm", "data", "cache", "cae", "trainer", "tracking"]
+    assert list(sections()) == [
+        *("run", "lm", "data", "cache", "cae", "analysis", "analysis.mi", "analysis.rotation", "trainer", "tracking")
+    ]
     assert all(text.endswith(".") and "\n" not in text for text in sections().values())
 
 
@@ -325,12 +340,57 @@ def test_paper_preset_is_the_papers_run():
         ("data.limit=100 data.test_size=100", ["data.test_size=100", "data.limit=100"]),
         ("cae.layers=1", ["cae.layers=1", ">= 2", "cae.count=maps"]),
         ("cae.layers=0 cae.count=maps", ["cae.layers=0", ">= 1"]),
+        ("analysis.conditions=original analysis.rotation.nulls=untrained", ["untrained", "add", "analysis.conditions"]),
+        ("analysis.conditions=untrained analysis.rotation.nulls=untrained", ["Add original to analysis.conditions"]),
+        # lists
+        ("analysis.measures=[corelation,pca]", ["Did you mean analysis.measures=[correlation,pca]?"]),
+        ("analysis.measures=entropy", ["each once", "correlation", "default, [activations,"]),
+        ("analysis.measures=[]", ["analysis.measures=[]", "a list such as"]),
+        ("analysis.measures=pca,pca", ["analysis.measures=[pca,pca]", "each once"]),
+        ("analysis.measures=[[pca]]", ["a list such as"]),
+        ("analysis.measures=null", ["a list such as"]),
+        ("analysis.rotation.nulls=[layer_shufle]", ["Did you mean analysis.rotation.nulls=[layer_shuffle]?"]),
+        ("analysis.rotation.units=[1,x]", ["analysis.rotation.units=[1,x]", "a list of whole numbers >= 0, or null"]),
+        ("analysis.rotation.units=[-1]", ["a list of whole numbers >= 0, or null"]),
+        ("analysis.rotation.units=[1.5]", ["analysis.rotation.units=[1.5]", "whole numbers"]),
+        ("analysis.mi=5", ["analysis.mi is a section", "analysis.mi.estimator"]),
+        ("analysis.mi.estimater=kde", ["Did you mean analysis.mi.estimator?"]),
     ],
 )
 def test_a_mistake_is_one_message_with_its_cure(words, parts):
     text = message(*words.split())
     for part in parts:
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "parts"),
+    [
+        ("analyze", "cae.lr=1", ["cae.lr=1", "would change nothing", "train.py alone"]),
+        ("analyze", "data.condition=shuffled", ["data.condition", "analysis.conditions"]),
+        ("analyze", "analysis.on_train=true", ["train.py alone"]),
+        ("train", "analysis.samples=5", ["analysis.samples=5", "would change nothing", "analysis.on_train=true"]),
+        ("train", "analysis.on_train=true analysis.components=5", ["analysis.components=5", "analyze.py"]),
+    ],
+)
+def test_a_setting_that_the_script_does_not_use_is_refused(script, words, parts, write):
+    text = message(*words.split(), script=script)
+    for part in parts:
+        assert part in text
+    key = words.split()[-1]
+    load("--config", write(key.replace("=", ": ")), script=script)  # in a file it may stand: presets are shared
+
+
+def test_a_setting_that_the_script_uses_is_taken():
+    assert load("analysis.on_train=true", "analysis.samples=5", script="train").analysis.samples == 5
+    assert load("analysis.samples=5", script="analyze").analysis.samples == 5
+
+
+def test_every_unused_key_exists():
+    for groups in UNUSED.values():
+        for keys in groups.values():
+            for key in keys:
+                assert key in options() or (key.endswith(".") and key[:-1] in sections())
 
 
 @pytest.mark.parametrize(("name", "instead"), RESERVED_OPTIONS.items())
@@ -404,7 +464,7 @@ def test_help_prints_every_key_and_leaves(words, capsys):
     assert caught.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 120 for line in lines)
-    assert lines[0].startswith("usage: python train.py")
+    assert lines[0].startswith("usage: python any.py")
     starts = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
     assert [word for word in starts if word in options()] == list(options())
 
@@ -414,7 +474,7 @@ def test_help_says_default_choices_and_meaning():
     assert "usage: python analyze.py" in text
     for option in options().values():
         assert option.rules.help in text
-        assert "|".join(option.rules.choices) in text
+        assert " | ".join(option.rules.choices) in text
     assert "cae.lr float 0.001 Learning rate of Adam. [> 0]" in text
     assert "data.limit int or null null Keep only" in text
 

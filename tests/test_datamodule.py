@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rsdyn.datamodule import ResidualStreamDataModule, balanced_owners
+from rsdyn.datamodule import ResidualStreamDataModule, TrajectoryDataModule, balanced_owners
 from rsdyn.errors import UserError
 from rsdyn.stream.lm import LanguageModel, find_lm
 from rsdyn.stream.trajectories import TrajectoryStream
@@ -254,3 +254,43 @@ def test_balanced_owners():
 def test_too_few_sequences(make_stream, n):
     with pytest.raises(UserError, match=r"data\."):
         ResidualStreamDataModule(make_stream(n))
+
+
+def test_whole_trajectories_of_the_first_sequences(tiny_llama, make_sequences, tmp_path):
+    stream = TrajectoryStream(find_lm(str(tiny_llama)), make_sequences(45), cache_dir=tmp_path, shard_sequences=8)
+    stream.open()
+    data = TrajectoryDataModule(stream, samples=21, passes=2)
+    first, second = data.test_dataloader()
+    given = [list(first), list(second)]
+    for batches in given:
+        assert torch.equal(torch.cat([b.sequence for b in batches]), torch.arange(21))
+    assert stream.n_recorded == 24 and stream.n_missing(21) == 0 and stream.n_missing() == 45 - 24
+    whole = torch.cat([stream.shard(k).activations for k in range(3)])[:21]
+    assert torch.equal(torch.cat([b.activations for b in given[1]]), whole)
+
+
+def test_processes_share_the_sequences_out(tiny_llama, make_sequences, tmp_path):
+    stream = TrajectoryStream(find_lm(str(tiny_llama)), make_sequences(45), cache_dir=tmp_path, shard_sequences=8)
+    stream.open()
+    seen = []
+    for rank in range(2):
+        data = TrajectoryDataModule(stream, samples=37)
+        data.set_process(rank, 2)
+        assert data.n_own_missing() > 0
+        (loader,) = data.test_dataloader()
+        seen += [int(i) for batch in loader for i in batch.sequence]
+    assert sorted(seen) == list(range(37))
+    with pytest.raises(UserError, match="6 processes for 5 shards"):
+        data.set_process(0, 6)
+
+
+def test_shards_are_announced_once(tiny_llama, make_sequences, tmp_path):
+    stream = TrajectoryStream(find_lm(str(tiny_llama)), make_sequences(45), cache_dir=tmp_path, shard_sequences=8)
+    stream.open()
+    data = ResidualStreamDataModule(stream, batch_size=64)
+    seen = []
+    data.on_shard = lambda batch: seen.append(batch.sequence)
+    for _ in range(2):
+        list(data.train_dataloader())
+    data.train_statistics(complete=True)
+    assert torch.equal(torch.cat(seen).sort().values, torch.arange(45))

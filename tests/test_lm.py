@@ -249,3 +249,21 @@ def test_hub_name_without_network(monkeypatch):
         find_lm("nobody/no-such-model")
     assert "lm.name" in str(caught.value)
     assert "nobody/no-such-model" in str(caught.value)
+
+
+def test_an_untrained_model_has_the_shape_and_random_weights(tiny_llama):
+    source = find_lm(str(tiny_llama))
+    untrained = source.without_training(3)
+    assert untrained.n_sublayers == source.n_sublayers and untrained.label.endswith("-untrained")
+    assert len({source.identity(), untrained.identity(), source.without_training(4).identity()}) == 3
+    assert untrained.identity() == find_lm(str(tiny_llama)).without_training(3).identity()
+    state = torch.get_rng_state()
+    a, b, other, trained = (
+        s.load().base.state_dict() for s in (untrained, untrained, source.without_training(4), source)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    name = next(n for n in a if n.endswith("q_proj.weight"))
+    assert torch.equal(a[name], b[name])
+    assert not torch.equal(a[name], other[name]) and not torch.equal(a[name], trained[name])
+    assert a[name].std().item() == pytest.approx(source.config.initializer_range, rel=0.1)
+    assert source.without_training(3).load(dtype="bfloat16").dtype == torch.bfloat16

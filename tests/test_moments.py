@@ -10,12 +10,15 @@ from sklearn.metrics import r2_score
 from rsdyn.dynamics.moments import (
     Moments,
     covariance,
+    density,
     explained_variance,
+    few_levels,
     massive_units,
     merge,
     merge_all,
     merge_covariance,
     moments,
+    participation_ratio,
     pool,
 )
 
@@ -162,3 +165,66 @@ def test_massive_units():
     assert massive_units(mean).nonzero().flatten().tolist() == [7, 31]
     assert massive_units(mean, factor=80).nonzero().flatten().tolist() == [7, 9, 31]
     assert massive_units(mean * 1e-3).nonzero().flatten().tolist() == [7, 31]
+
+
+def test_density():
+    mean = torch.tensor([[0.1, -0.5, 2.0, -3.0], [0.0, 0.0, 0.0, 0.0], [1.0, torch.nan, 2.0, 3.0]])
+    found = density(mean, 0.5)
+    assert found.dtype == torch.float64 and found.tolist()[:2] == [0.5, 0.0] and found[2].isnan()  # strictly above
+    assert density(mean, 0.0)[:2].tolist() == [1.0, 0.0]
+    rng = np.random.default_rng(5)
+    normal = torch.from_numpy(rng.normal(size=(2, 200_000)) * [[1.0], [2.0]])
+    assert density(normal, 1.0).tolist() == pytest.approx([0.3173, 0.6171], abs=0.005)  # 2 Phi(-1), 2 Phi(-1/2)
+    for threshold in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"threshold=(-1.0|nan).*at least 0"):
+            density(mean, threshold)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1, 1e100])
+def test_participation_ratio(scale):
+    mean = torch.zeros(5, 8, dtype=torch.float64)
+    mean[0, 3] = -7
+    mean[1] = torch.tensor([2.0, -2.0]).repeat(4)
+    mean[2, :3] = 5
+    mean[3] = torch.arange(8)
+    found = participation_ratio(mean * scale)
+    assert participation_ratio(mean.bfloat16()).dtype == torch.float64
+    squares = np.arange(8.0) ** 2
+    assert found[4].isnan()
+    assert found[:4].tolist() == pytest.approx([1, 8, 3, squares.sum() ** 2 / (squares**2).sum()], rel=1e-6)
+    mean[0, 0] = torch.nan
+    assert participation_ratio(mean).isnan().tolist() == [True, False, False, False, True]
+
+
+def test_participation_ratio_of_normal_means_is_a_third():
+    mean = torch.from_numpy(np.random.default_rng(6).normal(size=(1, 200_000)))
+    assert float(participation_ratio(mean)) / 200_000 == pytest.approx(1 / 3, abs=0.005)  # E[m^2]^2 / E[m^4]
+
+
+def test_few_levels_counts_what_bf16_can_tell_apart():
+    """Where the flag is up, at most some 50 values of bf16 lie within 4 standard deviations of the mean."""
+    ratios = torch.tensor([0.0, 5.0, 29.0, 31.0, 100.0, -100.0, 1000.0])
+    exact = torch.from_numpy(np.random.default_rng(7).normal(size=(4000, 7))) + ratios
+    flagged = few_levels(moments(exact))
+    assert flagged.tolist() == [False, False, False, True, True, True, True]
+    levels = torch.tensor([len(column.unique()) for column in exact.bfloat16().T])
+    assert (levels[flagged] < 50).all() and (levels[~flagged] > 50).all()
+    assert not few_levels(moments(exact), torch.float32).any()
+    assert few_levels(moments(exact), torch.float16).tolist() == [False] * 6 + [True]
+    assert few_levels(moments(exact), ratio=200).tolist() == [False] * 6 + [True]
+
+
+def test_constant_and_non_finite_units_are_other_flags():
+    x = torch.ones(9, 3) * 7
+    x[0, 1], x[0, 2] = torch.nan, torch.inf
+    assert not few_levels(moments(x)).any()
+
+
+def test_covariance_over_several_panels_and_pieces():
+    rng = np.random.default_rng(8)
+    rows = torch.from_numpy(rng.normal(size=(2100, 600)) * rng.uniform(0.1, 5, 600) + 9).float()
+    found = covariance(rows)
+    exact = rows.double().numpy()
+    error = (found.scatter / found.n).numpy() - np.cov(exact.T, bias=True)
+    assert np.abs(error / np.outer(exact.std(0), exact.std(0))).max() < 5e-7
+    np.testing.assert_allclose(found.mean.numpy(), exact.mean(0), rtol=1e-13)

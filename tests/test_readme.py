@@ -34,6 +34,30 @@ def test_the_file_tree_names_every_file():
         assert (ROOT / "rsdyn" / name).exists(), f"{name} is in the README's tree and nowhere else"
 
 
+def test_its_example_of_the_library_runs():
+    import torch
+
+    block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "surrogates" in b)
+    block = block.replace("n_sublayers=32, n_units=128", "n_sublayers=6, n_units=8").replace("n=1000", "n=50")
+    block = block.replace("n_components=100", "n_components=5")
+    trajectories = torch.randn(40, 6, 8, generator=torch.Generator().manual_seed(0)).cumsum(1)
+    given = {"trajectories": trajectories, "x": trajectories[:, 0], "y": trajectories[:, 1]}
+    namespace = dict(given)
+    exec(block.replace("trajectories = ...", ""), namespace)
+    shapes = {
+        "moments.correlation(trajectories)": (5, 8),
+        "geometry.cosine(trajectories)": (40, 5),
+        "geometry.speed(trajectories)": (40, 5),
+        "information.consecutive_information(trajectories)": (5, 8),
+        'information.mutual_information(x, y, estimator="ksg")': (8,),
+        "rotation.rotations(a)": (8,),
+        "correlation.compute()": (5, 8),
+    }
+    for expression, shape in shapes.items():
+        assert expression in block
+        assert eval(expression, namespace).shape == shape
+
+
 def test_its_commands_use_the_pins_and_name_scripts_that_exist():
     for heading in ("### Run it", "### Run the tests"):
         block = re.search(rf"{heading}\n.*?```bash\n(.*?)```", README, re.DOTALL)

@@ -419,3 +419,19 @@ def test_split_sizes_out_of_range(val, test, key):
 def test_split_fractions_that_leave_nothing():
     with pytest.raises(UserError, match="nothing to train on"):
         split(100, val_size=0.5, test_size=0.5, seed=0)
+
+
+def test_shuffling_afterwards_is_the_shuffled_condition(tmp_path):
+
+    rows = [{"text": text * 2} for text in PROSE]
+    import datasets
+
+    table = datasets.Dataset.from_list(rows)
+    tokenizer = tiny_tokenizer(tmp_path)
+    options = {"text_column": "text", "l_min": 10, "l_max": 500, "seed": 5}
+    plain = tokenise(table, tokenizer, **options)
+    shuffled = tokenise(table, tokenizer, condition="shuffled", **options)
+    assert plain.shuffled(5).digest == shuffled.digest != plain.digest
+    assert plain.shuffled(6).digest != shuffled.digest
+    for i in range(len(plain)):
+        assert sorted(plain[i]) == sorted(shuffled[i]) and plain[i][0] == shuffled[i][0] == plain.bos_id

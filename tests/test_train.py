@@ -78,7 +78,7 @@ def test_the_run_folder_is_complete(runs):
         assert (folder / file).stat().st_size > 0
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["seed"] == 0
-    assert len(provenance["cache_key"]) == 32
+    assert len(provenance["caches"]["original"]["cache_key"]) == 32
     assert provenance["versions"]["torch"] == torch.__version__
 
 

@@ -12,6 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rsdyn.dynamics.comoments import Comoments as Comoments
+from rsdyn.dynamics.comoments import comoments as comoments
+from rsdyn.dynamics.comoments import correlation as correlation
+from rsdyn.dynamics.comoments import correlation_of as correlation_of
+from rsdyn.dynamics.comoments import merge_comoments as merge_comoments
+from rsdyn.dynamics.comoments import unvarying
+
+_PRODUCT_ROWS = 512  # vectors to a float32 product, before float64 takes the sum over
+_PRODUCT_PANEL = 256  # columns of a covariance at a time
+
 
 class Moments(NamedTuple):
     """Count, mean and sum of squared deviations of some samples, elementwise.
@@ -38,7 +48,7 @@ class Moments(NamedTuple):
     @property
     def constant(self) -> Tensor:
         """Where nothing varies: a boolean mask. Merging leaves up to an ulp of the mean, far below any real spread."""
-        return self.std <= 1e-12 * self.mean.abs()
+        return unvarying(*self)
 
 
 def moments(x: Tensor, chunk_elements: int = 1 << 23) -> Moments:
@@ -116,6 +126,48 @@ def massive_units(mean: Tensor, factor: float = 100.0) -> Tensor:
     return ((size > factor * median) & (median > 0)).any(dim=0)
 
 
+def few_levels(m: Moments, dtype: torch.dtype = torch.bfloat16, ratio: float = 30.0) -> Tensor:
+    """Units that storage in ``dtype`` left few distinct values: a boolean mask of the shape of ``m.mean``.
+
+    True where ``|mean| / std`` passes ``ratio``: numbers there are then an eighth of a standard deviation apart or
+    more, and correlation and information are partly of the rounding (METHOD sections 4 and 6). ``ratio`` is for
+    bfloat16 and grows with the precision of ``dtype``: 240 for float16, 2e6 for float32, whose storage therefore marks
+    no real unit. Constant units, and those that are not finite, are other flags and False here.
+    """
+    limit = ratio * torch.finfo(torch.bfloat16).eps / torch.finfo(dtype).eps
+    return (m.mean.abs() > limit * m.std) & ~m.constant  # without a finite mean, std is NaN
+
+
+def density(mean: Tensor, threshold: float) -> Tensor:
+    """Fraction of units whose ``|mean|`` is above ``threshold``, per sublayer (paper 2.2, METHOD section 3).
+
+    Args:
+        mean: ``(S, D)``.
+        threshold: at least 0, in the units of the stream.
+
+    Returns:
+        ``(S,)`` in float64; NaN for a sublayer that holds NaN: leave such units out first.
+
+    Raises:
+        ValueError: for a negative threshold or NaN.
+    """
+    if not threshold >= 0:
+        raise ValueError(f"threshold={threshold}: |mean| is compared with it; give a number of at least 0.")
+    above = (mean.abs() > threshold).to(torch.float64)
+    return above.masked_fill(mean.isnan(), torch.nan).mean(-1)
+
+
+def participation_ratio(mean: Tensor) -> Tensor:
+    """How many units share a mean vector, ``(sum m^2)^2 / sum m^4``: 1 for one unit alone, ``D`` for all alike.
+
+    Of ``mean`` ``(S, D)``, per sublayer: ``(S,)`` in float64 (METHOD section 3). NaN for a vector of zeros, and for one
+    that is not finite.
+    """
+    size = mean.to(torch.float64).abs()
+    square = (size / size.amax(-1, keepdim=True)).square()  # no size over- or underflows
+    return square.sum(-1).square() / square.square().sum(-1)
+
+
 class Covariance(NamedTuple):
     """Count, mean ``(D,)`` and scatter ``(D, D)`` (sum of outer products of deviations) of some vectors, float64."""
 
@@ -128,20 +180,30 @@ def covariance(x: Tensor) -> Covariance:
     """Covariance state of vectors ``x`` ``(N, D)``: deviations and products in float32, sums in float64.
 
     The mean is taken out first, so the products stay accurate for units far from zero; within 3e-8 of a full SVD. Many
-    vectors go in chunks, each several times longer than it is wide, so that no copy of all of them is made.
+    vectors go in chunks, each several times longer than it is wide, so that no copy of all of them is made. Float64
+    input, and any input on another device than a CPU, where float32 products may be TF32, is multiplied in float64.
     """
-    rows = max(4 * x.shape[1], 1 << 14)
-    if x.shape[0] > rows:
+    n, d = x.shape
+    rows = max(4 * d, 1 << 14)
+    if n > rows:
         parts = [covariance(part) for part in x.split(rows)]
         return reduce(merge_covariance, parts)
-    count = torch.tensor(float(x.shape[0]), dtype=torch.float64, device=x.device)
-    if x.shape[0] == 0:
-        mean = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-        return Covariance(count, mean, mean.new_zeros(x.shape[1], x.shape[1]))
-    mean = x.mean(0, dtype=torch.float64)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    deviations = (x.to(torch.float64) - mean).to(dtype)
-    return Covariance(count, mean, (deviations.T @ deviations).to(torch.float64))
+    count = torch.tensor(float(n), dtype=torch.float64, device=x.device)
+    mean = torch.zeros(d, dtype=torch.float64, device=x.device)
+    scatter = torch.zeros(d, d, dtype=torch.float64, device=x.device)
+    pieces = x.split(_PRODUCT_ROWS) if n > 0 else ()
+    for piece in pieces:
+        mean += piece.to(torch.float64).sum(0)
+    mean /= max(n, 1)
+    exact = x.dtype == torch.float64 or x.device.type != "cpu"
+    for piece in pieces:
+        deviations = (piece.to(torch.float64) - mean).to(torch.float64 if exact else torch.float32)
+        for a in range(0, d, _PRODUCT_PANEL):  # the scatter is symmetric: only what is right of the diagonal
+            scatter[a : a + _PRODUCT_PANEL, a:] += deviations[:, a : a + _PRODUCT_PANEL].T @ deviations[:, a:]
+    for a in range(0, d, _PRODUCT_PANEL):
+        b = a + _PRODUCT_PANEL
+        scatter[b:, a:b] = scatter[a:b, b:].T
+    return Covariance(count, mean, scatter)
 
 
 def merge_covariance(a: Covariance, b: Covariance) -> Covariance:

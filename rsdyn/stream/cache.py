@@ -166,9 +166,9 @@ class TrajectoryCache:
         per_sequence = self.shape[1] * self.shape[2] * self.dtype.itemsize + 12
         return (stop - start) * per_sequence + 1024
 
-    def check_free_space(self) -> None:
-        """Raise ``UserError`` when the missing shards do not fit on the disk, before any work is done."""
-        needed = sum(self.shard_bytes(k) for k in self.missing())
+    def check_free_space(self, missing: list[int] | None = None) -> None:
+        """Raise ``UserError`` when ``missing`` shards (default: all that are) do not fit on the disk."""
+        needed = sum(self.shard_bytes(k) for k in (self.missing() if missing is None else missing))
         free = shutil.disk_usage(self.root).free
         if needed > free:
             fit = max(0, free * self.shape[0] // max(1, sum(map(self.shard_bytes, range(self.n_shards)))))

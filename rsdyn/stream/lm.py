@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from rsdyn.stream.sites import find_sites, site_names
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_NOT_OF_THE_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 EXTRACTOR_VERSION = 1  # raise it whenever recording would give other numbers: it is part of the cache's key
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -43,6 +44,7 @@ class LMSource:
         commit: the Hub commit that the name resolved to; None for a folder.
         config: transformers' config of the model.
         site_names: the sites of one layer, in order.
+        untrained: None for the weights that were saved, else the seed of random ones (:meth:`without_training`).
     """
 
     name: str
@@ -52,11 +54,17 @@ class LMSource:
     config: Any
     site_names: tuple[str, ...]
     trust_remote_code: bool = False
+    untrained: int | None = None
 
     @property
     def label(self) -> str:
         """The model's name without the folders that lead to it."""
-        return self.name if self.commit or self.name == "embedded" else Path(self.location).resolve().name
+        name = self.name if self.commit or self.name == "embedded" else Path(self.location).resolve().name
+        return name if self.untrained is None else f"{name}-untrained"
+
+    def without_training(self, seed: int) -> LMSource:
+        """The same architecture with the random weights that its authors start training from."""
+        return replace(self, untrained=seed)
 
     @property
     def n_layers(self) -> int:
@@ -83,6 +91,10 @@ class LMSource:
 
     def identity(self) -> str:
         """What tells these weights from all others: the Hub's commit, or a digest of the folder's files."""
+        if self.untrained is not None:
+            shape = {k: v for k, v in self.config.to_dict().items() if k not in _NOT_OF_THE_SHAPE}
+            text = json.dumps(shape, sort_keys=True, default=str)
+            return f"untrained, seed {self.untrained}, shape xxh3 {xxhash.xxh3_128_hexdigest(text.encode())}"
         if self.commit is not None:
             return f"commit {self.commit}"
         digest = xxhash.xxh3_128()
@@ -108,6 +120,12 @@ class LMSource:
     def load(self, *, dtype: str = "float32", device: torch.device | str = "cpu") -> LanguageModel:
         """Read the weights (safetensors only) and put the base model, without LM head, on ``device``."""
         from transformers import AutoModel
+
+        if self.untrained is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.untrained)
+                base = AutoModel.from_config(self.config, dtype=DTYPES[dtype], trust_remote_code=self.trust_remote_code)
+            return LanguageModel(base.to(device), name=f"{self.name} (untrained)")
         from transformers.utils import logging as transformers_logging
 
         verbosity = transformers_logging.get_verbosity()

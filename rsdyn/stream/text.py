@@ -7,7 +7,7 @@ a function of the rows, the settings and (seed, sequence index): never of batch,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,6 +64,14 @@ class Sequences:
     @property
     def n_tokens(self) -> int:
         return len(self.ids)
+
+    def shuffled(self, seed: int) -> Sequences:
+        """The paper's control: tokens 1..n of sequence i permuted by (seed, i) alone, BOS kept."""
+        ids = self.ids.copy()
+        for i, (start, stop) in enumerate(zip(self.offsets[:-1], self.offsets[1:], strict=True)):
+            ids[start + 1 : stop] = ids[start + 1 : stop][_permutation(seed, i, stop - start - 1)]
+        ids.setflags(write=False)
+        return replace(self, ids=ids)
 
     @cached_property
     def digest(self) -> str:
@@ -135,8 +143,6 @@ def tokenise(
                     continue
                 n_truncated += 1
                 tokens = tokens[: max_tokens - 1]
-            if condition == "shuffled":
-                tokens = tokens[_permutation(seed, len(lengths), len(tokens))]
             chunk += [np.array([bos_id], np.int32), tokens]
             lengths.append(len(tokens) + 1)
         if chunk:
@@ -155,7 +161,8 @@ def tokenise(
     flat, offsets = np.concatenate(ids), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     flat.setflags(write=False)
     offsets.setflags(write=False)
-    return Sequences(flat, offsets, n_rows, n_truncated, bos_id, bos_note)
+    sequences = Sequences(flat, offsets, n_rows, n_truncated, bos_id, bos_note)
+    return sequences.shuffled(seed) if condition == "shuffled" else sequences
 
 
 def split(n: int, *, val_size: float, test_size: float, seed: int) -> dict[str, np.ndarray]:

@@ -85,21 +85,32 @@ class TrajectoryStream:
     def lm_loaded(self) -> bool:
         return self._model is not None
 
-    def open(self) -> None:
-        """Make or check the cache folder and see that what is missing fits on the disk; ``UserError`` otherwise."""
+    def open(self, samples: int | None = None) -> None:
+        """Make or check the cache folder and see that what is missing fits on the disk; ``UserError`` otherwise.
+
+        ``samples``, here and below: only the shards of the first so many sequences will be wanted; default all.
+        """
         if self.cache is not None:
             packages = ("torch", "transformers", "safetensors")
             self.cache.open(made_by={name: version(name) for name in packages})
-            self.cache.check_free_space()
+            self.cache.check_free_space(self.missing(samples))
 
     def bounds(self, k: int) -> tuple[int, int]:
         """First and one-past-last sequence of shard ``k``."""
         return k * self.shard_sequences, min((k + 1) * self.shard_sequences, self.n_sequences)
 
-    def n_missing(self) -> int:
+    def shards_of(self, samples: int | None = None) -> int:
+        """How many shards, from the first one on, hold the first ``samples`` sequences."""
+        return self.n_shards if samples is None else min(self.n_shards, -(-samples // self.shard_sequences))
+
+    def missing(self, samples: int | None = None) -> list[int]:
+        """The shards that the language model still has to record."""
+        absent = range(self.n_shards) if self.cache is None else self.cache.missing()
+        return [k for k in absent if k < self.shards_of(samples)]
+
+    def n_missing(self, samples: int | None = None) -> int:
         """How many sequences the language model still has to record."""
-        missing = range(self.n_shards) if self.cache is None else self.cache.missing()
-        return sum(stop - start for start, stop in map(self.bounds, missing))
+        return sum(stop - start for start, stop in map(self.bounds, self.missing(samples)))
 
     def shard(self, k: int) -> Shard:
         """Shard ``k``. A damaged one is named in a warning, and recorded again."""

@@ -1,0 +1,217 @@
+"""Measure the residual stream as a dynamical system: the paper's measures, with null models (paper 2.2-2.6, 2.8).
+
+python analyze.py                                             the embedded model and text, with their controls
+python analyze.py analysis.measures=[correlation,cosine] analysis.samples=500
+python analyze.py --config paper lm.name=meta-llama/Llama-3.1-8B trainer.devices=4
+python analyze.py --help
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rsdyn.script import Run, run_script
+
+
+def analyze(run: Run) -> None:
+    """Text, language models, streams; a probe through each; results, null models, findings; figures, numbers, W&B."""
+    import lightning as L
+    import torch
+
+    from rsdyn import analysis
+    from rsdyn.analysis_checks import check_settings, nulls_of
+    from rsdyn.callbacks import ProbeProgress, stage_bar
+    from rsdyn.datamodule import TrajectoryDataModule
+    from rsdyn.experiment import find_source, make_trainer, open_stream, start_records
+    from rsdyn.probe import ResidualStreamProbe
+
+    config: Any = run.config
+    settings, seed = config.analysis, config.seed
+    L.seed_everything(seed, verbose=False)
+    source = find_source(run)
+    streams = {c: open_stream(run, source, c, samples=settings.samples) for c in settings.conditions}
+    first = next(iter(streams.values()))
+    sites = len(source.lm.site_names)
+    n_samples = min(settings.samples or first.n_sequences, first.n_sequences)
+    check_settings(
+        settings,
+        n_sequences=n_samples,
+        n_sublayers=first.n_sublayers,
+        n_units=first.n_units,
+        sites_per_layer=sites,
+    )
+    start_records(run, source, streams)
+    run.say(f"Measuring {', '.join(settings.measures)} on the first {n_samples} sequences")
+
+    probes: dict[str, ResidualStreamProbe] = {}
+    results: dict[str, dict[str, Any]] = {}
+    n_recorded = 0
+    run.kept = lambda: _kept(streams, settings.samples)
+    for condition, stream in streams.items():
+        probe = ResidualStreamProbe(
+            n_sublayers=stream.n_sublayers,
+            n_units=stream.n_units,
+            measures=settings.measures,
+            keep=settings.mi.samples,
+            components=settings.components,
+            bar=stage_bar,
+            name=condition,
+        )
+        datamodule = TrajectoryDataModule(stream, samples=settings.samples, passes=probe.n_passes)
+        trainer = make_trainer(run, [ProbeProgress(datamodule, condition)])
+        datamodule.set_process(0, trainer.world_size)  # too many processes are a mistake to name before they start
+        trainer.test(probe, datamodule=datamodule, verbose=False)
+        n_recorded += int(
+            trainer.strategy.reduce(torch.tensor(stream.n_recorded, device=probe.device), reduce_op="sum")
+        )
+        stream.release_lm()
+        probes[condition] = probe
+        out = analysis.flags(probe, stream.dtype)
+        if "activations" in settings.measures:
+            out |= analysis.activations(probe, settings.density_threshold)
+        if "correlation" in settings.measures:
+            out |= analysis.correlation(probe)
+        if "cosine" in settings.measures:
+            out |= analysis.cosine(probe)
+        if "velocity" in settings.measures:
+            out |= analysis.velocity(probe)
+        if "mutual_information" in settings.measures:
+            out |= analysis.information(probe, settings.mi.estimator, seed)
+        if "rotation" in settings.measures:
+            rotation = settings.rotation
+            out |= analysis.rotations(
+                probe,
+                nulls_of(settings, own=True),
+                n=rotation.surrogates,
+                shared=rotation.shared,
+                window=rotation.window,
+                sites_per_layer=sites,
+                seed=seed,
+            )
+        if "pca" in settings.measures:
+            out |= analysis.principal_components(probe, seed)
+        results[condition] = out
+    if "rotation" in settings.measures and "original" in probes:
+        for null in nulls_of(settings, own=False):
+            original = results["original"]
+            original |= analysis.compare_rotations(
+                probes["original"], probes[null], original, null, n=settings.rotation.surrogates, seed=seed
+            )
+
+    if trainer.is_global_zero:
+        summary = {
+            "lm": source.lm.label,
+            "text": source.text,
+            "conditions": list(streams),
+            "measures": list(settings.measures),
+            "n_sequences": n_samples,
+            "n_sublayers": first.n_sublayers,
+            "n_units": first.n_units,
+            "sites_per_layer": sites,
+            "sequences_recorded": n_recorded,
+            "processes": trainer.world_size,
+        }
+        _report(run, summary, {c: _on_cpu(r) for c, r in results.items()}, list(streams.values()))
+    trainer.strategy.barrier()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _kept(streams: dict[str, Any], samples: int | None) -> str:
+    parts = [
+        f"{stream.n_sequences - stream.n_missing()} of {stream.n_sequences} sequences of {condition} are in the cache"
+        for condition, stream in streams.items()
+        if stream.cache is not None
+    ]
+    return "; ".join(parts) + ", and will not be recorded again" if parts else "nothing is kept without a cache"
+
+
+def _on_cpu(results: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.cpu() if hasattr(v, "cpu") else v for k, v in results.items()}
+
+
+def _report(run: Run, summary: dict[str, Any], results: dict[str, dict[str, Any]], streams: list[Any]) -> None:
+    """Write results, findings, figures and summary; send them to W&B; print the findings."""
+    import numpy as np
+
+    from rsdyn import figures
+    from rsdyn.analysis_figures import panels, sublayer_curves
+    from rsdyn.findings import (
+        as_json,
+        as_markdown,
+        as_text,
+        findings,
+        flags_in_words,
+        plane_in_words,
+        rotation_in_words,
+    )
+    from rsdyn.run_folder import write_json, write_text
+    from rsdyn.tracking import log_figures, log_sublayer_curves, log_summary
+
+    conditions, measures, sites = summary["conditions"], summary["measures"], summary["sites_per_layer"]
+    main = results[conditions[0]]
+    table = findings(results, measures, sites)
+    words = rotation_in_words(main, summary["n_sublayers"]) if "rotation" in measures else []
+    words += plane_in_words(main) if "pca" in measures else []
+    notes = flags_in_words(results)
+    drawn = panels(results, measures, sites_per_layer=sites, units=run.config.analysis.rotation.units,
+                   seed=run.config.seed)  # fmt: skip
+    for name, figure in drawn.items():
+        figures.save(figure, run.folder / "figures", name)
+    arrays: dict[str, Any] = {
+        f"{c}/{k}": np.asarray(v) for c, r in results.items() for k, v in r.items() if hasattr(v, "numpy")
+    }
+    np.savez_compressed(run.folder / "results.npz", **arrays)
+    curves = {c: sublayer_curves(r) for c, r in results.items()}
+    summary |= {
+        "findings": as_json(table),
+        "in_words": words + notes,
+        "scalars": {c: _scalars(r) for c, r in results.items()},
+        "curves": curves,
+        "seconds": {"total": time.time() - run.started},
+    }
+    write_json(run.folder / "summary.json", summary)
+    title = f"# {summary['lm']} on {summary['text']}, {summary['n_sequences']} sequences\n\n"
+    below = "".join(f"\n{line}\n" for line in words + notes)
+    write_text(run.folder / "findings.md", title + as_markdown(table, conditions) + below)
+    for condition in conditions:
+        named = {f"{condition}/{k}": v for k, v in curves[condition].items()}
+        log_sublayer_curves(run.logger, named, summary["n_sublayers"])
+    log_figures(run.logger, drawn)
+    log_summary(run.logger, {k: v for k, v in summary.items() if k != "curves"})
+    run.say()
+    for line in as_text(table, conditions):
+        run.say(line)
+    for line in words + notes:
+        run.say()
+        run.say(line)
+    run.say()
+    recorded = summary["sequences_recorded"]
+    run.say(f"LM:          {recorded} sequences recorded" if recorded else "LM:          not loaded, all was cached")
+    run.say(f"Time:        {summary['seconds']['total']:.0f} s in all")
+    run.say(f"Run folder:  {run.folder}")
+    run.say("             findings.md, summary.json, results.npz, figures/")
+
+
+def _scalars(results: dict[str, Any]) -> dict[str, Any]:
+    """Numbers, texts and lists of units; what is longer is in ``results.npz``."""
+    out = {}
+    for name, value in results.items():
+        if not hasattr(value, "numpy"):
+            out[name] = value
+        elif value.ndim == 0:
+            out[name] = float(value)
+        elif name.endswith("_units"):
+            out[name] = value
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_script("analyze", analyze, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

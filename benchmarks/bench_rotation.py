@@ -1,0 +1,202 @@
+"""What the null models of rotations cost on one core, beside a naive loop in numpy in the same run.
+
+    python benchmarks/bench_rotation.py [--units 1024] [--surrogates 1000] [--sublayers 64] [--repeats 5]
+
+The naive loop takes one unit and one surrogate at a time through `np.gradient`, `np.arctan2` and `np.unwrap`; it runs
+on one unit. Ours and the loop take turns, and the least CPU time of each counts, so that a busy machine slows both. The
+working set is what the peak memory of a fresh process grows by during the test, with the data already there (Linux).
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsdyn.dynamics.rotation import rotations, sequence_rotations
+from rsdyn.dynamics.surrogates import NULLS, paired_swap_test, rotation_test
+
+SHARED, OWN = 80, 15  # the goals, for the paper's null
+
+
+def literal(x: np.ndarray, y: np.ndarray) -> float:
+    """The paper's formulas."""
+    theta = np.unwrap(np.arctan2(np.diff(y), np.diff(x)))
+    return float((theta[-1] - theta[0]) / (2 * np.pi))
+
+
+def of_trajectory(a: np.ndarray) -> float:
+    g = np.gradient(a)
+    return literal(a - a[0], g - g[0])
+
+
+def iaaft(steps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    ordered, amplitude, found = np.sort(steps), np.abs(np.fft.rfft(steps)), rng.permutation(steps)
+    for _ in range(20):
+        phase = np.angle(np.fft.rfft(found))
+        ranked = ordered[np.argsort(np.argsort(np.fft.irfft(amplitude * np.exp(1j * phase), len(steps))))]
+        if np.array_equal(ranked, found):
+            break
+        found = ranked
+    return found
+
+
+def naive(null: str, a: np.ndarray, n: int) -> list[float]:
+    """``n`` surrogates of one unit ``a`` ``(S,)``, one after another."""
+    rng, steps, found = np.random.default_rng(0), np.diff(a), []
+    x, y = a - a[0], np.gradient(a) - np.gradient(a)[0]
+    for _ in range(n):
+        if null == "layer_shuffle":
+            order = rng.permutation(len(a))
+            found.append(literal(x[order], y[order]))
+            continue
+        if null == "layer_shuffle_regradient":
+            found.append(of_trajectory(rng.permutation(a)))
+            continue
+        new = steps.copy()
+        if null == "iaaft":
+            new = iaaft(steps, rng)
+        elif null == "sign_flip":
+            for kind in (0, 1):
+                centre = steps[kind::2].mean()
+                new[kind::2] = centre + rng.choice([-1, 1], len(steps[kind::2])) * (steps[kind::2] - centre)
+        else:
+            width = 8 if null == "increment_shuffle_windowed" else len(steps)
+            for start in range(0, len(steps), width):
+                for kind in (0, 1):
+                    places = np.arange(start + kind, min(start + width, len(steps)), 2)
+                    new[places] = rng.permutation(steps[places])
+        found.append(of_trajectory(np.concatenate([a[:1], a[0] + np.cumsum(new)])))
+    return found
+
+
+def naive_swaps(a: np.ndarray, b: np.ndarray, n: int) -> list[float]:
+    rng, found = np.random.default_rng(0), []
+    for _ in range(n):
+        swap = rng.integers(0, 2, len(a)).astype(bool)[:, None]
+        found.append(of_trajectory(np.where(swap, b, a).mean(0)) - of_trajectory(np.where(swap, a, b).mean(0)))
+    return found
+
+
+def least(repeats: int, *works: Callable[[], Any]) -> list[float]:
+    """Least CPU seconds of each work; they take turns."""
+    seconds = [float("inf")] * len(works)
+    for _ in range(repeats):
+        for i, work in enumerate(works):
+            start = time.process_time()
+            work()
+            seconds[i] = min(seconds[i], time.process_time() - start)
+    return seconds
+
+
+def walks(sublayers: int, units: int, sequences: int = 0) -> Tensor:
+    shape = (sequences, sublayers, units) if sequences else (sublayers, units)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).cumsum(-2).bfloat16()
+
+
+def high_water() -> float:
+    """Peak resident memory of this process in MiB; ru_maxrss will not do, since a child inherits its parent's."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]
+
+
+def working_set(args: argparse.Namespace, null: str, shared: bool, results: Any) -> None:
+    """How much the peak grows in this process, sent to ``results``."""
+    torch.set_num_threads(1)
+    several = walks(args.sublayers, args.units, args.sequences if null == "token_shuffled" else 2)
+    other = several.flip(0)
+
+    def test(units: int, n: int) -> None:
+        if null == "token_shuffled":
+            paired_swap_test(several[..., :units], other[..., :units], n)
+        else:
+            rotation_test(several[0, :, :units], null, n, shared=shared)
+
+    test(2, 8)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of making the data, is forgotten
+    before = high_water()
+    test(args.units, args.surrogates)
+    results.put(high_water() - before)
+
+
+def peak(args: argparse.Namespace, null: str, shared: bool) -> float:
+    context = multiprocessing.get_context("spawn")
+    results: Any = context.SimpleQueue()
+    process = context.Process(target=working_set, args=(args, null, shared, results))
+    process.start()
+    process.join()
+    return float(results.get())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--units", type=int, default=1024, help="units of ours, 64 for iaaft")
+    parser.add_argument("--sublayers", type=int, default=64)
+    parser.add_argument("--sequences", type=int, default=200, help="for token_shuffled and per-sequence rotations")
+    parser.add_argument("--surrogates", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    n = args.surrogates
+    stream = walks(args.sublayers, args.units)
+    unit = stream[:, 0].double().numpy()
+    several, other = (
+        walks(args.sublayers, args.units, args.sequences),
+        walks(args.sublayers, args.units, args.sequences),
+    )
+    other = other.flip(0)
+
+    print(f"{n} surrogates, {args.sublayers} sublayers, {args.units} units, one thread, {args.repeats} alternations\n")
+    print("| null | surrogates | naive, ms per unit | ours, µs per unit | ratio | goal | working set, MiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+
+    def row(name: str, kind: str, seconds: list[float], units: int, goal: str, memory: str) -> None:
+        theirs, mine = seconds[0], seconds[1] / units
+        ratio = f"{theirs / mine:.0f} ×"
+        print(f"| {name} | {kind} | {1e3 * theirs:.1f} | {1e6 * mine:.0f} | {ratio} | {goal} | {memory} |", flush=True)
+
+    for null in NULLS:
+        few, repeats = (stream[:, :64], 1) if null == "iaaft" else (stream, args.repeats)
+        ours = [lambda s=s: rotation_test(few, null, n, shared=s) for s in (True, False)]  # noqa: B023
+        loop, *times = least(repeats, lambda: naive(null, unit, n), *ours)  # noqa: B023
+        for kind, taken, goal in zip(("shared", "own"), times, (SHARED, OWN), strict=True):
+            goals = f"{goal} ×" if null == "layer_shuffle" else "none"
+            memory = f"{peak(args, null, kind == 'shared'):.0f}" if null != "iaaft" else "not run"
+            row(null, kind, [loop, taken], few.shape[1], goals, memory)
+
+    seconds = least(
+        2,
+        lambda: naive_swaps(several[..., 0].double().numpy(), other[..., 0].double().numpy(), n),
+        lambda: paired_swap_test(several, other, n),
+    )
+    row(
+        f"token_shuffled, N = {args.sequences}",
+        "shared",
+        seconds,
+        args.units,
+        "none",
+        f"{peak(args, 'token_shuffled', True):.0f}",
+    )
+
+    loop, each, mean = least(
+        args.repeats,
+        lambda: [of_trajectory(a) for a in several[..., 0].double().numpy()],
+        lambda: sequence_rotations(several),
+        lambda: rotations(stream),
+    )
+    per = args.sequences * args.units
+    print(
+        f"\nRotations of one trajectory: numpy {1e6 * loop / args.sequences:.1f} µs, `sequence_rotations` (bf16) "
+        f"{1e6 * each / per:.3f} µs, `rotations` (float64) {1e6 * mean / args.units:.3f} µs."
+    )
+
+
+if __name__ == "__main__":
+    main()

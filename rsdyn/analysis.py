@@ -1,0 +1,359 @@
+"""From what a probe collected to results: one function a measure of the paper, each with its intervals.
+
+Every function runs on all processes and gives all of them the same result. A result is a flat dictionary of tensors
+and numbers; names that end in ``_interval`` are ``(2, ...)``, low and high at 95 %, by a jackknife over sequences, and
+names that end in ``_groups`` hold the leave-one-out values behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsdyn.dynamics import dimension, rotation, surrogates
+from rsdyn.dynamics.information import consecutive_information
+from rsdyn.dynamics.moments import (
+    Moments,
+    correlation_of,
+    density,
+    explained_variance,
+    few_levels,
+    merge,
+    merge_comoments,
+    participation_ratio,
+)
+from rsdyn.dynamics.projection import PCA
+from rsdyn.dynamics.resampling import jackknife
+from rsdyn.dynamics.surrogates import RotationTest
+from rsdyn.dynamics.walks import smoothed_random_walks
+from rsdyn.metrics import UnitShare
+from rsdyn.probe import ResidualStreamProbe
+
+Results = dict[str, Any]
+N_JACKKNIFE_UNITS = 32  # units whose mutual information is estimated again without each group of sequences
+N_CONTROL = 100  # random walks beside the trajectories
+CONTROL_D = 256
+
+
+def _without_each(parts: Sequence[Any], together: Callable[[Any, Any], Any]) -> list[Any]:
+    """The merged states of all groups but one, for each group."""
+    return [reduce(together, [p for i, p in enumerate(parts) if i != g]) for g in range(len(parts))]
+
+
+def _with_interval(name: str, value: Tensor, without: Sequence[Tensor]) -> Results:
+    if len(without) < 2:
+        return {name: value}
+    groups = torch.stack(list(without))
+    found = jackknife(value, groups)
+    return {name: value, f"{name}_interval": torch.stack([found.low, found.high]), f"{name}_groups": groups}
+
+
+def flags(probe: ResidualStreamProbe, dtype: torch.dtype) -> Results:
+    """Units that a reader must know of: massive, unusable (NaN), constant, frozen by rounding, with few levels."""
+    total = Moments(probe.total.n, probe.total.mean, probe.total.m2)
+    return {
+        "massive_units": probe.massive.nonzero().flatten(),
+        "unusable_units": probe.unusable.nonzero().flatten(),
+        "constant": probe.constant.sum(1),
+        "constant_units": probe.constant.all(0).nonzero().flatten(),
+        "few_levels": few_levels(total, dtype).sum(1),
+        "frozen_steps": probe.frozen.mean(1),
+        "frozen_units": (probe.frozen.mean(0) > 0.5).nonzero().flatten(),
+    }
+
+
+def activations(probe: ResidualStreamProbe, threshold: float | None = None) -> Results:
+    """Mean activations, and how dense they are (paper 2.2, Fig. 1B)."""
+    usable = ~probe.unusable
+    mean, std = probe.total.mean, (probe.total.m2 / probe.total.n).sqrt()
+    if threshold is None:
+        threshold = 0.5 * float(mean[-1, usable].square().mean().sqrt())
+    means = [m.mean[:, usable] for m in _without_each(probe.groups, merge_comoments)]
+    few = ~(probe.massive | probe.unusable)
+    return {
+        "mean": mean,
+        "std": std,
+        "density_threshold": threshold,
+        **_with_interval("density", density(mean[:, usable], threshold), [density(m, threshold) for m in means]),
+        **_with_interval("participation", participation_ratio(mean[:, usable]), [*map(participation_ratio, means)]),
+        "participation_without_massive": participation_ratio(mean[:, few]),
+    }
+
+
+def correlation(probe: ResidualStreamProbe, bins: int = 50) -> Results:
+    """Correlation of each unit between sublayers (paper 2.3, Fig. 1C and D)."""
+    assert probe.all_pairs is not None
+    r = correlation_of(probe.total)
+    without = [correlation_of(m).nanmean(1) for m in _without_each(probe.groups, merge_comoments)]
+    few = ~probe.massive
+    without_massive = {"r_mean_without_massive": r[:, few].nanmean(1)} if probe.massive.any() else {}
+    # the paper's bins run from 0 to 1; what is negative is counted beside them
+    index = (probe.all_pairs * bins).floor().clamp(0, bins - 1)
+    inside = probe.all_pairs >= 0
+    counts = torch.zeros(r.shape[1], bins, dtype=torch.float64, device=r.device)
+    counts.scatter_add_(1, torch.where(inside, index, 0).long().T, inside.T.to(torch.float64))
+    below = (probe.all_pairs < 0).sum(0).to(torch.float64)
+    return {
+        "r": r,
+        **_with_interval("r_mean", r.nanmean(1), without),
+        **without_massive,
+        "r_undefined": r.isnan().sum(1),
+        "r_all_counts": counts,
+        "r_all_edges": torch.linspace(0, 1, bins + 1, dtype=torch.float64),
+        "r_all_below": below,
+        "r_all_mean": probe.all_pairs.nanmean(1),
+        "r_all_unit_mean": probe.all_pairs.nanmean(0),
+        "r_all_negative": below.sum() / probe.all_pairs.isfinite().sum(),
+    }
+
+
+def _moments_over_sequences(name: str, groups: list[Moments]) -> Results:
+    total = reduce(merge, groups)
+    without = [m.mean for m in _without_each(groups, merge)]
+    return {**_with_interval(name, total.mean, without), f"{name}_std": total.std}
+
+
+def cosine(probe: ResidualStreamProbe) -> Results:
+    """Cosine of successive stream vectors (paper 2.3, Fig. 1E)."""
+    out = _moments_over_sequences("cosine", probe.cosine)
+    if probe.cosine_without_massive:
+        out |= _moments_over_sequences("cosine_without_massive", probe.cosine_without_massive)
+    return out
+
+
+def velocity(probe: ResidualStreamProbe) -> Results:
+    """Speed of the stream (paper 2.4, Fig. 1F)."""
+    out = _moments_over_sequences("speed", probe.speed)
+    if probe.speed_without_massive:
+        out |= _moments_over_sequences("speed_without_massive", probe.speed_without_massive)
+    return out
+
+
+def information(probe: ResidualStreamProbe, estimator: str, seed: int) -> Results:
+    """Mutual information of each unit between successive sublayers, its interval and its floor (paper 2.5, Fig. 1G, H).
+
+    The interval and the floor (pairs made of different sequences at random) come from some of the units: the interval
+    of their mean is wider than that of all units' mean, if anything.
+    """
+    share = probe.share
+    assert share is not None
+    out: Results = {"mi_estimator": estimator, "mi_samples": len(share.x)}
+    if estimator == "paper_literal":  # it is not an information: the true one goes beside it
+        true = share.gather(consecutive_information(share.x, "kde"))
+        out |= {"mi_true": true, "mi_true_mean": torch.where(true.isfinite(), true, torch.nan).nanmean(1)}
+    n_blocks = share.x.shape[-1]
+    with probe.bar(f"{probe.name}: mutual information", n_blocks) as done:
+        mi = share.gather(consecutive_information(share.x, estimator, on_block=done))
+    finite = torch.where(mi.isfinite(), mi, torch.nan)
+    some = _some_units(share)
+    generator = torch.Generator().manual_seed(seed)
+    pairing = torch.randperm(len(share.x), generator=generator).to(share.x.device)
+    floor = _gathered(share, consecutive_information(some, estimator, pairing=pairing))
+    groups = share.sequence % len(probe.groups)
+    without = []
+    for g in groups.unique():
+        part = _gathered(share, consecutive_information(some[groups != g], estimator))
+        without.append(torch.where(part.isfinite(), part, torch.nan).nanmean(1))
+    centre = torch.stack(without).mean(0)
+    mean = finite.nanmean(1)
+    return out | {
+        "mi": mi,
+        **_with_interval("mi_mean", mean, [w - centre + mean for w in without]),
+        "mi_floor": torch.where(floor.isfinite(), floor, torch.nan).nanmean(1),
+        "mi_undefined": mi.isnan().sum(1),
+        "mi_infinite": mi.isinf().sum(1),
+        **({"mi_mean_without_massive": finite[:, ~probe.massive].nanmean(1)} if probe.massive.any() else {}),
+    }
+
+
+def _some_units(share: UnitShare) -> Tensor:
+    """Evenly spaced units of this process, as many as its share of those that are chosen."""
+    mine = share.x.shape[-1]
+    wanted = max(1, round(N_JACKKNIFE_UNITS * mine / share.n_units)) if mine else 0
+    at = torch.linspace(0, mine - 1, min(wanted, mine)).round().long() if mine else torch.zeros(0, dtype=torch.int64)
+    return share.x[..., at.to(share.x.device)]
+
+
+def _gathered(share: UnitShare, values: Tensor) -> Tensor:
+    """The values ``(..., u)`` of all processes' chosen units side by side."""
+    if share.x.shape[-1] == share.n_units:
+        return values
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, values.cpu())
+    return torch.cat(parts, dim=-1).to(values.device)
+
+
+def rotations(
+    probe: ResidualStreamProbe,
+    nulls: Sequence[str],
+    *,
+    n: int,
+    shared: bool,
+    window: int,
+    sites_per_layer: int,
+    seed: int,
+) -> Results:
+    """Turns of each unit in the plane of activation and gradient, against null models (paper 2.6, Fig. 2)."""
+    share = probe.share
+    assert share is not None
+    mean = probe.total.mean
+    r = rotation.rotations(mean)
+    per_sequence = share.gather(rotation.sequence_rotations(share.x).mean(0, dtype=torch.float64))
+    without = [rotation.rotations(m.mean).abs().nanmean() for m in _without_each(probe.groups, merge_comoments)]
+    out: Results = {
+        "rotation": r,
+        "rotation_mean_trajectory": mean,
+        "rotation_per_sequence": per_sequence,
+        "rotation_zero_tangents": rotation.zero_tangents(mean),
+        **_with_interval("rotation_abs_mean", r.abs().nanmean(), without),
+        **random_walks(len(mean), nulls, n=min(n, 199), window=window, sites_per_layer=sites_per_layer, seed=seed),
+    }
+    own = slice(share.first_unit, share.first_unit + share.x.shape[-1])
+    options: Any = {"window": window, "sites_per_layer": sites_per_layer, "first_unit": share.first_unit}
+    for null in nulls:
+        with probe.bar(f"{probe.name}: {null}", mean[:, own].shape[1]) as done:
+            test = surrogates.rotation_test(
+                mean[:, own], null, n, seed, shared=shared, on_block=_steps_of(done), **options
+            )
+            test = _over_processes(share, test)
+            # units are correlated, so a claim about all of them needs surrogates that they share
+            together = test if shared else surrogates.rotation_test(mean[:, own], null, n, seed, shared=True, **options)
+            together = test if shared else _over_processes(share, together)
+        out |= named_results(test) | {
+            f"null_{null}_population": together.population,
+            f"null_{null}_population_p": together.population_p,
+        }
+        # one surrogate of each unit, for the distribution over units that a figure shows
+        one = surrogates.rotation_test(mean[:, own], null, 1, seed, **options)
+        out[f"null_{null}_example"] = share.gather(one.null_mean)
+    return out
+
+
+def _steps_of(done: Callable[[int], object]) -> Callable[[int, int], None]:
+    """A bar that is moved on by steps, for a function that tells how far it is."""
+    before = 0
+
+    def at(n: int, total: int) -> None:
+        nonlocal before
+        done(n - before)
+        before = n
+
+    return at
+
+
+def _over_processes(share: UnitShare, test: RotationTest) -> RotationTest:
+    """The test of all units, from those of each process."""
+    if share.x.shape[-1] == share.n_units:
+        return test
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, test)
+    return surrogates.join(parts)
+
+
+def named_results(test: RotationTest, name: str | None = None) -> Results:
+    """A rotation test's numbers under names that begin with ``null_<name>_``."""
+    each = {"mean": test.null_mean, "std": test.null_std, "delta": test.delta, "z": test.z, "p": test.p, "q": test.q}
+    return {f"null_{name or test.null}_{k}": v for k, v in (each | {"q_normal": test.q_normal}).items()}
+
+
+def compare_rotations(
+    probe: ResidualStreamProbe, other: ResidualStreamProbe, results: Mapping[str, Any], null: str, *, n: int, seed: int
+) -> Results:
+    """The two null models that need the LM: the same text with its tokens shuffled, and an untrained model."""
+    with probe.bar(f"{probe.name}: {null}", 1) as done:
+        if null == "token_shuffled":
+            assert probe.share is not None and other.share is not None
+            test = surrogates.paired_swap_test(probe.share.x, other.share.x, n=n, seed=seed)
+            test = _over_processes(probe.share, test)
+        else:
+            test = surrogates.pooled_test(results["rotation"], rotation.rotations(other.total.mean))
+        done(1)
+    return named_results(test, null)
+
+
+def random_walks(
+    n_sublayers: int, nulls: Sequence[str], *, n: int, window: int, sites_per_layer: int, seed: int, n_walks: int = 1000
+) -> Results:
+    """What units without any dynamics do: mean |R| of random walks as long, and how many of them beat each null."""
+    generator = torch.Generator().manual_seed(seed)
+    walks = torch.randn(n_sublayers, n_walks, generator=generator).cumsum(0)
+    out: Results = {"rotation_random_walk": rotation.rotations(walks).abs().mean()}
+    for null in nulls:
+        test = surrogates.rotation_test(walks, null, n, seed, window=window, sites_per_layer=sites_per_layer)
+        out[f"walks_beyond_{null}"] = (test.p < 0.05).to(torch.float64).mean()
+    return out
+
+
+def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
+    """Principal components of the stream, and how many dimensions each sublayer fills (paper 2.8, Fig. 4A-C)."""
+    pca, share = probe.pca, probe.share
+    assert pca is not None and share is not None
+    usable = ~probe.unusable
+    data = Moments(probe.total.n, probe.total.mean[:, usable], probe.total.m2[:, usable])
+
+    def unexplained(groups: list[Moments], of: Moments) -> Tensor:
+        missed = reduce(merge, groups)
+        own, _, _ = explained_variance(
+            (missed.mean * of.n)[:, None], Moments(of.n, of.mean.new_zeros(len(of.mean), 1), of.m2.sum(1, keepdim=True))
+        )
+        return own
+
+    parts = [Moments(m.n, m.mean[:, usable], m.m2[:, usable]) for m in probe.groups]
+    ev = unexplained(probe.residual, data)
+    ev_without = (
+        [
+            unexplained([r for i, r in enumerate(probe.residual) if i != g], reduce(merge, parts[:g] + parts[g + 1 :]))
+            for g in range(len(parts))
+        ]
+        if len(parts) > 1
+        else []
+    )
+    mine = usable[share.first_unit : share.first_unit + share.x.shape[-1]]
+    grams = dimension.gram(share.x if mine.all() else share.x[..., mine])
+    if share.x.shape[-1] < share.n_units:
+        torch.distributed.all_reduce(grams)
+    with probe.bar(f"{probe.name}: dimensions", len(grams)) as done:
+        variances = dimension.spectra(grams)
+        done(len(grams))
+    group = share.sequence % len(probe.groups)
+    ratio_without = []
+    for g in group.unique():
+        rows = (group != g).nonzero().flatten()
+        ratio_without.append(dimension.participation_of_gram(grams, rows))
+    control = _control(probe, seed)
+    out: Results = {
+        "pca_ratio": pca.explained_variance_ratio,
+        "pca_components": pca.components.T[:10],
+        "pca_massive_loadings": pca.components[probe.massive].T.square(),
+        "latent_mean": probe.latents.mean,
+        "latent_samples": probe.latent_samples,
+        **_with_interval("ev", ev, ev_without),
+        **_with_interval("dimensions", dimension.participation(variances), ratio_without),
+        "components_90": dimension.components_for(variances, 0.9),
+        **control,
+    }
+    if len(probe.half_pca) == 2:
+        a, b = (half.components for half in probe.half_pca)
+        out["half_angles"] = torch.rad2deg(torch.arccos(torch.linalg.svdvals(a.T @ b).clamp(-1, 1)))
+    return out
+
+
+def _control(probe: ResidualStreamProbe, seed: int) -> Results:
+    """Random walks with the steps of the stream, and the plane of PCA that they make."""
+    usable, total = ~probe.unusable, probe.total
+    mean = total.mean[:, usable]
+    common = (mean[1:] - mean[:-1]).norm(dim=1)
+    # the spread of the steps about the mean step, from variances and covariances of successive sublayers
+    own = ((total.m2[1:] + total.m2[:-1] - 2 * total.cross)[:, usable].sum(1) / total.n).clamp(min=0).sqrt()
+    walks = smoothed_random_walks(common, own, n=N_CONTROL, d=CONTROL_D, seed=seed)
+    pca = PCA.fit(walks.reshape(-1, walks.shape[-1]), 2)
+    latents = pca.encode(walks)
+    return {
+        "control_mean": latents.mean(0),
+        "control_samples": latents,
+        "control_ratio": pca.explained_variance_ratio,
+    }

@@ -1,0 +1,189 @@
+"""How surrogate trajectories are drawn: random orders, signs and spectra, for a block of units at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rsdyn.dynamics.rotation import check_sublayers, gradient_steps, increments
+
+NULLS = (
+    "layer_shuffle",
+    "layer_shuffle_regradient",
+    "increment_shuffle_windowed",
+    "increment_shuffle",
+    "sign_flip",
+    "iaaft",
+)
+
+COLUMNS = 2048  # trajectories at a time: arrays of 64 sublayers stay near a core's cache, and malloc keeps their pages
+LANES = 32  # columns come in multiples of this, so that no result depends on where a SIMD loop ends
+
+
+def _groups(null: str, length: int, window: int, kinds: int) -> NDArray[np.int64]:
+    """Which positions may trade places: ``(length,)`` group numbers."""
+    position = np.arange(length)
+    if null == "increment_shuffle_windowed":
+        return position // window * kinds + position % kinds
+    if null in ("increment_shuffle", "sign_flip"):
+        return position % kinds
+    return np.zeros(length, dtype=np.int64)
+
+
+def _orders(words: NDArray, groups: NDArray[np.int64]) -> Tensor:
+    """Random orders ``(..., length)`` within the groups, from random ``words`` of that shape.
+
+    Each word keeps its high random bits, under the number of its group and above its own index: one sort of such words
+    is several times faster than an argsort, and two words that draw the same random bits are rare enough to ignore.
+    """
+    bits, index_bits = 8 * words.itemsize, int(groups.size - 1).bit_length()
+    group_bits = int(groups.max()).bit_length()
+    mask = words.dtype.type((1 << index_bits) - 1)
+    words = words >> words.dtype.type(group_bits)
+    words &= ~mask
+    words |= ((groups << (bits - group_bits)) | np.arange(groups.size)).astype(words.dtype)
+    words.sort(axis=-1)
+    words &= mask
+    places = np.argsort(groups, kind="stable")  # where the sorted words of each group go
+    if group_bits:
+        words = np.take(words, np.argsort(places), axis=-1)
+    return torch.from_numpy(words.view(f"i{words.itemsize}"))
+
+
+def _iaaft(values: Tensor, start: Tensor, iterations: int = 20) -> Tensor:
+    """Series ``(m, length)`` with the values of ``values`` ``(length,)`` and nearly its spectrum, from random orders.
+
+    Iterated amplitude-adjusted Fourier transform (Schreiber and Schmitz 1996): impose the amplitudes, then the values
+    by rank, until the ranks stay or ``iterations`` are done (of 63 values the spectrum is as near after 10: 5 % off).
+    One unit at a time, so that its bits don't depend on the units beside it.
+    """
+    ordered, amplitude = values.sort().values, torch.fft.rfft(values).abs()
+    found, index = values[start.long()], np.arange(len(values))
+    for _ in range(iterations):
+        near = torch.fft.irfft(torch.sgn(torch.fft.rfft(found)).mul_(amplitude), n=len(values))
+        bits = near.numpy().view(np.int32)  # as integers floats sort alike, negative ones the other way round
+        keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32 | index
+        keys.sort(axis=-1)
+        ranked = torch.empty_like(found).scatter_(1, torch.from_numpy(keys & 0xFFFFFFFF), ordered.expand_as(found))
+        if torch.equal(ranked, found):
+            break
+        found = ranked
+    return found
+
+
+class Source:
+    """What the surrogates of some units are made from: their steps, scaled, and their random numbers."""
+
+    def __init__(self, steps: Tensor, null: str, seed: int, units: range | None, window: int, kinds: int):
+        """``steps`` ``(S - 1, U)`` float64; ``units`` the index of each column in all, or None to share the numbers."""
+        points = torch.cat([torch.zeros_like(steps[:1]), steps.cumsum(0)])
+        self.null, self.shared = null, units is None
+        self.series = (points if null.startswith("layer_shuffle") else steps).to(torch.float32)
+        self.slopes = torch.gradient(points, dim=0)[0].to(torch.float32) if null == "layer_shuffle" else None
+        self.length, self.width = self.series.shape
+        self.groups = _groups(null, self.length, window, kinds)
+        self.centre = torch.zeros_like(self.series)
+        for kind in range(kinds):
+            self.centre[kind::kinds] = steps[kind::kinds].mean(0) if null == "sign_flip" else 0.0
+        self.word = np.uint32 if int(self.groups.max()).bit_length() + self.length.bit_length() <= 14 else np.uint64
+        keys = [0] if units is None else [1 + unit for unit in units]
+        branch = NULLS.index(null)
+        self.draws = [np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(branch, key))) for key in keys]
+
+    def observed(self) -> tuple[Tensor, Tensor]:
+        """Tangents ``(S - 1, U)`` of the trajectories themselves, rounded as those of the surrogates are."""
+        return self._tangents(self.series, self.slopes)
+
+    def blocks(self, n: int, rows: int | None = None) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        """Slices of ``n`` surrogates and of the units, and tangents ``(S - 1, surrogates, units)`` for them.
+
+        All units come before the next surrogates; the last surrogates may be more than ``n``.
+        """
+        units = self.width if self.shared and self.null != "iaaft" else 8
+        rows = rows or max(8, COLUMNS // units)
+        lot = -(-256 // rows) * rows if self.shared else rows  # drawn at once
+        for first in range(0, n, lot):
+            count = min(lot, -(-(n - first) // 8) * 8)  # with units a multiple of 8, this fills the lanes
+            drawn = self._draw(self.draws, count) if self.shared else None
+            for row in range(0, count, rows):
+                some = slice(row, min(row + rows, count))
+                for start in range(0, self.width, units):
+                    cols = slice(start, start + units)
+                    mine = self._draw(self.draws[cols], count) if drawn is None else drawn[:, some]
+                    yield slice(first + row, first + some.stop), cols, *self._surrogates(mine, cols)
+
+    def _draw(self, draws: list[np.random.SFC64], rows: int) -> Tensor:
+        """Orders, or signs for ``sign_flip``, from the next random words of some units: ``(units, rows, length)``."""
+        per_row = -(-self.length * np.dtype(self.word).itemsize // 8)
+        raw = np.stack([draw.random_raw(rows * per_row) for draw in draws])
+        words: NDArray = raw.view(self.word).reshape(len(draws), rows, -1)[..., : self.length]
+        if self.null == "sign_flip":
+            return torch.from_numpy((words >> self.word(8 * words.itemsize - 1)).astype(np.float32)).mul_(-2).add_(1)
+        return _orders(words, self.groups)
+
+    def _surrogates(self, drawn: Tensor, cols: slice) -> tuple[Tensor, Tensor]:
+        series = self.series[:, cols]
+        if self.null == "sign_flip":
+            centre = self.centre[:, None, cols]
+            return self._tangents(_depth_first(drawn) * (series[:, None] - centre) + centre)
+        if self.null == "iaaft":
+            starts = drawn.expand(series.shape[1], -1, -1)
+            found = [_iaaft(values, start) for values, start in zip(series.T, starts, strict=True)]
+            return self._tangents(_depth_first(torch.stack(found)))
+        slopes = None if self.slopes is None else _permuted(self.slopes[:, cols], drawn)
+        return self._tangents(_permuted(series, drawn), slopes)
+
+    def _tangents(self, series: Tensor, slopes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        steps = series.diff(dim=0) if self.null.startswith("layer_shuffle") else series
+        return steps, gradient_steps(steps) if slopes is None else slopes.diff(dim=0)
+
+
+def _permuted(series: Tensor, order: Tensor) -> Tensor:
+    """``series`` ``(length, U)`` as ``(length, m, U)``, in orders ``(1, m, length)`` for all or ``(U, m, length)``."""
+    length, width = series.shape
+    if len(order) == 1:
+        return series.index_select(0, order[0].T.reshape(-1)).view(length, -1, width)
+    order = order + torch.arange(0, width * length, length, dtype=order.dtype)[:, None, None]
+    return _depth_first(series.T.reshape(-1).index_select(0, order.view(-1)).view(order.shape))
+
+
+def _depth_first(rows: Tensor) -> Tensor:
+    """``(units, m, length)`` to ``(length, m, units)``, in memory with the length outermost, as the kernel reads it."""
+    return rows.permute(2, 0, 1).contiguous().transpose(1, 2)
+
+
+def padded(width: int) -> int:
+    return -(-width // LANES) * LANES
+
+
+def scaled_steps(a: Tensor, moving: Tensor) -> Tensor:
+    """Scaled steps ``(S - 1, U')`` float64 of ``a`` ``(S, U)``, zero for units not ``moving``, padded to full lanes."""
+    steps = torch.where(moving, increments(a, torch.float64)[0], 0.0)
+    return torch.nn.functional.pad(steps, (0, padded(a.shape[1]) - a.shape[1]))
+
+
+def check(
+    a: Tensor, null: str, n: int, seed: int, window: int = 8, sites_per_layer: int = 2, first_unit: int = 0
+) -> None:
+    check_sublayers(a)
+    if a.dim() != 2:
+        raise ValueError(
+            f"a has the shape {tuple(a.shape)}: (sublayers, units) is needed; test one trajectory at a time."
+        )
+    if null not in NULLS:
+        near = get_close_matches(null, NULLS, 1, 0.0)[0]
+        raise ValueError(f"null={null!r} is not known: one of {', '.join(NULLS)}; did you mean {near!r}?")
+    for name, value, least, cure in (
+        ("n", n, 1, "1000 is the paper's"),
+        ("seed", seed, 0, "any number from 0"),
+        ("sites_per_layer", sites_per_layer, 1, "2 with resid_mid, 1 without"),
+        ("first_unit", first_unit, 0, "the index of the first unit"),
+        ("window", window, 2 * sites_per_layer, "below, no two increments of a kind share a window; 8 is the default"),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value}: at least {least} is needed ({cure}).")

@@ -1,0 +1,195 @@
+"""The result of a test of rotations against a null model: p, z, false discovery rates, and what a population does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from scipy.stats import false_discovery_control
+from torch import Tensor
+
+TIE = 1e-5  # rotations this close are equal: float32 is off by a few 1e-6
+
+
+class RotationTest(NamedTuple):
+    """Rotations of ``U`` units against a null model: float64 tensors, NaN for units that have no orientation.
+
+    Those units are constant, or have NaN or Inf somewhere: count them.
+
+    Attributes:
+        null: the null model's name.
+        n: how many surrogates (or units of the other population) stand behind each p.
+        shared: whether all units share each surrogate, as a claim about the population needs.
+        observed: ``(U,)`` signed rotations.
+        null_mean: ``(U,)`` mean rotations of the surrogates.
+        null_std: ``(U,)`` their standard deviation.
+        delta: ``(U,)`` the effect, ``observed - null_mean``.
+        z: ``(U,)`` ``delta / null_std``, NaN where the null does not vary.
+        p: ``(U,)`` two-sided: the share of surrogates, the observed value counted among them, that are at least as far
+            from the mean of all. Exact for any shape of the null, and never below ``1 / (n + 1)``. Units that the
+            null cannot move have p = 1.
+        q: ``(U,)`` Benjamini-Hochberg over the units that are not NaN.
+        population: ``(n,)`` mean of ``|R|`` over units for each surrogate; its spread is that of a population only
+            if ``shared``, and far too narrow otherwise. Empty where units have no surrogates in common.
+        signed_population: ``(n,)`` the same of ``R``.
+        population_observed: ``(2,)`` what to hold ``population`` and ``signed_population`` against.
+    """
+
+    null: str
+    n: int
+    shared: bool
+    observed: Tensor
+    null_mean: Tensor
+    null_std: Tensor
+    delta: Tensor
+    z: Tensor
+    p: Tensor
+    q: Tensor
+    population: Tensor
+    signed_population: Tensor
+    population_observed: Tensor
+
+    @property
+    def p_normal(self) -> Tensor:
+        """Two-sided p ``(U,)`` of ``z`` under a normal null, which can be far below ``1 / (n + 1)``.
+
+        For a false discovery rate over more units than ``p`` resolves (see :meth:`units_at_floor`). Far out in the
+        tails it is an extrapolation: the nulls are close to normal within the few deviations that surrogates reach.
+        """
+        return torch.special.erfc(self.z.abs() / math.sqrt(2))
+
+    @property
+    def q_normal(self) -> Tensor:
+        """Benjamini-Hochberg ``(U,)`` of :attr:`p_normal`."""
+        return benjamini_hochberg(self.p_normal)
+
+    @property
+    def population_p(self) -> float:
+        """Two-sided p of the mean of ``|R|`` over units. Raises ``ValueError`` unless surrogates are shared."""
+        if not self.shared:
+            raise ValueError(
+                "shared=False: units with surrogates of their own lose their correlation, and the population's null "
+                "comes out far too narrow. Test with shared=True for a claim about the population."
+            )
+        return float(two_sided_p(self.population_observed[:1], self.population[:, None]))
+
+    def units_at_floor(self, level: float = 0.05) -> int:
+        """How many units must have the smallest possible p before any passes Benjamini-Hochberg at ``level``.
+
+        With 1000 surrogates and 4096 units that is 82: below, use :attr:`q_normal`, or more surrogates.
+        """
+        tested = int((~self.p.isnan()).sum())
+        return math.ceil(tested / (level * (self.n + 1)))
+
+
+def benjamini_hochberg(p: Tensor) -> Tensor:
+    """Benjamini-Hochberg adjusted p-values, same shape; NaN stay NaN and do not count as tests."""
+    q, tested = torch.full_like(p, torch.nan), ~p.isnan()
+    if tested.any():
+        q[tested] = torch.from_numpy(false_discovery_control(p[tested].cpu().numpy())).to(q)
+    return q
+
+
+def two_sided_p(observed: Tensor, null: Tensor, centre: float | None = None) -> Tensor:
+    """Two-sided p ``(U,)`` of ``observed`` ``(U,)`` among ``null`` ``(n, U)``, as :class:`RotationTest` says.
+
+    ``centre`` is what the null is symmetric about, where that is known; by default the mean of all ``n + 1``.
+    """
+    observed, null = observed.to(torch.float64), null.to(torch.float64)
+    middle = (null.sum(0) + observed) / (len(null) + 1)
+    about = middle if centre is None else centre
+    reach = (observed - about).abs() - TIE
+    p = (1 + ((null - about).abs() >= reach).sum(0, dtype=torch.float64)) / (len(null) + 1)
+    return torch.where(middle.isnan(), torch.nan, p)
+
+
+def join(parts: Sequence[RotationTest]) -> RotationTest:
+    """The test of all units, from tests of parts of them with the same arguments but ``first_unit``.
+
+    ``q`` is corrected over all of them. Raises ``ValueError`` for tests of different nulls or numbers of surrogates.
+    """
+    kinds = {(part.null, part.n, part.shared) for part in parts}
+    if len(kinds) != 1:
+        raise ValueError(f"parts are tests of {sorted(kinds)} (null, n, shared): one kind is needed; join each alone.")
+    count = torch.stack([(~part.observed.isnan()).sum() for part in parts]).to(torch.float64)
+    share = count / count.sum()
+
+    def all_units(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    def weighed(name: str) -> Tensor:  # a part without a unit to test has NaN, and no weight
+        each = torch.stack([getattr(part, name) for part in parts], dim=-1)
+        return torch.where(share > 0, each * share, 0.0).sum(-1)
+
+    units = [all_units(name) for name in ("observed", "null_mean", "null_std", "delta", "z", "p")]
+    population = [weighed(name) for name in ("population", "signed_population", "population_observed")]
+    return RotationTest(*parts[0][:3], *units, benjamini_hochberg(units[-1]), *population)  # type: ignore[call-arg]
+
+
+class Part(NamedTuple):
+    """What a block of units gives: statistics ``(U,)``, sums ``(2, n)`` of ``|R|`` and ``R``, and their count."""
+
+    null_mean: Tensor
+    null_std: Tensor
+    p: Tensor
+    sums: Tensor
+    units: int
+
+
+def summary(observed: Tensor, found: Tensor, moving: Tensor, centre: float | None = None) -> Part:
+    """Statistics of surrogates ``found`` ``(n, U')``, of which the first ``len(moving)`` units are not padding."""
+    n, width = len(found), len(moving)
+    sums = unit_sums(found[:, :width], moving)
+    found = found.to(torch.float64)
+    mean = found.sum(0) / n
+    std = ((found - mean).square().sum(0) / max(1, n - 1)).sqrt()
+    p = two_sided_p(observed, found, centre)
+    mean, std, p = (torch.where(moving, x[:width], torch.nan) for x in (mean, std, p))
+    return Part(mean, std, p, sums, int(moving.sum()))
+
+
+def unit_sums(found: Tensor, moving: Tensor) -> Tensor:
+    """Sums ``(2, n)`` of ``|R|`` and ``R`` over units. On a grid finer than float32's error they are exact in float64,
+    so they don't depend on how units are split."""
+    grid = (torch.where(moving, found, 0.0).to(torch.float64) * 2.0**20).round()
+    return torch.stack([grid.abs().sum(1), grid.sum(1)]) / 2.0**20
+
+
+def collect(
+    blocks: Iterable[Part], n: int, like: Tensor, on_block: Callable[[int, int], None] | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means, deviations and p ``(U,)`` of all blocks, and population means ``(2, n)``, where ``like`` ``(U,)`` is.
+
+    Written into place: small results kept from each block would pin what malloc could otherwise use for the next.
+    """
+    width, done, count = len(like), 0, 0
+    each = torch.full((3, width), torch.nan, dtype=torch.float64, device=like.device)
+    sums = torch.zeros(2, n, dtype=torch.float64, device=like.device)
+    for part in blocks:
+        cols = slice(done, done + len(part.p))
+        each[0, cols], each[1, cols], each[2, cols] = part.null_mean, part.null_std, part.p
+        sums += part.sums
+        count += part.units
+        done = cols.stop
+        if on_block:
+            on_block(done, width)
+    return each[0], each[1], each[2], sums / count if count else torch.full_like(sums, torch.nan)
+
+
+def result(
+    null: str,
+    n: int,
+    shared: bool,
+    observed: Tensor,
+    mean: Tensor,
+    delta: Tensor,
+    std: Tensor,
+    p: Tensor,
+    population: Tensor,
+    at_all: Tensor,
+) -> RotationTest:
+    z = torch.where(std > TIE, delta / std, torch.nan)
+    q = benjamini_hochberg(p)
+    return RotationTest(null, n, shared, observed, mean, std, delta, z, p, q, population[0], population[1], at_all)

@@ -1,0 +1,232 @@
+"""``ResidualStreamProbe``: feed every measure from the stream, through ``trainer.test``, on one process or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import reduce
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from rsdyn.datamodule import TrajectoryBatch
+from rsdyn.dynamics.moments import Comoments, Covariance, Moments, massive_units, merge_comoments, merge_covariance
+from rsdyn.dynamics.projection import PCA
+from rsdyn.errors import UserError
+from rsdyn.metrics import (
+    Correlation,
+    CosineSimilarity,
+    FirstSequences,
+    FrozenSteps,
+    Speed,
+    StreamCovariance,
+    StreamMoments,
+    UnitShare,
+    UnitTrajectories,
+)
+
+N_GROUPS = 10  # of the jackknife: sequence i is in group i mod 10
+SECOND_PASS = ("cosine", "velocity", "pca")
+KEEP_SAMPLES = ("mutual_information", "rotation", "pca")
+
+
+@contextmanager
+def no_bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar that shows nothing; :func:`rsdyn.callbacks.stage_bar` shows one."""
+    yield lambda n: None
+
+
+class Grouped(nn.Module):
+    """One metric a group of sequences, so that what needs other sequences can leave a group out.
+
+    Args:
+        make: makes a metric.
+        n_groups: sequence i goes to group ``i mod n_groups``.
+    """
+
+    def __init__(self, make: Callable[[], Any], n_groups: int = N_GROUPS):
+        super().__init__()
+        self.parts = nn.ModuleList([make() for _ in range(n_groups)])
+
+    def update(self, values: Tensor, sequence: Tensor) -> None:
+        """Count ``values`` ``(n, ...)`` of the sequences numbered ``sequence`` ``(n,)`` in."""
+        group = sequence % len(self.parts)
+        for g, part in enumerate(self.parts):
+            rows = (group == g).nonzero().flatten()
+            if len(rows):
+                part.update(values[rows])  # type: ignore[operator]
+
+    def states(self, read: Callable[[Any], Any]) -> list[Any]:
+        """``read`` of each group's metric, over all processes."""
+        found = []
+        for part in self.parts:
+            with part.sync_context():  # type: ignore[operator]
+                found.append(read(part))
+        return [state for state in found if float(state.n) > 0]
+
+
+class ResidualStreamProbe(L.LightningModule):
+    """Collect what the measures need, in one pass over the stream or two.
+
+    The first pass takes means, correlations, covariances and, where a measure needs all samples of a unit, keeps them.
+    It tells which units are massive and which hold NaN. The second takes what depends on that: cosine and speed with
+    and without massive units, and what PCA leaves unexplained. Use with a ``TrajectoryDataModule`` of ``n_passes``.
+
+    Args:
+        n_sublayers, n_units: ``S`` and ``D``.
+        measures: some of ``rsdyn.config.MEASURES``.
+        keep: how many sequences are kept for the measures that need samples; None keeps all.
+        components: principal components; None for 100 or as many as there are.
+
+    After ``trainer.test`` the attributes hold, over all processes: ``groups`` (comoments of each group of sequences),
+    ``all_pairs`` (correlation ``(pairs, D)``), ``frozen`` ``(S - 1, D)``, ``share`` (this process' units),
+    ``unusable`` and ``massive`` ``(D,)`` masks, ``pca``, ``half_pca``, ``cosine``, ``speed`` and their
+    ``_without_massive`` (moments of each group), ``latents``, ``latent_samples``, ``residual`` ``(S,)`` of each group.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_sublayers: int,
+        n_units: int,
+        measures: Sequence[str],
+        keep: int | None = 1000,
+        components: int | None = None,
+        bar: Callable[[str, int], AbstractContextManager[Callable[[int], object]]] = no_bar,
+        name: str = "stream",
+    ):
+        super().__init__()
+        self.n_sublayers, self.n_units = n_sublayers, n_units
+        self.measures, self.components, self.bar, self.name = tuple(measures), components, bar, name
+        self.n_passes = 2 if set(measures) & set(SECOND_PASS) else 1
+        self.comoments = Grouped(lambda: Correlation(n_sublayers, n_units))
+        self.pairs = Correlation(n_sublayers, n_units, "all") if "correlation" in measures else None
+        self.frozen_steps = FrozenSteps(n_sublayers, n_units)
+        self.covariances = Grouped(lambda: StreamCovariance(n_units), 2) if "pca" in measures else None
+        self.kept = UnitTrajectories(keep) if set(measures) & set(KEEP_SAMPLES) else None
+        self.second: nn.ModuleDict | None = None
+        self.cosine: list[Moments] = []
+        self.speed: list[Moments] = []
+        self.cosine_without_massive: list[Moments] = []
+        self.speed_without_massive: list[Moments] = []
+        self.residual: list[Moments] = []
+        self.pca: PCA | None = None
+        self.half_pca: list[PCA] = []
+        self.all_pairs: Tensor | None = None
+        self.share: UnitShare | None = None
+
+    # -- the passes ----------------------------------------------------------------------------------------------------
+
+    def test_step(self, batch: TrajectoryBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if dataloader_idx == 0:
+            self.first_pass(batch)
+            return
+        if self.second is None:
+            self.between_passes()
+        self._second_pass(batch)
+
+    def on_test_epoch_end(self) -> None:
+        if self.n_passes == 1:
+            self.between_passes()
+        self.finish()
+
+    def first_pass(self, batch: TrajectoryBatch) -> None:
+        """Count a batch in; also for a callback that rides along another module's training."""
+        x, sequence = batch
+        self.comoments.update(x, sequence)
+        self.frozen_steps.update(x)
+        if self.pairs is not None:
+            self.pairs.update(x)
+        if self.covariances is not None:
+            self.covariances.update(x, sequence)
+        if self.kept is not None:
+            self.kept.update(x, sequence)
+
+    def between_passes(self) -> None:
+        """Bring the processes together; find massive and unusable units, and the principal components."""
+        self.groups: list[Comoments] = self.comoments.states(lambda m: m.state)
+        self.total = reduce(merge_comoments, self.groups)
+        moments = Moments(self.total.n, self.total.mean, self.total.m2)
+        finite = torch.isfinite(moments.mean) & torch.isfinite(moments.m2)
+        self.unusable = ~finite.all(0)
+        self.constant = moments.constant & finite
+        self.massive = torch.zeros_like(self.unusable)
+        self.massive[~self.unusable] = massive_units(moments.mean[:, ~self.unusable])
+        self.frozen = self.frozen_steps.compute()
+        self.second = nn.ModuleDict()
+        usable = None if not self.unusable.any() else ~self.unusable
+        without = ~(self.massive | self.unusable) if self.massive.any() else None
+        if "cosine" in self.measures:
+            self.second["cosine"] = Grouped(lambda: CosineSimilarity(self.n_sublayers, usable))
+            if without is not None:
+                self.second["cosine_without_massive"] = Grouped(lambda: CosineSimilarity(self.n_sublayers, without))
+        if "velocity" in self.measures:
+            self.second["speed"] = Grouped(lambda: Speed(self.n_sublayers, usable))
+            if without is not None:
+                self.second["speed_without_massive"] = Grouped(lambda: Speed(self.n_sublayers, without))
+        if self.covariances is not None:
+            self._fit_pca()
+            assert self.pca is not None
+            self.second["residual"] = Grouped(lambda: StreamMoments(self.n_sublayers))
+            self.second["latents"] = StreamMoments(self.n_sublayers, min(3, len(self.pca.variance)))
+            self.second["samples"] = FirstSequences(1000)
+        self.second.to(self.device)
+
+    def _fit_pca(self) -> None:
+        assert self.covariances is not None
+        halves: list[Covariance] = self.covariances.states(lambda m: m.state)
+        for half in halves:
+            half.mean[self.unusable] = 0
+            half.scatter[self.unusable] = 0
+            half.scatter[:, self.unusable] = 0
+        total = reduce(merge_covariance, halves)
+        most = min(self.n_units - int(self.unusable.sum()), int(total.n) - 1)
+        if self.components is not None and self.components > most:
+            raise UserError(
+                f"analysis.components={self.components}: {int(total.n)} vectors of {self.n_units} units have at most "
+                f"{most}. Lower it, or leave it out."
+            )
+        self.pca = PCA.from_covariance(total, self.components or min(100, most))
+        self.half_pca = [PCA.from_covariance(half, 2) for half in halves if int(half.n) > 2]
+        self.covariances = None  # two float64 matrices of D x D
+
+    def _second_pass(self, batch: TrajectoryBatch) -> None:
+        assert self.second is not None
+        x, sequence = batch
+        for name in ("cosine", "cosine_without_massive", "speed", "speed_without_massive"):
+            if name in self.second:
+                self.second[name].update(x, sequence)  # type: ignore[operator]
+        if self.pca is None:
+            return
+        for rows in torch.arange(len(x), device=x.device).split(32):
+            vectors = x[rows].to(torch.float32)
+            if self.unusable.any():
+                vectors[..., self.unusable] = 0
+            latents = self.pca.encode(vectors)
+            away = (vectors - self.pca.mean.to(torch.float32)).square().sum(-1, dtype=torch.float64)
+            missed = away - latents.square().sum(-1, dtype=torch.float64)
+            self.second["residual"].update(missed, sequence[rows])  # type: ignore[operator]
+            self.second["latents"].update(latents[..., :3])  # type: ignore[operator]
+            self.second["samples"].update(latents[..., :3], sequence[rows])  # type: ignore[operator]
+
+    def finish(self) -> None:
+        """Bring the processes together once more, after the last pass."""
+        for name in ("cosine", "speed", "cosine_without_massive", "speed_without_massive", "residual"):
+            if self.second is not None and name in self.second:
+                setattr(self, name, self.second[name].states(lambda m: m.state))  # type: ignore[operator]
+        if self.second is not None and "latents" in self.second:
+            self.latents: Moments = self.second["latents"].compute()  # type: ignore[operator]
+            self.latent_samples, _ = self.second["samples"].compute()  # type: ignore[operator]
+        if self.pairs is not None:
+            self.all_pairs = self.pairs.compute()
+            self.pairs = None
+        if self.kept is not None:
+            with self.kept.sync_context():
+                self.share = UnitTrajectories.compute(self.kept)
+            self.kept.reset()
+
+    @property
+    def n_sequences(self) -> int:
+        return int(self.total.n)

@@ -1,0 +1,268 @@
+"""`analyze.py` as a user meets it: from the command line to the findings, on a tiny model and real text."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import analyze  # noqa: E402
+from rsdyn.config import NULLS  # noqa: E402
+
+N = 61  # divides neither by the shards nor by the processes
+FIGURES = [
+    "fig1b_mean_activations",
+    "fig1b_density",
+    "fig1c_correlation",
+    "fig1d_correlation_density",
+    "fig1e_cosine",
+    "fig1f_speed",
+    "fig1g_information",
+    "fig1h_information_mean",
+    "fig2a_portraits",
+    "fig2b_rotations",
+    "fig2c_rotations_by_unit_layer_shuffle",
+    "fig2c_rotations_by_unit_increment_shuffle_windowed",
+    "fig4a_trajectory",
+    "fig4b_cumulative_variance",
+    "fig4c_variance_by_sublayer",
+    "fig4c_components_needed",
+    "fig4_loadings",
+]
+
+
+@pytest.fixture(scope="module")
+def words(tiny_llama, tmp_path_factory):
+    """The words every run here has in common: tiny model, little text, one cache."""
+    return {
+        "lm.name": str(tiny_llama), "data.limit": N, "data.l_max": 220, "cache.shard_sequences": 16,
+        "cache.dir": str(tmp_path_factory.mktemp("cache")), "analysis.rotation.surrogates": 60,
+        "tracking.mode": "disabled", "trainer.accelerator": "cpu",
+    }  # fmt: skip
+
+
+def argv_of(words, **more):
+    return [f"{k}={v}" for k, v in {**words, **more}.items()]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    monkeypatch.setenv("RSDYN_RUN_DIR", "")
+
+
+def run(words, folder, **more):
+    command = [sys.executable, str(ROOT / "analyze.py"), *argv_of(words, **{"run.dir": folder}, **more)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+@pytest.fixture(scope="module")
+def default(words, tmp_path_factory):
+    """Everything, in one process, from an empty cache."""
+    return run(words, tmp_path_factory.mktemp("runs") / "default", **{"tracking.mode": "offline"})
+
+
+def arrays_of(folder):
+    with np.load(folder / "results.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+# -- the default way ---------------------------------------------------------------------------------------------------
+
+
+def test_the_run_folder_is_complete(default):
+    folder, _ = default
+    for file in ["config.yaml", "provenance.json", "summary.json", "results.npz", "findings.md"]:
+        assert (folder / file).stat().st_size > 0
+    for name in FIGURES:
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 0
+        assert (folder / "figures" / f"{name}.pdf").stat().st_size > 0
+    assert list(folder.glob("wandb/offline-run-*"))
+    caches = json.loads((folder / "provenance.json").read_text())["caches"]
+    assert len({c["cache_key"] for c in caches.values()}) == 3
+
+
+def test_the_three_conditions_are_recorded_once_each(default):
+    folder, said = default
+    assert summary_of(folder)["sequences_recorded"] == 3 * N
+    for condition in ("token_shuffled", "untrained"):
+        assert f"Cache ({condition}): {N} of {N} sequences to record" in said
+
+
+def test_the_findings_are_the_results(default):
+    """Some cells of the table computed again from the arrays, in the terminal, the summary and the page."""
+    folder, said = default
+    arrays, summary = arrays_of(folder), summary_of(folder)
+    cells = {(f["measure"], f["statistic"]): f["values"] for f in summary["findings"]}
+    page = (folder / "findings.md").read_text()
+    for condition in ("original", "token_shuffled", "untrained"):
+        r = arrays[f"{condition}/r"]
+        cell = cells["correlation", "mean correlation, first transition"][condition]
+        assert cell["value"] == pytest.approx(np.nanmean(r[0]), rel=1e-9)
+        assert cell["low"] < cell["value"] < cell["high"]
+        assert f"{cell['value']:.3f} [" in said and f"{cell['value']:.3f} [" in page
+        speed = arrays[f"{condition}/speed"]
+        cell = cells["velocity", "cross over within"][condition]
+        assert cell["value"] == pytest.approx(speed[1::2].mean() / speed[0::2].mean(), rel=1e-9)
+        turns = np.abs(arrays[f"{condition}/rotation"]).mean()
+        assert cells["rotation", "mean |R| of the mean trajectory"][condition]["value"] == pytest.approx(turns)
+    beyond = [k for k in arrays if k.startswith("original/null_") and k.endswith("_p") and "population" not in k]
+    assert {k.removeprefix("original/null_").removesuffix("_p") for k in beyond} == set(NULLS) - {
+        "layer_shuffle_regradient"
+    }
+    assert "a random walk as long turns" in said and "10.74" in said
+
+
+def test_a_second_run_reads_the_caches_and_gives_the_same_numbers(default, words, tmp_path):
+    folder, said = run(words, tmp_path / "again", **{"analysis.measures": "[correlation,rotation]"})
+    assert said.count("the LM is not loaded") == 3
+    before, after = arrays_of(default[0]), arrays_of(folder)
+    assert {"original/r", "untrained/rotation", "original/null_token_shuffled_p"} <= set(after)
+    assert "original/cosine" not in after and "original/pca_ratio" not in after
+    for name, value in after.items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_two_processes_give_what_one_does(default, words, tmp_path):
+    folder, _ = run(words, tmp_path / "two", **{"trainer.devices": 2})
+    one, two = arrays_of(default[0]), arrays_of(folder)
+    assert summary_of(folder)["processes"] == 2 and summary_of(folder)["sequences_recorded"] == 0
+    assert set(one) == set(two)
+    for name, expected in one.items():
+        found = two[name]
+        assert found.shape == expected.shape, name
+        if name.split("/")[1].startswith(("mi_mean", "mi_floor")) and name != "original/mi_mean":
+            continue  # each process chooses its own units for the interval and the floor
+        scale = max(1.0, float(np.nanmax(np.abs(np.where(np.isfinite(expected), expected, 0)), initial=0)))
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * scale, err_msg=name)
+
+
+def test_a_cache_with_one_condition_gets_the_others(words, tmp_path):
+    cache = tmp_path / "cache"
+    options = {"cache.dir": cache, "analysis.measures": "cosine"}
+    alone = {"run.dir": tmp_path / "a", "analysis.conditions": "original"}
+    assert analyze.main(argv_of(words, **options, **alone)) == 0
+    assert analyze.main(argv_of(words, **options, **{"run.dir": tmp_path / "b"})) == 0
+    assert summary_of(tmp_path / "a")["sequences_recorded"] == N
+    assert summary_of(tmp_path / "b")["sequences_recorded"] == 2 * N
+
+
+def test_only_the_shards_that_are_wanted_are_recorded(words, tmp_path):
+    options = {"cache.dir": tmp_path / "cache", "analysis.measures": "cosine", "analysis.conditions": "original"}
+    assert analyze.main(argv_of(words, **options, **{"run.dir": tmp_path / "a", "analysis.samples": 20})) == 0
+    summary = summary_of(tmp_path / "a")
+    assert summary["n_sequences"] == 20 and summary["sequences_recorded"] == 32
+
+
+def test_the_papers_sum_is_flagged_and_shown_beside_the_true_one(words, tmp_path, capsys):
+    options = {"analysis.measures": "mutual_information", "analysis.conditions": "original"}
+    argv = argv_of(words, **options, **{"run.dir": tmp_path / "a", "analysis.mi.estimator": "paper_literal"})
+    assert analyze.main(argv) == 0
+    assert (tmp_path / "a/figures/fig1h_information_kde_mean.png").exists()
+    arrays = arrays_of(tmp_path / "a")
+    assert not np.allclose(arrays["original/mi"], arrays["original/mi_true"], rtol=0.5)
+    assert "not a mutual information" in capsys.readouterr().out
+    assert "not a mutual information" in (tmp_path / "a/findings.md").read_text()
+
+
+def test_options_of_rotations_change_them(words, tmp_path):
+    base = {"analysis.measures": "rotation", "analysis.conditions": "original"}
+    found = {}
+    for name, options in {
+        "plain": {"analysis.rotation.nulls": "[increment_shuffle_windowed]"},
+        "shared": {"analysis.rotation.nulls": "[increment_shuffle_windowed]", "analysis.rotation.shared": "true"},
+        "window": {"analysis.rotation.nulls": "[increment_shuffle_windowed]", "analysis.rotation.window": 4},
+        "seed": {"analysis.rotation.nulls": "[increment_shuffle_windowed]", "seed": 1},
+    }.items():
+        assert analyze.main(argv_of(words, **base, **options, **{"run.dir": tmp_path / name})) == 0
+        found[name] = arrays_of(tmp_path / name)["original/null_increment_shuffle_windowed_mean"]
+    assert len({tuple(v) for v in found.values()}) == len(found)
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"analysis.measures": "[corelation]"}, "Did you mean analysis.measures=[correlation]?"),
+        ({"analysis.rotation.nulls": "[layer]"}, "layer_shuffle"),
+        ({"analysis.samples": 2}, "analysis.samples: 2 sequences are too few"),
+        ({"analysis.mi.samples": 2, "analysis.mi.estimator": "ksg"}, "analysis.mi.estimator=ksg needs at least"),
+        ({"analysis.components": 33}, "analysis.components=33"),
+        ({"analysis.samples": 3, "analysis.components": 32}, "at most 17 principal components"),
+        ({"analysis.rotation.units": "[1,32]"}, "32 is not a unit of this model"),
+        ({"analysis.rotation.window": 3}, "analysis.rotation.window=3 must be at least 4"),
+        ({"trainer.devices": 9}, "trainer.devices: 9 processes"),
+        ({"cae.lr": 1}, "cae.lr=1"),
+    ],
+)
+def test_a_mistake_is_one_message(more, said, words, tmp_path, capsys):
+    assert analyze.main(argv_of(words, **{"run.dir": tmp_path / "run"}, **more)) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_one_layer_has_no_rotation(tmp_path, capsys, words):
+    from tiny_models import tiny_lm
+
+    shallow = tiny_lm(tmp_path / "shallow", layers=1)
+    folder = {"lm.name": shallow, "run.dir": tmp_path / "run"}
+    assert analyze.main(argv_of(words, **folder)) == 2
+    assert "rotation needs at least 3 sublayers and this model has 2" in capsys.readouterr().err
+    assert analyze.main(argv_of(words, **folder, **{"analysis.measures": "[cosine,velocity,correlation]"})) == 0
+
+
+def test_a_stream_without_resid_mid_has_one_kind_of_transition(words, tmp_path, monkeypatch):
+    """No architecture with parallel blocks is supported yet: a Llama recorded at one site a layer stands for one."""
+    from rsdyn.stream.sites import Sites
+
+    monkeypatch.setattr("rsdyn.stream.lm.site_names", lambda model_type: ("resid_pre",))
+    monkeypatch.setattr("rsdyn.stream.lm.find_sites", lambda base, _: Sites(("resid_pre",), tuple(base.layers)))
+    options = {"run.dir": tmp_path / "run", "cache.dir": tmp_path / "cache"}
+    assert analyze.main(argv_of(words, **options)) == 0
+    summary = summary_of(tmp_path / "run")
+    assert summary["n_sublayers"] == 3 and summary["sites_per_layer"] == 1
+    assert not any("within" in f["statistic"] for f in summary["findings"])
+
+
+def test_the_measures_ride_along_a_training(words, tmp_path):
+    import train
+
+    argv = argv_of(
+        {k: v for k, v in words.items() if not k.startswith("analysis")},
+        **{"run.dir": tmp_path / "train", "analysis.on_train": "true", "trainer.max_epochs": 2, "cae.layers": 4,
+           "cache.dir": tmp_path / "cache", "data.shuffle_shards": 1},
+    )  # fmt: skip
+    assert train.main(argv) == 0
+    summary = summary_of(tmp_path / "train")
+    assert summary["sequences_recorded"] == N
+    options = {"analysis.conditions": "original", "run.dir": tmp_path / "analyze", "cache.dir": tmp_path / "cache"}
+    assert analyze.main(argv_of(words, **options)) == 0
+    assert summary_of(tmp_path / "analyze")["sequences_recorded"] == 0
+    rode, alone = arrays_of(tmp_path / "train"), arrays_of(tmp_path / "analyze")
+    for name in ("r", "cosine", "speed", "mi", "density", "rotation", "pca_ratio", "mean"):
+        np.testing.assert_allclose(rode[f"analysis/{name}"], alone[f"original/{name}"], rtol=1e-6, atol=1e-8)
+    assert summary["analysis"]["r_mean"] == pytest.approx(list(alone["original/r_mean"]))
+
+
+def test_an_interrupted_run_says_what_is_kept(words, tmp_path, monkeypatch, capsys):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rsdyn.analysis.cosine", stop)
+    options = {"run.dir": tmp_path / "run", "analysis.measures": "cosine", "analysis.conditions": "original"}
+    assert analyze.main(argv_of(words, **options)) == 130
+    assert f"{N} of {N} sequences of original are in the cache" in capsys.readouterr().err
+    assert not (tmp_path / "run/summary.json").exists()

@@ -1,0 +1,147 @@
+"""Cosine, speed and norm on systems with exact answers, and against torch, scipy and numpy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import distance
+from systems import contraction, norm_growth, rotation
+
+from rsdyn.dynamics import geometry
+from rsdyn.dynamics.geometry import cosine, norm, speed
+
+MEASURES = (cosine, speed, norm)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(7, 5, 33, generator=torch.Generator().manual_seed(0), dtype=torch.float64).cumsum(1) * 3
+
+
+def test_norm_growth():
+    h = norm_growth(9, 6, 20, factor=1.3)
+    np.testing.assert_allclose(cosine(h).numpy(), 1, rtol=1e-12)
+    np.testing.assert_allclose(speed(h).numpy(), 0.3 * h[:, :-1].norm(dim=-1).numpy(), rtol=1e-12)
+    np.testing.assert_allclose((norm(h)[:, 1:] / norm(h)[:, :-1]).numpy(), 1.3, rtol=1e-12)
+
+
+@pytest.mark.parametrize("angle", [1e-3, 0.3, 2.0, math.pi])
+def test_rotation(angle):
+    h, _ = rotation(9, 6, 20, angle)
+    size = h.norm(dim=-1).numpy()
+    np.testing.assert_allclose(cosine(h).numpy(), math.cos(angle), atol=1e-12)
+    np.testing.assert_allclose(speed(h).numpy(), 2 * math.sin(angle / 2) * size[:, 1:], rtol=1e-9)
+    np.testing.assert_allclose(norm(h).numpy(), size, rtol=1e-12)
+
+
+def test_contraction():
+    h, point = contraction(9, 6, 20, rate=0.7)
+    v = speed(h)
+    np.testing.assert_allclose((v[:, 1:] / v[:, :-1]).numpy(), 0.7, rtol=1e-12)
+    np.testing.assert_allclose(v.numpy(), 0.3 * (h - point)[:, :-1].norm(dim=-1).numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1 << 19, 5 * 33, 2 * 5 * 33 + 1, 1])
+def test_like_torch_scipy_and_numpy(x, chunk, monkeypatch):
+    monkeypatch.setattr(geometry, "_CHUNK_ELEMENTS", chunk)
+    a = x.numpy()
+    by_scipy = [[1 - distance.cosine(row[s], row[s + 1]) for s in range(4)] for row in a]
+    np.testing.assert_allclose(cosine(x).numpy(), by_scipy, rtol=1e-12)
+    np.testing.assert_allclose(cosine(x), torch.nn.functional.cosine_similarity(x[:, 1:], x[:, :-1], dim=-1))
+    np.testing.assert_allclose(speed(x).numpy(), np.linalg.norm(np.diff(a, axis=1), axis=-1), rtol=1e-12)
+    np.testing.assert_allclose(norm(x).numpy(), np.linalg.norm(a, axis=-1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_low_precision_input_is_computed_in_float32(x, measure, dtype):
+    stored = x.to(dtype)
+    found = measure(stored)
+    assert found.dtype == torch.float32 and measure(x).dtype == torch.float64
+    np.testing.assert_allclose(found.numpy(), measure(stored.double()).numpy(), rtol=2e-6, atol=1e-6)
+
+
+def test_subtract_first_where_the_expanded_square_fails():
+    """Steps of a hundred-thousandth of the norm, in float32; the oracle is numpy in float64."""
+    generator = torch.Generator().manual_seed(1)
+    h = torch.randn(20, 1, 4096, generator=generator) * 10
+    x = torch.cat([h, h + 3e-4 * torch.randn(20, 1, 4096, generator=generator)], dim=1)
+    expected = np.linalg.norm(np.diff(x.double().numpy(), axis=1), axis=-1)
+    np.testing.assert_allclose(speed(x).numpy(), expected, rtol=1e-6)
+    a, b = x[:, 0], x[:, 1]
+    expanded = ((a * a).sum(1) + (b * b).sum(1) - 2 * (a * b).sum(1)).clamp(min=0).sqrt()
+    assert np.abs(expanded.numpy() / expected[:, 0] - 1).max() > 0.01
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_mask_of_units(x, measure, dtype):
+    x = x.to(dtype)
+    units = torch.arange(33) % 3 > 0
+    expected = measure(x[..., units].contiguous())
+    x[..., ~units] = torch.tensor([torch.nan, torch.inf, 1e20]).repeat(4)[:11].to(dtype)
+    before = x.clone()
+    np.testing.assert_allclose(measure(x, units).numpy(), expected.numpy(), rtol=2e-6)
+    assert torch.equal(x.nan_to_num(7), before.nan_to_num(7))
+    np.testing.assert_array_equal(measure(expected[..., None], torch.tensor([True])), measure(expected[..., None]))
+
+
+def test_one_massive_unit_hides_everything_else(x):
+    x[..., 4] = 1e4
+    assert (cosine(x) > 0.999).all()
+    units = torch.arange(33) != 4
+    np.testing.assert_allclose(cosine(x, units).numpy(), cosine(x[..., units]).numpy(), rtol=1e-12)
+    assert (cosine(x, units) < 0.99).any()
+
+
+def test_zero_and_non_finite_vectors(x):
+    x[2, 3] = 0
+    x[4, 0, 7] = torch.nan
+    found = cosine(x)
+    assert found.isnan().nonzero().tolist() == [[2, 2], [2, 3], [4, 0]]
+    assert speed(x).isnan().nonzero().tolist() == [[4, 0]] and norm(x).isnan().nonzero().tolist() == [[4, 0]]
+    assert float(norm(x)[2, 3]) == 0
+    np.testing.assert_allclose(speed(x)[2, 2:].numpy(), [x[2, 2].norm(), x[2, 4].norm()])
+    ray = torch.randn(500, 1, 33, generator=torch.Generator().manual_seed(2))
+    assert float(cosine(torch.cat([ray, ray * 3, ray / -7], dim=1)).abs().max()) == 1  # never past it, by rounding
+
+
+def test_scale_changes_speed_and_norm_only(x):
+    for c in (1e-6, 1e6):
+        np.testing.assert_allclose(cosine((c * x).float()).numpy(), cosine(x).numpy(), atol=1e-6)
+        np.testing.assert_allclose(speed(c * x).numpy(), c * speed(x).numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("inference", [False, True])
+def test_same_bits_for_one_thread_and_two(x, measure, inference, monkeypatch):
+    monkeypatch.setattr(geometry, "_CHUNK_ELEMENTS", 2 * 5 * 33)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with torch.inference_mode(inference):
+                found.append(measure(x.bfloat16(), torch.arange(33) != 3))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_shapes_and_bad_input(x):
+    assert [m(x[:0]).shape for m in MEASURES] == [(0, 4), (0, 4), (0, 5)]
+    assert norm(x[:, :1]).shape == (7, 1)
+    for measure in (cosine, speed):
+        with pytest.raises(ValueError, match=r"1 sublayers: at least 2.*record more"):
+            measure(x[:, :1])
+    for measure in MEASURES:
+        with pytest.raises(ValueError, match=r"shape \(7, 5\).*\(N, S, D\)"):
+            measure(x[..., 0])
+        with pytest.raises(ValueError, match=r"torch.float32 and shape \(33,\).*boolean mask of shape \(33,\)"):
+            measure(x, torch.ones(33))
+        with pytest.raises(ValueError, match=r"shape \(32,\).*boolean mask of shape \(33,\)"):
+            measure(x, torch.ones(32, dtype=torch.bool))
+        with pytest.raises(ValueError, match=r"none of 33 is left.*mark at least one"):
+            measure(x, torch.zeros(33, dtype=torch.bool))
+        with pytest.raises(ValueError, match="none of 0 is left"):
+            measure(x[..., :0])

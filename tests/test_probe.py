@@ -1,0 +1,228 @@
+"""The probe against the pure functions and numpy on the same activations, all at once."""
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA as SklearnPCA
+
+from rsdyn import analysis
+from rsdyn.config import MEASURES
+from rsdyn.datamodule import TrajectoryBatch, TrajectoryDataModule
+from rsdyn.dynamics.information import consecutive_information
+from rsdyn.errors import UserError
+from rsdyn.probe import ResidualStreamProbe
+from rsdyn.stream.lm import find_lm
+from rsdyn.stream.trajectories import TrajectoryStream
+
+N, S, D = 53, 6, 32
+
+
+@pytest.fixture(scope="module")
+def stream(tiny_llama, tmp_path_factory):
+    from rsdyn.stream.text import Sequences
+
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 20, size=60)
+    ids = rng.integers(1, 300, size=int(lengths.sum())).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    sequences = Sequences(ids=ids, offsets=offsets, n_rows=60, n_truncated=0, bos_id=0, bos_note=None)
+    cache = tmp_path_factory.mktemp("cache")
+    stream = TrajectoryStream(find_lm(str(tiny_llama)), sequences, cache_dir=cache, dtype="float32", shard_sequences=8)
+    stream.open()
+    return stream
+
+
+def run(stream, measures=MEASURES, samples=N, **options):
+    probe = ResidualStreamProbe(n_sublayers=S, n_units=D, measures=measures, **options)
+    data = TrajectoryDataModule(stream, samples=samples, passes=probe.n_passes)
+    trainer = L.Trainer(
+        logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", barebones=False
+    )
+    trainer.test(probe, datamodule=data, verbose=False)
+    return probe
+
+
+@pytest.fixture(scope="module")
+def probe(stream):
+    return run(stream)
+
+
+@pytest.fixture(scope="module")
+def x(stream):
+    shards = [stream.shard(k).activations for k in range(stream.n_shards)]
+    return torch.cat(shards)[:N].to(torch.float64)
+
+
+def test_every_sequence_is_counted_once_and_no_shard_is_recorded_for_nothing(probe, stream):
+    assert probe.n_sequences == N
+    assert stream.n_recorded == 56  # seven shards of eight hold the first 53
+
+
+def test_activations(probe, x):
+    found = analysis.activations(probe, 0.3)
+    torch.testing.assert_close(found["mean"], x.mean(0))
+    torch.testing.assert_close(found["std"], x.std(0, correction=0))
+    torch.testing.assert_close(found["density"], (x.mean(0).abs() > 0.3).to(torch.float64).mean(1))
+    default = analysis.activations(probe)["density_threshold"]
+    assert default == pytest.approx(0.5 * float(x.mean(0)[-1].square().mean().sqrt()))
+
+
+def test_correlation(probe, x):
+    found = analysis.correlation(probe, bins=20)
+    whole = np.array([np.corrcoef(x[:, :, u].T.numpy()) for u in range(D)])
+    consecutive = np.array([[whole[u, s, s + 1] for u in range(D)] for s in range(S - 1)])
+    np.testing.assert_allclose(found["r"].numpy(), consecutive, atol=1e-9)
+    rows, columns = np.triu_indices(S, 1)
+    for u in range(D):
+        pairs = whole[u, rows, columns]
+        counts, _ = np.histogram(np.clip(pairs[pairs >= 0], 0, 1 - 1e-12), bins=20, range=(0, 1))
+        np.testing.assert_array_equal(found["r_all_counts"][u].numpy(), counts)
+        assert found["r_all_below"][u] == (pairs < 0).sum()
+    low, high = found["r_mean_interval"]
+    assert (low < found["r_mean"]).all() and (found["r_mean"] < high).all()
+
+
+def test_cosine_and_speed(probe, x):
+    torch.testing.assert_close(
+        analysis.cosine(probe)["cosine"],
+        torch.nn.functional.cosine_similarity(x[:, 1:], x[:, :-1], dim=-1).mean(0),
+        rtol=1e-6,
+        atol=1e-6,
+    )
+    speed = np.linalg.norm(np.diff(x.numpy(), axis=1), axis=-1)
+    found = analysis.velocity(probe)
+    np.testing.assert_allclose(found["speed"], speed.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found["speed_std"], speed.std(0), rtol=1e-5)
+
+
+def test_the_interval_of_a_mean_is_that_of_its_groups(probe, x):
+    """Delete-a-group jackknife of a mean, by hand: ten groups of sequences by number modulo ten."""
+    from scipy.stats import t as student
+
+    speed = np.linalg.norm(np.diff(x.numpy(), axis=1), axis=-1)
+    without = np.array([speed[np.arange(N) % 10 != g].mean(0) for g in range(10)])
+    error = np.sqrt(0.9 * ((without - without.mean(0)) ** 2).sum(0)) * student.ppf(0.975, 9)
+    found = analysis.velocity(probe)
+    np.testing.assert_allclose(found["speed_interval"][0], speed.mean(0) - error, rtol=1e-4)
+
+
+def test_information(probe, x):
+    found = analysis.information(probe, "copula", seed=0)
+    expected = consecutive_information(x, "copula")
+    torch.testing.assert_close(found["mi"], expected)
+    assert (found["mi_floor"] < found["mi_mean"]).all()
+    literal = analysis.information(probe, "paper_literal", seed=0)
+    torch.testing.assert_close(literal["mi_true"], consecutive_information(x, "kde"))
+
+
+def test_rotations(probe, x):
+    options = {"n": 50, "shared": False, "window": 8, "sites_per_layer": 2, "seed": 0}
+    found = analysis.rotations(probe, ["layer_shuffle"], **options)
+    a = x.mean(0).numpy()
+    slope = np.gradient(a, axis=0)
+    angles = np.arctan2(np.diff(slope, axis=0), np.diff(a, axis=0))
+    turned = np.unwrap(angles, axis=0)
+    np.testing.assert_allclose(found["rotation"].numpy(), (turned[-1] - turned[0]) / (2 * np.pi), atol=1e-6)
+    assert found["null_layer_shuffle_p"].shape == (D,)
+
+
+def test_components(probe, x):
+    found = analysis.principal_components(probe, seed=0)
+    flat = x.reshape(-1, D).numpy()
+    pca = SklearnPCA(svd_solver="full").fit(flat)
+    np.testing.assert_allclose(found["pca_ratio"].numpy(), pca.explained_variance_ratio_, rtol=1e-5, atol=1e-7)
+    few = run_components(probe, 3)
+    missed = flat - flat.mean(0) - (flat - flat.mean(0)) @ pca.components_[:3].T @ pca.components_[:3]
+    missed = (missed.reshape(N, S, D) ** 2).sum((0, 2))
+    about = ((x - x.mean(0)) ** 2).sum((0, 2)).numpy()
+    np.testing.assert_allclose(few["ev"].numpy(), 1 - missed / about, atol=1e-4)
+
+
+def run_components(probe, n):
+    again = run(probe.trainer.datamodule.stream, ["pca"], components=n)
+    return analysis.principal_components(again, seed=0)
+
+
+def batches(x):
+    numbers = torch.arange(len(x))
+    return [TrajectoryBatch(a, n) for a, n in zip(x.split(20), numbers.split(20), strict=True)]
+
+
+def by_hand(x, measures):
+    """A probe fed without a Trainer."""
+    probe = ResidualStreamProbe(n_sublayers=x.shape[1], n_units=x.shape[2], measures=measures)
+    for batch in batches(x):
+        probe.test_step(batch, 0, 0)
+    for batch in batches(x):
+        probe.test_step(batch, 0, 1)
+    probe.on_test_epoch_end()
+    return probe
+
+
+def test_massive_units_are_named_and_taken_out(x):
+    planted = x.clone()
+    planted[..., 7] += 1e4
+    probe = by_hand(planted, MEASURES)
+    assert analysis.flags(probe, torch.float32)["massive_units"].tolist() == [7]
+    rest = x[..., [u for u in range(D) if u != 7]]
+    torch.testing.assert_close(
+        analysis.cosine(probe)["cosine_without_massive"],
+        torch.nn.functional.cosine_similarity(rest[:, 1:], rest[:, :-1], dim=-1).mean(0),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    assert (analysis.cosine(probe)["cosine"] > 0.999).all()  # one unit hides all others
+
+
+def test_units_with_nan_are_named_and_spoil_nothing_else(x):
+    broken = x.clone()
+    broken[4, 2, 9] = torch.nan
+    probe = by_hand(broken, MEASURES)
+    assert analysis.flags(probe, torch.float32)["unusable_units"].tolist() == [9]
+    keep = [u for u in range(D) if u != 9]
+    clean = by_hand(x[..., keep], MEASURES)
+    for measure in (analysis.cosine, analysis.velocity):
+        a, b = measure(probe), measure(clean)
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-7)
+    a, b = analysis.correlation(probe), analysis.correlation(clean)
+    torch.testing.assert_close(a["r"][:, keep], b["r"], rtol=1e-9, atol=1e-9)
+    assert a["r"][1:3, 9].isnan().all()
+    a, b = (analysis.principal_components(p, seed=0) for p in (probe, clean))
+    n = len(b["pca_ratio"])
+    torch.testing.assert_close(a["pca_ratio"][:n], b["pca_ratio"], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(a["dimensions"], b["dimensions"], rtol=1e-3, atol=1e-3)
+    a, b = (analysis.information(p, "copula", 0) for p in (probe, clean))
+    torch.testing.assert_close(a["mi"][:, keep], b["mi"])
+
+
+def test_constant_and_frozen_units_are_counted(x):
+    planted = x.clone()
+    planted[..., 3] = 2.5
+    found = analysis.flags(by_hand(planted, ["correlation"]), torch.float32)
+    assert found["constant_units"].tolist() == [3] and (found["constant"] == 1).all()
+    assert found["frozen_units"].tolist() == [3]
+    torch.testing.assert_close(found["frozen_steps"], torch.full((S - 1,), 1 / D, dtype=torch.float64))
+
+
+def test_identical_units_are_alike(x):
+    planted = x.clone()
+    planted[..., 5] = planted[..., 6]
+    probe = by_hand(planted, MEASURES)
+    r, mi = analysis.correlation(probe)["r"], analysis.information(probe, "kde", 0)["mi"]
+    assert torch.equal(r[:, 5], r[:, 6]) and torch.equal(mi[:, 5], mi[:, 6])
+
+
+def test_more_components_than_there_are_is_a_users_mistake(x):
+    probe = ResidualStreamProbe(n_sublayers=S, n_units=D, measures=["pca"], components=D + 1)
+    for batch in batches(x):
+        probe.test_step(batch, 0, 0)
+    with pytest.raises(UserError, match=r"analysis\.components=33"):
+        probe.between_passes()
+
+
+def test_without_a_cache_the_second_pass_does_not_record_again(stream):
+    bare = TrajectoryStream(stream.lm, stream.sequences, cache_dir=None, dtype="float32", shard_sequences=8)
+    found = run(bare, ["cosine"], samples=16)
+    assert bare.n_recorded == 16 and found.n_sequences == 16

@@ -124,12 +124,12 @@ class ProbeProgress(L.Callback):
 
 
 @contextmanager
-def stage_bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A bar over the units of one measure, on the first process; gives the function that moves it on."""
+def stage_bar(description: str, total: int, unit: str = "units") -> Iterator[Callable[[int], object]]:
+    """A bar over one stage of the work, on the first process; gives the function that moves it on."""
     if not is_rank_zero():
         yield lambda n: None
         return
-    with _bar(total=total, desc=description, unit=" units") as bar:
+    with _bar(total=total, desc=description, unit=f" {unit}") as bar:
         yield bar.update
 
 

@@ -385,7 +385,8 @@ def nearest_keys(key: str) -> list[str]:
 
 def _default(option: Option) -> str:
     everything = option.kind == "list" and list(option.rules.choices) == option.default
-    return "all" if everything else show(option.default)
+    text = "all" if everything else show(option.default)
+    return text if len(text) <= 24 else f"{text[:20]}..."
 
 
 def help_text(script: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 
 from rsdyn.errors import UserError
-from rsdyn.options import DEVICES, SIZE, Option, is_devices, is_size, setting, show, walk
+from rsdyn.options import DEVICES, SIZE, Option, is_devices, is_range, is_size, setting, show, walk
 
 
 @dataclass
@@ -188,7 +188,7 @@ class AnalysisConfig:
         choices=CONDITIONS,
     )
     samples: int | None = setting(
-        1000, "Measure the first so many sequences; null takes all.", low=1, also=("n", "n_samples")
+        1000, "Measure the first so many sequences; null takes all.", low=1, also=("n_samples",)
     )
     density_threshold: float | None = setting(
         None,
@@ -201,6 +201,62 @@ class AnalysisConfig:
     on_train: bool = setting(False, "Measure while train.py records, so that one pass over the LM feeds both.")
     mi: MiConfig = field(default_factory=MiConfig)
     rotation: RotationConfig = field(default_factory=RotationConfig)
+
+
+@dataclass
+class GridConfig:
+    """The grid of points that the stream is teleported to."""
+
+    n: int = setting(10, "Points along each side of the grid.", low=2)
+    range: list[float] | None = setting(
+        None,
+        "Its ends, [min1,max1,min2,max2], in latents; null is the range of the text's trajectories and a tenth more.",
+        allowed="four numbers [min1,max1,min2,max2], each min below its max",
+        test=is_range,
+    )
+
+
+@dataclass
+class NoiseConfig:
+    """Gaussian noise on the stream."""
+
+    sigma: float = setting(0.5, "Size of the noise, as a share of the state's own norm.", above=0)
+
+
+@dataclass
+class PerturbConfig:
+    """What perturb.py does to the stream of a prompt."""
+
+    kind: str = setting(
+        "teleport",
+        "Put the state on a grid in a plane, add noise to it, or put another sequence's state in its place.",
+        choices=("teleport", "noise", "swap"),
+    )
+    layers: list[float] | None = setting(
+        None,
+        "Layers of injection: numbers such as [0,7,15], or fractions of the depth such as [0.0,0.25,1.0] if any has a "
+        "decimal part; null is the paper's 0, 7, 15, 23 and 31 of 32, at this model's depth.",
+        low=0,
+    )
+    site: str = setting("resid_pre", "Where in the layer.", choices=("resid_pre", "resid_mid"))
+    position: str = setting("last", "The last token's state alone, or the same state at all.", choices=("last", "all"))
+    space: str = setting(
+        "pca", "Plane of the teleports: PCA of the text's stream, or an autoencoder.", choices=("pca", "cae")
+    )
+    checkpoint: str | None = setting(None, "Autoencoder of perturb.space=cae: a best.ckpt of train.py.")
+    off_plane: str = setting(
+        "drop",
+        "Teleports lose what lies outside the plane (the paper), or keep it.",
+        choices=("drop", "keep"),
+    )
+    prompt: str = setting("I'm sorry, Dave. I'm afraid I can't do that.", "The prompt (the paper's).")
+    prompts: str | None = setting(None, "A text file of prompts, one a line, instead of perturb.prompt.")
+    from_text: int | None = setting(None, "So many sequences of the text as prompts, instead of perturb.prompt.", low=1)
+    points: int = setting(100, "Points of noise or swap; a grid has its own number.", low=1)
+    samples: int = setting(1000, "Sequences of the text that the plane, its range and swaps come from.", low=3)
+    steps: int = setting(12, "Sublayers after the injection that the arrows average over.", low=1)
+    grid: GridConfig = field(default_factory=GridConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
 
 
 @dataclass
@@ -250,6 +306,7 @@ class Config:
     cache: CacheConfig = field(default_factory=CacheConfig)
     cae: CaeConfig = field(default_factory=CaeConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+    perturb: PerturbConfig = field(default_factory=PerturbConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -338,6 +395,17 @@ def check(config: Config) -> None:
                     f"analysis.rotation.nulls={show(analysis.rotation.nulls)}: {null} is compared with the original "
                     "text, which is not measured. Add original to analysis.conditions."
                 )
+    perturb = config.perturb
+    if (perturb.space == "cae") != (perturb.checkpoint is not None):
+        raise UserError(
+            f"perturb.space={perturb.space} and perturb.checkpoint={show(perturb.checkpoint)} do not go together: an "
+            "autoencoder needs perturb.space=cae and perturb.checkpoint=runs/.../checkpoints/best.ckpt, PCA neither."
+        )
+    if perturb.prompts is not None and perturb.from_text is not None:
+        raise UserError(
+            f"perturb.prompts={perturb.prompts} and perturb.from_text={perturb.from_text} are both given, but the "
+            "prompts come from one place: leave one of them out."
+        )
     for name, instead in RESERVED_OPTIONS.items():
         if name in config.trainer.options:
             raise UserError(
@@ -361,6 +429,20 @@ def to_yaml(config: Config) -> str:
 UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
         "by analyze.py alone": ("analysis.conditions", "analysis.components", "analysis.rotation."),
+        "by perturb.py alone": ("perturb.",),
+    },
+    "perturb": {
+        "by train.py alone": (
+            "cae.",
+            "data.val_size",
+            "data.test_size",
+            "data.batch_by",
+            "data.batch_size",
+            "data.shuffle_shards",
+        ),
+        "by train.py and analyze.py; perturb.py runs in one process": ("trainer.",),
+        "by analyze.py": ("analysis.",),
+        "by train.py": ("data.condition",),
     },
     "analyze": {
         "by train.py alone": (
@@ -376,5 +458,6 @@ UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
             "analysis.on_train",
         ),
         "by train.py; analyze.py has analysis.conditions": ("data.condition",),
+        "by perturb.py alone": ("perturb.",),
     },
 }

@@ -54,6 +54,13 @@ def is_devices(value: Any) -> bool:
     return _is_a(value, "int") and value >= 1
 
 
+def is_range(value: Any) -> bool:
+    """Whether ``value`` is ``[min1, max1, min2, max2]``."""
+    if not isinstance(value, list) or len(value) != 4 or not all(_is_a(v, "float") for v in value):
+        return False
+    return value[0] < value[1] and value[2] < value[3]
+
+
 SIZE = "a fraction between 0 and 1, or a whole number of sequences >= 1"
 DEVICES = "a whole number >= 1, auto, or device numbers such as 0,1"
 

@@ -62,6 +62,22 @@ OTHER = {
     "analysis.rotation.shared": ("true", True),
     "analysis.rotation.window": ("4", 4),
     "analysis.rotation.units": ("[7, 1e1]", [7, 10]),
+    "perturb.kind": ("noise", "noise"),
+    "perturb.layers": ("[0.0, 0.5]", [0.0, 0.5]),
+    "perturb.site": ("resid_mid", "resid_mid"),
+    "perturb.position": ("all", "all"),
+    "perturb.space": ("cae", "cae"),
+    "perturb.checkpoint": ("best.ckpt", "best.ckpt"),
+    "perturb.off_plane": ("keep", "keep"),
+    "perturb.prompt": ("Good day", "Good day"),
+    "perturb.prompts": ("prompts.txt", "prompts.txt"),
+    "perturb.from_text": ("20", 20),
+    "perturb.points": ("50", 50),
+    "perturb.samples": ("200", 200),
+    "perturb.steps": ("6", 6),
+    "perturb.grid.n": ("5", 5),
+    "perturb.grid.range": ("[-1, 1, 0, 2.5]", [-1.0, 1.0, 0.0, 2.5]),
+    "perturb.noise.sigma": ("0.1", 0.1),
     "trainer.max_epochs": ("3", 3),
     "trainer.patience": ("2", 2),
     "trainer.devices": ("0,1", "0,1"),
@@ -73,7 +89,12 @@ OTHER = {
     "tracking.project": ("p", "p"),
     "tracking.entity": ("team", "team"),
 }
-NEEDS = {"data.config": ["data.name=x"], "data.revision": ["data.name=x"]}
+NEEDS = {
+    "data.config": ["data.name=x"],
+    "data.revision": ["data.name=x"],
+    "perturb.space": ["perturb.checkpoint=x"],
+    "perturb.checkpoint": ["perturb.space=cae"],
+}
 
 
 def load(*words: str, script: str = "any") -> Config:
@@ -126,7 +147,8 @@ def test_every_key_has_help_and_accepts_its_default(key):
 
 def test_sections_have_a_line_of_help():
     assert list(sections()) == [
-        *("run", "lm", "data", "cache", "cae", "analysis", "analysis.mi", "analysis.rotation", "trainer", "tracking")
+        *("run", "lm", "data", "cache", "cae", "analysis", "analysis.mi", "analysis.rotation"),
+        *("perturb", "perturb.grid", "perturb.noise", "trainer", "tracking"),
     ]
     assert all(text.endswith(".") and "\n" not in text for text in sections().values())
 
@@ -342,6 +364,14 @@ def test_paper_preset_is_the_papers_run():
         ("cae.layers=0 cae.count=maps", ["cae.layers=0", ">= 1"]),
         ("analysis.conditions=original analysis.rotation.nulls=untrained", ["untrained", "add", "analysis.conditions"]),
         ("analysis.conditions=untrained analysis.rotation.nulls=untrained", ["Add original to analysis.conditions"]),
+        ("perturb.space=cae", ["perturb.space=cae", "best.ckpt"]),
+        ("perturb.checkpoint=x", ["perturb.checkpoint=x", "perturb.space=cae"]),
+        ("perturb.prompts=a perturb.from_text=3", ["perturb.prompts=a", "perturb.from_text=3", "one place"]),
+        ("perturb.grid.n=1", ["perturb.grid.n=1", ">= 2"]),
+        ("perturb.grid.range=[2,1,0,1]", ["perturb.grid.range=[2.0,1.0,0.0,1.0]", "min below its max"]),
+        ("perturb.grid.range=[0,1]", ["four numbers"]),
+        ("perturb.noise.sigma=0", ["perturb.noise.sigma=0", "> 0"]),
+        ("perturb.kind=teleprt", ["Did you mean perturb.kind=teleport?"]),
         # lists
         ("analysis.measures=[corelation,pca]", ["Did you mean analysis.measures=[correlation,pca]?"]),
         ("analysis.measures=entropy", ["each once", "correlation", "default, [activations,"]),
@@ -369,6 +399,10 @@ def test_a_mistake_is_one_message_with_its_cure(words, parts):
         ("analyze", "cae.lr=1", ["cae.lr=1", "would change nothing", "train.py alone"]),
         ("analyze", "data.condition=shuffled", ["data.condition", "analysis.conditions"]),
         ("analyze", "analysis.on_train=true", ["train.py alone"]),
+        ("analyze", "perturb.kind=noise", ["perturb.py alone"]),
+        ("train", "perturb.kind=noise", ["perturb.py alone"]),
+        ("perturb", "trainer.devices=2", ["runs in one process"]),
+        ("perturb", "analysis.samples=7", ["analysis.samples=7", "analyze.py"]),
         ("train", "analysis.samples=5", ["analysis.samples=5", "would change nothing", "analysis.on_train=true"]),
         ("train", "analysis.on_train=true analysis.components=5", ["analysis.components=5", "analyze.py"]),
     ],

@@ -1,6 +1,7 @@
 """The paper's panels: arrays or tensors in, a matplotlib Figure out; one function a panel, one column wide."""
 
 from rsdyn.figures.components import components_needed, cumulative_variance, loadings, pca_trajectory
+from rsdyn.figures.perturbation import recovery_curves, teleports
 from rsdyn.figures.rotations import portraits, rotation_distribution, rotations_by_unit
 from rsdyn.figures.stream import correlation_density, density, mean_activations
 from rsdyn.figures.style import CROSS, WITHIN, save
@@ -22,9 +23,11 @@ __all__ = [
     "mean_activations",
     "pca_trajectory",
     "portraits",
+    "recovery_curves",
     "rotation_distribution",
     "rotations_by_unit",
     "save",
+    "teleports",
     "transition_curve",
     "unit_correlations",
     "unit_information",

@@ -1,7 +1,8 @@
 """Open a language model and record its residual stream.
 
 Two steps, so that a run whose cache is complete never reads the weights: :func:`find_lm` learns all there is to know
-from the config, :meth:`LMSource.load` reads the weights and gives a :class:`LanguageModel` that records.
+from the config, :meth:`LMSource.load` reads the weights and gives a :class:`LanguageModel` that records. Running on
+from a sublayer is in ``continuation.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from rsdyn import embedded
 from rsdyn.dynamics.parallel import side_by_side
 from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.stream.hub import explain_hub_error, hub_reachable
-from rsdyn.stream.sites import find_sites, site_names
+from rsdyn.stream.sites import RESID_PRE, find_sites, site_names, sublayer_index
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -117,15 +118,21 @@ class LMSource:
                 local_files_only=self.commit is not None and not hub_reachable(),
             )
 
-    def load(self, *, dtype: str = "float32", device: torch.device | str = "cpu") -> LanguageModel:
-        """Read the weights (safetensors only) and put the base model, without LM head, on ``device``."""
-        from transformers import AutoModel
+    def sublayer(self, layer: int, site: str = RESID_PRE) -> int:
+        """The sublayer of a layer's site; ``UserError`` for a layer or site that the model has not."""
+        return sublayer_index(self.site_names, self.n_layers, layer, site)
+
+    def load(self, *, dtype: str = "float32", device: torch.device | str = "cpu", head: bool = False) -> LanguageModel:
+        """Read the weights (safetensors only) and put the base model on ``device``.
+
+        The LM head's are read with ``head=True`` alone: next-token probabilities need it, the stream does not. Raises
+        ``UserError`` when the weights cannot be read, or hold no LM head where one was asked for.
+        """
+        from transformers import AutoModel, AutoModelForCausalLM
 
         if self.untrained is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.untrained)
-                base = AutoModel.from_config(self.config, dtype=DTYPES[dtype], trust_remote_code=self.trust_remote_code)
-            return LanguageModel(base.to(device), name=f"{self.name} (untrained)")
+            base, top = self._without_weights(DTYPES[dtype], head)
+            return LanguageModel(base.to(device), name=f"{self.name} (untrained)", head=top and top.to(device))
         from transformers.utils import logging as transformers_logging
 
         verbosity = transformers_logging.get_verbosity()
@@ -133,18 +140,43 @@ class LMSource:
         transformers_logging.disable_progress_bar()
         try:
             with _hub_errors(self.name, self.revision):
-                base = AutoModel.from_pretrained(
+                kind: Any = AutoModelForCausalLM if head else AutoModel
+                model, found = kind.from_pretrained(
                     self.location,
                     revision=self.commit or self.revision,
                     dtype=DTYPES[dtype],
                     local_files_only=self.commit is not None and not hub_reachable(),
                     use_safetensors=True,
                     trust_remote_code=self.trust_remote_code,
+                    output_loading_info=True,
                 )
         finally:
             transformers_logging.set_verbosity(verbosity)
             transformers_logging.enable_progress_bar()
-        return LanguageModel(base.to(device), name=self.name)
+        if head and found["missing_keys"]:  # transformers would draw them at random
+            raise UserError(
+                f"lm.name={self.name}: the next-token probabilities need {', '.join(sorted(found['missing_keys']))}, "
+                "which its weights lack. Give a model that was saved with its LM head."
+            )
+        model = model.to(device)
+        if head:
+            return LanguageModel(model.base_model, name=self.name, head=model.get_output_embeddings())
+        return LanguageModel(model, name=self.name)
+
+    def _without_weights(self, dtype: torch.dtype, head: bool) -> tuple[Any, nn.Module | None]:
+        """Base model and, if asked for, LM head with random weights; those of the base are the same either way."""
+        from transformers import AutoModel, AutoModelForCausalLM
+
+        options = {"dtype": dtype, "trust_remote_code": self.trust_remote_code}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cast(int, self.untrained))
+            base = AutoModel.from_config(self.config, **options)
+            if not head:
+                return base, None
+            top = AutoModelForCausalLM.from_config(self.config, **options).get_output_embeddings()
+        if self.config.tie_word_embeddings:
+            top.weight = base.get_input_embeddings().weight
+        return base, top
 
 
 def find_lm(name: str = "embedded", *, revision: str | None = None, trust_remote_code: bool = False) -> LMSource:
@@ -222,10 +254,16 @@ class LanguageModel:
     Args:
         base: transformers' model without the LM head, on its device.
         name: for messages.
+        head: the LM head, on the same device; None when it was not loaded.
+
+    Attributes:
+        n_edits: how many interventions are open (``rsdyn.interventions``).
     """
 
-    def __init__(self, base: PreTrainedModel, *, name: str = "lm"):
+    def __init__(self, base: PreTrainedModel, *, name: str = "lm", head: nn.Module | None = None):
         self.base = base.eval().requires_grad_(False)
+        self.head = None if head is None else head.eval().requires_grad_(False)
+        self.n_edits = 0
         self.config = base.config
         self.name = name
         self.sites = find_sites(base, self.config.model_type)
@@ -240,6 +278,26 @@ class LanguageModel:
     @property
     def n_units(self) -> int:
         return int(self.config.hidden_size)
+
+    @property
+    def n_layers(self) -> int:
+        return self.n_sublayers // len(self.sites.names)
+
+    def sublayer(self, layer: int, site: str = RESID_PRE) -> int:
+        """The sublayer of a layer's site; ``UserError`` for a layer or site that the model has not."""
+        return sublayer_index(self.sites.names, self.n_layers, layer, site)
+
+    def log_probs(self, final: Tensor) -> Tensor:
+        """Next-token log-probabilities ``(..., V)``, float32, of states behind the last layer ``(..., D)``.
+
+        Raises ``ValueError`` when the model was loaded without its LM head.
+        """
+        if self.head is None or self.sites.final_norm is None:
+            raise ValueError(
+                f"log_probs: {self.name} was loaded without its LM head, and only the stream can be had. "
+                "Load it with load(head=True)."
+            )
+        return self.head(self.sites.final_norm(final)).float().log_softmax(-1)
 
     def record(
         self,
@@ -262,10 +320,17 @@ class LanguageModel:
 
         Sequences are sorted by length and padded on the *right*, without an attention mask: a causal model never looks
         right, and left padding without position ids changes activations silently. Raises ``NonFiniteError`` naming
-        sequence and sublayer when the stream is not finite.
+        sequence and sublayer when the stream is not finite, and ``ValueError`` for sequences of several lengths, or in
+        several batches, while an intervention is open, which edits the last column of each batch.
         """
         out = torch.empty(len(sequences), self.n_sublayers, self.n_units, dtype=dtype or self.dtype)
         batches = length_sorted_batches([len(s) for s in sequences], batch_tokens)
+        if self.n_edits and (len(batches) > 1 or len({len(s) for s in sequences}) > 1):
+            raise ValueError(
+                f"sequences: {len(sequences)} of several lengths, or too many for one batch, while an intervention is "
+                "open. It edits the last column of a batch, which is not the last token of a shorter sequence; record "
+                "sequences of one length, in one batch (batch_tokens), or one at a time."
+            )
         # closed before the hooks go, so that no thread is left running without them after an exception
         work = side_by_side(lambda rows: self._record_batch([sequences[i] for i in rows]), batches, self.device)
         with self._hooks(), closing(work) as parts:

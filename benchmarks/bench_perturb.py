@@ -1,0 +1,188 @@
+"""Teleporting a grid on one core: continuing from a sublayer against whole forwards with a hook, in the same run.
+
+    python benchmarks/bench_perturb.py                              # the embedded model
+    python benchmarks/bench_perturb.py --width 1024 --layers 8      # a Llama with random weights, in the 8B's ratios
+
+Five depths × 100 points, at prompts of 15 and 64 tokens, last token replaced; every way gives the last token's stream
+at all sublayers. The plain way is one forward a point with a hook that replaces the stream: a few points are timed and
+scaled. The batched way is the same with 100 copies of the prompt in a batch, which is how TransformerLens and nnsight
+would do it; a whole forward costs the same at any depth, so one depth is timed and counted for all. All take turns, and
+the least CPU time of each counts.
+
+The matrix products' limit: the linear maps of the suffix layers alone, one token a point, with weights and numbers of
+rows as ours (each depth apart, or the batch growing from depth to depth: the faster of the two). The attention of a
+point over the prompt is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rsdyn.stream.continuation import continue_all, continue_from, run_reference
+from rsdyn.stream.lm import LanguageModel, find_lm
+
+GOALS = {15: 50, 64: 120}
+LIMIT_GOAL = 0.65
+PEERS = {"TransformerLens": "transformer_lens", "nnsight": "nnsight"}
+
+
+def least(repeats: int, works: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Least CPU seconds of each work; they take turns, after one turn to warm up."""
+    seconds = dict.fromkeys(works, float("inf"))
+    for turn in range(repeats + 1):
+        for name, work in works.items():
+            start = time.process_time()
+            work()
+            if turn > 0:
+                seconds[name] = min(seconds[name], time.process_time() - start)
+    return seconds
+
+
+def open_model(width: int | None, layers: int) -> LanguageModel:
+    if width is None:
+        return find_lm().load()
+    from transformers import AutoModel, LlamaConfig
+
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=width * 7 // 2,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=max(1, width // 256),
+        vocab_size=4096,
+    )
+    torch.manual_seed(0)
+    return LanguageModel(AutoModel.from_config(config), name=f"Llama, L{layers} D{width}, random")
+
+
+@torch.inference_mode()
+def hooked(lm: LanguageModel, ids: Tensor, sublayer: int, states: Tensor) -> Tensor:
+    """The streams ``(B, S, D)`` of one forward over ``B`` copies of the prompt, each with its state in place.
+
+    The least there is to it: a hook that writes and one a sublayer that reads, and transformers' own base model.
+    """
+    out = torch.empty(len(states), lm.n_sublayers, lm.n_units)
+
+    def take(s: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if s == sublayer:
+                args[0][:, -1] = states
+            out[:, s] = args[0][:, -1]
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(take(s)) for s, m in enumerate(lm.sites.modules)]
+    lm.base(input_ids=ids.expand(len(states), -1), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return out
+
+
+def suffix(lm: LanguageModel, layer: int) -> list[Tensor]:
+    """The weights of the linear maps from a layer on."""
+    layers = [m for block in lm.sites.blocks[2 * layer :] for m in block.modules()]
+    return [m.weight for m in layers if isinstance(m, nn.Linear)]
+
+
+@torch.inference_mode()
+def products(plan: list[tuple[int, list[Tensor]]]) -> None:
+    for rows, weights in plan:
+        inputs = {w.shape[1]: torch.ones(rows, w.shape[1]) for w in weights}
+        for weight in weights:
+            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+
+
+def measure(lm: LanguageModel, n_tokens: int, points: int, plain_points: int, repeats: int) -> list[str]:
+    generator = torch.Generator().manual_seed(n_tokens)
+    ids = torch.randint(1, lm.config.vocab_size, (n_tokens,), generator=generator)
+    reference = run_reference(lm, ids)
+    depths = sorted({round(f * (lm.n_layers - 1)) for f in (0, 7 / 31, 15 / 31, 23 / 31, 1)})  # the paper's, of 32
+    injections = []
+    for layer in depths:
+        state = reference.stream[2 * layer]
+        noise = torch.randn(points, lm.n_units, generator=generator) * state.norm() / lm.n_units**0.5
+        injections.append((2 * layer, state + noise))
+
+    apart = [(points, suffix(lm, layer)) for layer in depths]
+    ends = [*depths[1:], lm.n_layers]
+    per_layer = len(suffix(lm, lm.n_layers - 1))
+    growing = [
+        (points * (i + 1), suffix(lm, layer)[: per_layer * (end - layer)])
+        for i, (layer, end) in enumerate(zip(depths, ends, strict=True))
+    ]
+    flops = sum(2 * points * sum(w.numel() for w in weights) for _, weights in apart)
+    works: dict[str, Callable[[], object]] = {
+        "all depths in one growing batch": lambda: continue_all(lm, reference, injections),
+        "a call a depth": lambda: [continue_from(lm, reference, s, x) for s, x in injections],
+        "plain": lambda: [hooked(lm, ids, s, x[i : i + 1]) for s, x in injections for i in range(plain_points)],
+        "batched": lambda: hooked(lm, ids, *injections[0]),
+        "products apart": lambda: products(apart),
+        "products growing": lambda: products(growing),
+    }
+    seconds = least(repeats, works)
+    plain = seconds["plain"] * points / plain_points
+    batched = seconds["batched"] * len(depths)
+    limit = min(seconds["products apart"], seconds["products growing"])
+
+    worst = 0.0
+    for (s, x), result in zip(injections, continue_all(lm, reference, injections), strict=True):
+        theirs = hooked(lm, ids, s, x[:1])[0, s:]
+        worst = max(worst, float((result.stream[0] - theirs).norm() / theirs.norm()))
+
+    rows = []
+    for name in ("all depths in one growing batch", "a call a depth"):
+        ours = seconds[name]
+        cells = [
+            str(n_tokens),
+            name,
+            *(f"{1e3 * t:.1f}" for t in (ours, plain)),
+            f"{plain / ours:.0f} ×",
+            f"{GOALS[n_tokens]} ×",
+            f"{1e3 * batched:.0f}",
+            f"{batched / ours:.0f} ×",
+            f"{limit / ours:.2f}",
+            f"{flops / limit / 1e9:.0f}",
+            f"{worst:.0e}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, help="of a Llama with random weights instead of the embedded model")
+    parser.add_argument("--layers", type=int, default=8, help="of that Llama")
+    parser.add_argument("--points", type=int, default=100)
+    parser.add_argument("--plain-points", type=int, default=4, help="points a depth that the plain way is timed on")
+    parser.add_argument("--repeats", type=int, default=10)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    lm = open_model(args.width, args.layers)
+    n_parameters = sum(w.numel() for w in suffix(lm, 0))
+    print(
+        f"{lm.name}: {lm.n_layers} layers, {lm.n_units} units, {n_parameters / 1e6:.1f} M weights in the layers; five "
+        f"depths × {args.points} points, one thread, float32. Plain: {args.plain_points} points a depth timed, "
+        "scaled.\n"
+    )
+    columns = (
+        "tokens | continuation | ours, ms | plain, ms | ratio | goal | batched, ms | ratio | of the products' limit "
+        f"(goal {LIMIT_GOAL}) | that limit, GFLOP/s | relative difference"
+    )
+    print(f"| {columns} |\n|{' --- |' * (columns.count('|') + 1)}")
+    for n_tokens in GOALS:
+        for row in measure(lm, n_tokens, args.points, args.plain_points, args.repeats):
+            print(row, flush=True)
+    print()
+    for name, module in PEERS.items():
+        installed = importlib.util.find_spec(module) is not None
+        print(f"{name}: {'installed, but nothing here drives it yet' if installed else 'not installed'}: skipped.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Teleport the residual stream and measure whether it comes back (paper 2.8, Fig. 4D; METHOD section 10).
+
+python perturb.py                                             the embedded model, the paper's prompt, five depths
+python perturb.py perturb.off_plane=keep perturb.from_text=20
+python perturb.py perturb.kind=noise perturb.noise.sigma=0.3
+python perturb.py --help
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rsdyn.script import Run, run_script
+
+
+def perturb(run: Run) -> None:
+    """Text and its plane; prompts and their reference runs; points and controls; recovery; figures, numbers, W&B."""
+    import torch
+
+    from rsdyn.callbacks import stage_bar
+    from rsdyn.experiment import find_source, open_stream, start_records
+    from rsdyn.perturbation import find_plane, layers_of, measure, prompts_of, read_trajectories
+
+    config: Any = run.config
+    settings = config.perturb
+    source = find_source(run)
+    layers = layers_of(settings.layers, source.lm.n_layers)
+    sublayers = {layer: source.lm.sublayer(layer, settings.site) for layer in layers}
+    prompts = prompts_of(settings, source, seed=config.seed)
+    stream = open_stream(run, source, samples=settings.samples)
+    start_records(run, source, {"original": stream})
+    stream.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run.kept = lambda: f"{stream.n_sequences - stream.n_missing()} sequences are in the cache"
+    with stage_bar("reading the stream", stream.shards_of(settings.samples), "shards") as done:
+        trajectories = read_trajectories(stream, settings.samples, done)
+    plane = find_plane(settings, trajectories)
+    lm = source.lm.load(dtype=config.lm.dtype, device=stream.device, head=True)
+    where = f"layers {', '.join(map(str, layers))} ({settings.site}, {settings.position} position)"
+    run.say(f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''}, {settings.kind} at {where}")
+    if settings.position == "all":
+        run.say(
+            "One vector at every position leaves attention nothing to choose from: the prompt does not matter then."
+        )
+    with stage_bar(f"{settings.kind} and controls", len(prompts), "prompts") as done:
+        found = measure(lm, prompts, sublayers, plane, trajectories, settings, seed=config.seed, done=done)
+    _report(run, source, plane, found, layers)
+
+
+def _report(run: Run, source: Any, plane: Any, found: Any, layers: list[int]) -> None:
+    """Write results, figures and summary; send them to W&B; print the closing table."""
+    import numpy as np
+
+    from rsdyn import figures
+    from rsdyn.perturbation import closing_table, panels, words
+    from rsdyn.run_folder import write_json
+    from rsdyn.tracking import log_figures, log_summary
+
+    settings: Any = run.config.perturb
+    drawn = panels(found, plane, settings)
+    for name, figure in drawn.items():
+        figures.save(figure, run.folder / "figures", name)
+    arrays: dict[str, Any] = found.arrays()
+    np.savez_compressed(run.folder / "results.npz", **arrays)
+    notes = words(found, settings)
+    summary = {
+        "lm": source.lm.label,
+        "text": source.text,
+        "kind": settings.kind,
+        "layers": layers,
+        "site": settings.site,
+        "position": settings.position,
+        "off_plane": settings.off_plane,
+        "space": settings.space,
+        "n_prompts": found.n_prompts,
+        "n_points": found.n_points,
+        "rows": found.rows(),
+        "in_words": notes,
+        "seconds": {"total": time.time() - run.started},
+    }
+    write_json(run.folder / "summary.json", summary)
+    log_figures(run.logger, drawn)
+    log_summary(run.logger, {k: v for k, v in summary.items() if k != "rows"} | {"rows": found.named_rows()})
+    run.say()
+    for line in [*closing_table(found), "", *notes, ""]:
+        run.say(line)
+    run.say(f"Time:        {summary['seconds']['total']:.0f} s in all")
+    run.say(f"Run folder:  {run.folder}")
+    run.say("             summary.json, results.npz, figures/")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_script("perturb", perturb, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,396 @@
+"""The parts of perturb.py: prompts, the plane, points and controls, what comes of them, figures and the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsdyn import figures
+from rsdyn.autoencoder import CompressingAutoencoder
+from rsdyn.dynamics.projection import PCA, Projection
+from rsdyn.dynamics.recovery import Recovery, bootstrap, kl, recovery, summary
+from rsdyn.errors import UserError
+from rsdyn.interventions import grid_ranges, grid_states, noise_states, random_directions, swapped_states
+from rsdyn.stream.continuation import Continued, Reference, continue_all, run_reference
+from rsdyn.stream.lm import LanguageModel
+from rsdyn.stream.trajectories import TrajectoryStream
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from rsdyn.experiment import Source
+
+PAPER_LAYERS, PAPER_DEPTH = (0, 7, 15, 23, 31), 32
+FROZEN, RANDOM, SWAPPED = "attention frozen", "random directions", "swapped-in state"
+COLUMNS = {
+    "plane_mse": "MSE, plane",
+    "relative_put": "rel. put",
+    "relative": "rel. end",
+    "cosine_put": "cos put",
+    "cosine": "cos end",
+    "kl": "KL, nats",
+    "nearer": "nearer",
+    "contraction": "contraction",
+}
+
+
+class Prompt(NamedTuple):
+    """A prompt's tokens with BOS, and which sequence of the text it is, if it is one."""
+
+    tokens: np.ndarray
+    sequence: int | None = None
+
+
+def layers_of(layers: Sequence[float] | None, n_layers: int) -> list[int]:
+    """The layers of injection at a model's depth; ``UserError`` for one that is out of range."""
+    if layers is None:
+        return sorted({round(layer / (PAPER_DEPTH - 1) * (n_layers - 1)) for layer in PAPER_LAYERS})
+    if any(value != int(value) for value in layers):
+        if max(layers) > 1:
+            raise UserError(
+                f"perturb.layers={[*layers]}: with a decimal part they are fractions of the depth, from 0 to 1. Give "
+                f"fractions, or whole layer numbers from 0 to {n_layers - 1}."
+            )
+        return sorted({round(value * (n_layers - 1)) for value in layers})
+    chosen = sorted({int(value) for value in layers})
+    if chosen[-1] >= n_layers:
+        raise UserError(
+            f"perturb.layers: this model has no layer {chosen[-1]}; its {n_layers} layers are 0 to {n_layers - 1}."
+        )
+    return chosen
+
+
+def prompts_of(settings: Any, source: Source, *, seed: int) -> list[Prompt]:
+    """The prompts that the settings ask for; ``UserError`` for an empty one, or one longer than the model's context."""
+    sequences = source.sequences
+    if settings.from_text is not None:
+        if settings.from_text > len(sequences):
+            raise UserError(
+                f"perturb.from_text={settings.from_text}: the text has {len(sequences)} sequences. Ask for fewer."
+            )
+        rows = np.random.default_rng(seed).permutation(len(sequences))[: settings.from_text]
+        return [Prompt(sequences[int(i)], int(i)) for i in sorted(rows)]
+    key, texts = "perturb.prompt", [settings.prompt]
+    if settings.prompts is not None:
+        key = "perturb.prompts"
+        try:
+            lines = Path(settings.prompts).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"perturb.prompts={settings.prompts}: cannot be read as text ({error}).") from error
+        texts = [line for line in lines if line.strip()]
+        if not texts:
+            raise UserError(f"perturb.prompts={settings.prompts}: the file holds no prompt. Write one a line.")
+    tokenizer = source.lm.tokenizer()
+    prompts = []
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not text.strip() or not ids:
+            raise UserError(f"{key}: the prompt is empty. Write some words.")
+        if len(ids) + 1 > source.lm.max_tokens:
+            raise UserError(
+                f"{key}: {text[:40]!r} has {len(ids) + 1} tokens with BOS, more than the model's context of "
+                f"{source.lm.max_tokens}. Shorten it."
+            )
+        prompts.append(Prompt(np.array([sequences.bos_id, *ids], dtype=np.int64)))
+    return prompts
+
+
+def read_trajectories(stream: TrajectoryStream, samples: int, done: Callable[[int], object]) -> Tensor:
+    """The first trajectories of a stream ``(N, S, D)`` in the cache's dtype, recorded where they are missing."""
+    parts = []
+    for k in range(stream.shards_of(samples)):
+        parts.append(stream.shard(k).activations)
+        done(1)
+    stream.release_lm()
+    return torch.cat(parts)[:samples]
+
+
+class Plane(NamedTuple):
+    """The projection that points are chosen in, the range of the grid, and what its axes are called."""
+
+    projection: Projection
+    ranges: Tensor
+    ratio: Tensor | None
+    name: str
+
+
+def find_plane(settings: Any, trajectories: Tensor) -> Plane:
+    """PCA of the stream's vectors with two components, or the autoencoder of a checkpoint."""
+    n_units = trajectories.shape[-1]
+    projection: Projection
+    ratio, name = None, "PC"
+    if settings.space == "pca":
+        projection = pca = PCA.fit(trajectories.reshape(-1, n_units), 2)
+        ratio = pca.explained_variance_ratio
+    else:
+        projection = cae = CompressingAutoencoder.from_checkpoint(settings.checkpoint).eval()
+        name = "latent"
+        if cae.widths[0] != n_units:
+            raise UserError(
+                f"perturb.checkpoint={settings.checkpoint}: the autoencoder takes {cae.widths[0]} units and this "
+                f"model's stream has {n_units}. Take one that was trained on this model."
+            )
+        if cae.widths[-1] != 2 and settings.kind == "teleport":
+            raise UserError(
+                f"perturb.checkpoint={settings.checkpoint}: the autoencoder has {cae.widths[-1]} latents, and a grid "
+                "needs 2. Take one with cae.bottleneck=2."
+            )
+    if settings.grid.range is not None:
+        ranges = torch.tensor(settings.grid.range).reshape(2, 2)
+    elif settings.kind == "teleport":
+        some = trajectories[:200]
+        ranges = grid_ranges(encode(projection, some.to(torch.float32)))
+    else:
+        ranges = torch.zeros(2, 2)  # no grid is made
+    return Plane(projection, ranges, ratio, name)
+
+
+@torch.no_grad()
+def encode(projection: Projection, x: Tensor, first_sublayer: int = 0) -> Tensor:
+    """Latents ``(..., S', K)`` of trajectories ``(..., S', D)`` that begin at ``first_sublayer``."""
+    sublayer = torch.arange(first_sublayer, first_sublayer + x.shape[-2], device=x.device).expand(x.shape[:-1])
+    return projection.encode(x, sublayer)
+
+
+@dataclass
+class Found:
+    """What came of the points, by layer and condition: an entry a prompt; ``of_points`` is of the first prompt."""
+
+    n_prompts: int
+    n_points: int
+    sublayers: dict[int, int]
+    values: dict[tuple[int, str], dict[str, list[Tensor]]] = field(default_factory=dict)
+    of_points: dict[tuple[int, str], dict[str, Tensor]] = field(default_factory=dict)
+    reference: Tensor | None = None
+
+    @property
+    def conditions(self) -> list[str]:
+        return list(dict.fromkeys(condition for _, condition in self.values))
+
+    def mean(self, layer: int, condition: str, name: str) -> Tensor:
+        """The mean over prompts of what is already a mean over points."""
+        return torch.stack(self.values[layer, condition][name]).mean(0)
+
+    def interval(self, layer: int, condition: str, name: str) -> tuple[Tensor, Tensor] | None:
+        """Its 95 % interval by bootstrap over prompts, when there are several."""
+        if self.n_prompts < 2:
+            return None
+        found = bootstrap(torch.stack(self.values[layer, condition][name]))
+        return found.low, found.high
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The closing table: a row a layer and condition, with intervals where there are several prompts."""
+        table = []
+        for layer in self.sublayers:
+            for condition in self.conditions:
+                row: dict[str, Any] = {"layer": layer, "condition": condition}
+                for name in COLUMNS:
+                    row[name] = float(self.mean(layer, condition, name))
+                    ends = self.interval(layer, condition, name)
+                    if ends is not None:
+                        row[f"{name}_interval"] = [float(end) for end in ends]
+                table.append(row)
+        return table
+
+    def named_rows(self) -> dict[str, dict[str, float]]:
+        """The same for W&B, which takes no lists."""
+        return {f"layer {row['layer']}, {row['condition']}": {k: row[k] for k in COLUMNS} for row in self.rows()}
+
+    def arrays(self) -> dict[str, Any]:
+        """Everything as arrays: per prompt, and per point for the first prompt."""
+        out: dict[str, Any] = {}
+        for (layer, condition), values in self.values.items():
+            key = f"layer{layer}/{condition.replace(' ', '_')}"
+            out |= {f"{key}/{name}": torch.stack(list(v)).numpy() for name, v in values.items()}
+        for (layer, condition), points in self.of_points.items():
+            key = f"layer{layer}/{condition.replace(' ', '_')}/points"
+            out |= {f"{key}_{name}": v.numpy() for name, v in points.items()}
+        if self.reference is not None:
+            out["reference"] = self.reference.numpy()
+        return out
+
+
+def measure(
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    sublayers: dict[int, int],
+    plane: Plane,
+    trajectories: Tensor,
+    settings: Any,
+    *,
+    seed: int,
+    done: Callable[[int], object] = lambda n: None,
+) -> Found:
+    """Perturb each prompt at each layer, with the points and with the controls, and measure recovery."""
+    projection = plane.projection.to(lm.device)
+    n_points = settings.grid.n**2 if settings.kind == "teleport" else settings.points
+    found = Found(len(prompts), n_points, sublayers)
+    generator = torch.Generator().manual_seed(seed)
+    for number, prompt in enumerate(prompts):
+        reference = run_reference(lm, prompt.tokens)
+        points = {
+            layer: _states(settings, plane, reference, s, trajectories, prompt, generator)
+            for layer, s in sublayers.items()
+        }
+        conditions = {settings.kind: points}
+        conditions[RANDOM] = {
+            layer: random_directions(reference.stream[s], points[layer], generator=generator)
+            for layer, s in sublayers.items()
+        }
+        if settings.kind != "swap":
+            conditions[SWAPPED] = {
+                layer: _swapped(trajectories, s, prompt, n_points, lm, generator) for layer, s in sublayers.items()
+            }
+        conditions[FROZEN] = points
+        for condition, states in conditions.items():
+            continued = continue_all(
+                lm,
+                reference,
+                [(s, states[layer]) for layer, s in sublayers.items()],
+                position=settings.position,
+                freeze_attention=condition == FROZEN,
+                log_probs=True,
+            )
+            for (layer, s), result in zip(sublayers.items(), continued, strict=True):
+                _add(found, (layer, condition), reference, result, projection, s, first=number == 0)
+        if number == 0:
+            found.reference = encode(projection, reference.stream).cpu()
+        done(1)
+    return found
+
+
+def _states(
+    settings: Any,
+    plane: Plane,
+    reference: Reference,
+    s: int,
+    trajectories: Tensor,
+    prompt: Prompt,
+    generator: torch.Generator,
+) -> Tensor:
+    state = reference.stream[s]
+    if settings.kind == "teleport":
+        return grid_states(plane.projection, state, plane.ranges, settings.grid.n, settings.off_plane, s).states
+    if settings.kind == "noise":
+        return noise_states(state, settings.noise.sigma, settings.points, generator=generator)
+    others = swapped_states(
+        trajectories, s, exclude=prompt.sequence, n=min(settings.points, _others(trajectories, prompt)),
+        generator=generator,
+    )  # fmt: skip
+    return others.to(state.device, state.dtype)
+
+
+def _others(trajectories: Tensor, prompt: Prompt) -> int:
+    among = prompt.sequence is not None and prompt.sequence < len(trajectories)
+    return max(1, len(trajectories) - among)
+
+
+def _swapped(
+    trajectories: Tensor, s: int, prompt: Prompt, n: int, lm: LanguageModel, generator: torch.Generator
+) -> Tensor:
+    n = min(n, _others(trajectories, prompt))
+    states = swapped_states(trajectories, s, exclude=prompt.sequence, n=n, generator=generator)
+    return states.to(lm.device, lm.dtype)
+
+
+def _add(
+    found: Found,
+    key: tuple[int, str],
+    reference: Reference,
+    result: Continued,
+    projection: Projection,
+    s: int,
+    *,
+    first: bool,
+) -> None:
+    """Measure one batch of points, and keep its means; of the first prompt, the points themselves."""
+    measured: Recovery = recovery(reference.stream[s:], result.stream, projection, s)
+    numbers = summary(measured)
+    assert reference.log_probs is not None and result.log_probs is not None
+    divergence = kl(reference.log_probs, result.log_probs)
+    values = found.values.setdefault(key, {})
+    scalars = {name: getattr(numbers, name) for name in COLUMNS if name != "kl"}
+    curves = {"relative_curve": measured.relative.nanmean(0), "cosine_curve": measured.cosine.nanmean(0)}
+    for name, value in (scalars | curves | {"kl": divergence.mean()}).items():
+        values.setdefault(name, []).append(torch.as_tensor(value).cpu())
+    if first:
+        found.of_points[key] = {
+            "relative": measured.relative.cpu(),
+            "cosine": measured.cosine.cpu(),
+            "kl": divergence.cpu(),
+            "latents": encode(projection, result.stream, s).cpu(),
+        }
+
+
+def panels(found: Found, plane: Plane, settings: Any) -> dict[str, Figure]:
+    """Fig. 4D, and recovery curves beside the controls."""
+    drawn = {}
+    assert found.reference is not None
+    if found.reference.shape[-1] >= 2:
+        points = {layer: found.of_points[layer, settings.kind]["latents"] for layer in found.sublayers}
+        drawn[f"fig4d_{settings.kind}"] = figures.teleports(
+            found.reference, points, n_steps=settings.steps, ratio=plane.ratio, name=plane.name
+        )
+    axes: list[tuple[str, str, Any]] = [
+        ("relative", "distance to the reference / its norm", {"log": True}),
+        ("cosine", "cosine to the reference", {"fisher": True}),
+    ]
+    for name, ylabel, looks in axes:
+        curves: dict[int, dict[str, Tensor]] = {}
+        intervals: dict[int, dict[str, Any]] = {}
+        for layer in found.sublayers:
+            for condition in found.conditions:
+                curves.setdefault(layer, {})[condition] = found.mean(layer, condition, f"{name}_curve")
+            intervals[layer] = {settings.kind: _band(found, layer, settings.kind, name)}
+        label = "95 % interval over prompts" if found.n_prompts > 1 else "middle half of the points"
+        drawn[f"recovery_{name}"] = figures.recovery_curves(
+            curves, intervals, ylabel=ylabel, interval_label=label, **looks
+        )
+    return drawn
+
+
+def _band(found: Found, layer: int, condition: str, name: str) -> Tensor:
+    ends = found.interval(layer, condition, f"{name}_curve")
+    if ends is not None:
+        return torch.stack(ends)
+    points = found.of_points[layer, condition][name].to(torch.float64)
+    return torch.nanquantile(points, torch.tensor([0.25, 0.75], dtype=torch.float64), dim=0)
+
+
+def closing_table(found: Found) -> list[str]:
+    """The table for a terminal."""
+    widths = {name: max(11, len(head) + 2) for name, head in COLUMNS.items()}
+    lines = [f"{'layer':<6}{'':<19}" + "".join(f"{head:>{widths[name]}}" for name, head in COLUMNS.items())]
+    for row in found.rows():
+        first = row["condition"] == found.conditions[0]
+        cells = ""
+        for name, width in widths.items():
+            text = f"{100 * row[name]:.0f} %" if name == "nearer" else f"{row[name]:.4g}"
+            cells += f"{'-' if row[name] != row[name] else text:>{width}}"
+        lines.append(f"{row['layer'] if first else '':<6}{row['condition']:<19}{cells}")
+    return [
+        *lines,
+        "",
+        "rel. is the distance over the reference's norm; nearer, the points that end nearer than they were put, in",
+        "distance and in that ratio both; contraction, the slope of the log of the two a sublayer, the larger one.",
+    ]
+
+
+def words(found: Found, settings: Any) -> list[str]:
+    """What the controls say, layer by layer."""
+    lines = []
+    for layer in found.sublayers:
+        shares = {c: 100 * float(found.mean(layer, c, "nearer")) for c in found.conditions}
+        if shares[settings.kind] != shares[settings.kind]:
+            lines.append(f"Layer {layer}: nothing follows the injection, so nothing can recover.")
+            continue
+        controls = ", ".join(f"{share:.0f} % with {c}" for c, share in shares.items() if c != settings.kind)
+        here = shares[settings.kind]
+        lines.append(f"Layer {layer}: {here:.0f} % of the points end nearer than they were put; {controls}.")
+    return lines

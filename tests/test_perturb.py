@@ -1,0 +1,246 @@
+"""`perturb.py` as a user meets it: from the command line to the closing table, on a tiny model and real text."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import perturb  # noqa: E402
+from rsdyn.dynamics.projection import PCA  # noqa: E402
+from rsdyn.errors import UserError  # noqa: E402
+from rsdyn.perturbation import layers_of  # noqa: E402
+from rsdyn.stream.lm import find_lm  # noqa: E402
+
+N, LAYERS, S, D = 40, 3, 6, 32
+
+
+@pytest.fixture(scope="module")
+def words(tiny_llama, tmp_path_factory):
+    """The words every run here has in common: tiny model, little text, one cache."""
+    return {
+        "lm.name": str(tiny_llama), "data.limit": N, "data.l_max": 220, "cache.shard_sequences": 16,
+        "cache.dir": str(tmp_path_factory.mktemp("cache")), "tracking.mode": "disabled", "perturb.grid.n": 4,
+        "perturb.points": 9, "perturb.layers": "[0,1,2]",
+    }  # fmt: skip
+
+
+def argv_of(words, **more):
+    return [f"{k}={v}" for k, v in {**words, **more}.items()]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    monkeypatch.setenv("RSDYN_RUN_DIR", "")
+
+
+def run(words, folder, **more):
+    assert perturb.main(argv_of(words, **{"run.dir": folder}, **more)) == 0
+    with np.load(folder / "results.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    return json.loads((folder / "summary.json").read_text()), arrays
+
+
+@pytest.fixture(scope="module")
+def default(words, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "default"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RSDYN_RUN_DIR", "")
+        return folder, *run(words, folder)
+
+
+@pytest.fixture(scope="module")
+def plane(words, default):
+    """The plane that the default run must have used: PCA of the same stream, from its cache."""
+    from safetensors.torch import load_file
+
+    shards = sorted(Path(words["cache.dir"]).rglob("*.safetensors"))
+    trajectories = torch.cat([load_file(f)["activations"] for f in shards])
+    assert trajectories.shape == (N, S, D)
+    return PCA.fit(trajectories.reshape(-1, D), 2), trajectories
+
+
+def test_the_run_folder_is_complete(default):
+    folder, summary, _ = default
+    for file in ["config.yaml", "provenance.json", "summary.json", "results.npz"]:
+        assert (folder / file).stat().st_size > 0
+    for name in ("fig4d_teleport", "recovery_relative", "recovery_cosine"):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 0
+    assert [row["condition"] for row in summary["rows"][:4]] == [
+        "teleport",
+        "random directions",
+        "swapped-in state",
+        "attention frozen",
+    ]
+    assert summary["n_points"] == 16 and len(summary["rows"]) == 4 * LAYERS
+
+
+def test_the_grid_is_where_it_was_put(default, plane):
+    """Entry 0 of each teleport, seen in the plane, is the grid over the range of the text's trajectories."""
+    pca, trajectories = plane
+    latents = pca.encode(trajectories.to(torch.float32)).reshape(-1, 2)
+    low, high = latents.amin(0), latents.amax(0)
+    reach = 0.1 * (high - low)
+    for layer in range(LAYERS):
+        put = torch.from_numpy(default[2][f"layer{layer}/teleport/points_latents"][:, 0])
+        assert put.shape == (16, 2)
+        torch.testing.assert_close(put.amin(0), low - reach, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(put.amax(0), high + reach, rtol=1e-3, atol=1e-3)
+
+
+def test_a_point_goes_where_transformers_takes_it(default, words, plane):
+    """One teleport again, by hand: transformers' own forward with a hook that replaces the last token's state."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _, _, arrays = default
+    pca, _ = plane
+    model = AutoModelForCausalLM.from_pretrained(words["lm.name"]).eval()
+    tokenizer = AutoTokenizer.from_pretrained(words["lm.name"])
+    ids = tokenizer("I'm sorry, Dave. I'm afraid I can't do that.", add_special_tokens=False)["input_ids"]
+    tokens = torch.tensor([[tokenizer.bos_token_id, *ids]])
+    layer, point = 1, 6
+    put = torch.from_numpy(arrays[f"layer{layer}/teleport/points_latents"][point, 0])
+    state = pca.decode(put.to(torch.float64)).to(torch.float32)
+
+    def replace(module, args, kwargs):
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        hidden[:, -1] = state
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+
+    with torch.inference_mode():
+        before = model(tokens).logits[0, -1].log_softmax(-1)
+        handle = model.model.layers[layer].register_forward_pre_hook(replace, with_kwargs=True)
+        after = model(tokens).logits[0, -1].log_softmax(-1)
+        handle.remove()
+    expected = float((before.exp() * (before - after)).sum())
+    assert arrays[f"layer{layer}/teleport/points_kl"][point] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_the_table_is_the_points(default):
+    _, summary, arrays = default
+    rows = {(row["layer"], row["condition"]): row for row in summary["rows"]}
+    for layer in range(LAYERS):
+        relative = arrays[f"layer{layer}/teleport/points_relative"]
+        row = rows[layer, "teleport"]
+        assert row["relative_put"] == pytest.approx(relative[:, 0].mean(), rel=1e-5)
+        assert row["relative"] == pytest.approx(relative[:, -1].mean(), rel=1e-5)
+        assert row["kl"] == pytest.approx(arrays[f"layer{layer}/teleport/points_kl"].mean(), rel=1e-5)
+        latents, reference = arrays[f"layer{layer}/teleport/points_latents"], arrays["reference"][2 * layer :]
+        mse = ((latents[:, 1:] - reference[1:]) ** 2).mean()
+        assert row["plane_mse"] == pytest.approx(mse, rel=1e-3)
+        # random directions start exactly as far away
+        assert rows[layer, "random directions"]["relative_put"] == pytest.approx(row["relative_put"], rel=1e-4)
+        assert rows[layer, "attention frozen"]["relative_put"] == pytest.approx(row["relative_put"], rel=1e-6)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not(default, words, tmp_path):
+    _, same = run(words, tmp_path / "same")
+    for name, value in same.items():
+        np.testing.assert_array_equal(value, default[2][name], err_msg=name)
+    _, other = run(words, tmp_path / "other", seed=1)
+    name = "layer1/random_directions/points_kl"
+    assert not np.allclose(other[name], same[name])
+    np.testing.assert_allclose(other["layer1/teleport/points_kl"], same["layer1/teleport/points_kl"])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"perturb.off_plane": "keep"},
+        {"perturb.position": "all"},
+        {"perturb.site": "resid_mid"},
+        {"perturb.kind": "noise"},
+        {"perturb.kind": "noise", "perturb.noise.sigma": 0.1},
+        {"perturb.kind": "swap"},
+        {"perturb.prompt": "Good day to you."},
+        {"perturb.grid.range": "[-1,1,-2,2]"},
+        {"perturb.samples": 10},
+    ],
+    ids=str,
+)
+def test_every_option_changes_something(default, words, tmp_path, more):
+    _, arrays = run(words, tmp_path / "run", **more)
+    kind = more.get("perturb.kind", "teleport")
+    name = f"layer1/{kind}/points_kl"
+    assert arrays[name].size in (9, 16)
+    before = default[2]["layer1/teleport/points_kl"]
+    assert arrays[name].shape != before.shape or not np.allclose(arrays[name], before)
+    if kind == "noise":
+        sigma = float(more.get("perturb.noise.sigma", 0.5))
+        assert arrays["layer1/noise/points_relative"][:, 0].mean() == pytest.approx(sigma, rel=0.15)
+
+
+def test_several_prompts_have_intervals(words, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("Good day to you.\n\nThe wind had changed.\nNumbers such as 12 and 305.\n")
+    summary, arrays = run(words, tmp_path / "file", **{"perturb.prompts": file})
+    assert summary["n_prompts"] == 3 and arrays["layer0/teleport/kl"].shape == (3,)
+    low, high = summary["rows"][0]["kl_interval"]
+    assert low < summary["rows"][0]["kl"] < high
+    summary, _ = run(words, tmp_path / "text", **{"perturb.from_text": 2, "perturb.kind": "swap"})
+    assert summary["n_prompts"] == 2
+
+
+def test_through_an_autoencoder(words, tmp_path, capsys):
+    from rsdyn.autoencoder import CompressingAutoencoder
+
+    torch.manual_seed(0)
+    for d_in in (D, 16):
+        arguments = {"d_in": d_in, "bottleneck": 2, "layers": 3, "standardise": "none", "n_sublayers": S}
+        cae = CompressingAutoencoder(**arguments)
+        state = {f"autoencoder.{k}": v for k, v in cae.state_dict().items()}
+        hyper = {"autoencoder": arguments, "n_sublayers": S}
+        torch.save({"state_dict": state, "hyper_parameters": hyper}, tmp_path / f"{d_in}.ckpt")
+    cae = {"perturb.space": "cae", "perturb.checkpoint": tmp_path / f"{D}.ckpt"}
+    summary, arrays = run(words, tmp_path / "run", **cae)
+    assert summary["space"] == "cae" and np.isfinite(arrays["layer0/teleport/points_kl"]).all()
+    cae["perturb.checkpoint"] = tmp_path / "16.ckpt"
+    assert perturb.main(argv_of(words, **cae, **{"run.dir": tmp_path / "wrong"})) == 2
+    assert "takes 16 units" in capsys.readouterr().err
+
+
+def test_layers_follow_the_depth():
+    assert layers_of(None, 32) == [0, 7, 15, 23, 31]
+    assert layers_of(None, 16) == [0, 3, 7, 11, 15]
+    assert layers_of(None, 1) == [0]
+    assert layers_of([0.0, 0.5, 1.0], 17) == [0, 8, 16]
+    assert layers_of([0.25, 1.0], 17) == [4, 16]
+    assert layers_of([3.0, 1.0], 4) == [1, 3]
+    with pytest.raises(UserError, match="no layer 4; its 4 layers are 0 to 3"):
+        layers_of([4.0], 4)
+    with pytest.raises(UserError, match="fractions of the depth"):
+        layers_of([0.5, 2.0], 4)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"perturb.layers": "[3]"}, "no layer 3; its 3 layers are 0 to 2"),
+        ({"perturb.prompt": " "}, "perturb.prompt= (command line) has no value"),
+        ({"perturb.prompt": "long " * 300}, "more than the model's context of 256"),
+        ({"perturb.prompts": "nowhere.txt"}, "perturb.prompts=nowhere.txt: cannot be read"),
+        ({"perturb.from_text": 41}, "the text has 40 sequences"),
+        ({"perturb.grid.n": 1}, "perturb.grid.n=1"),
+        ({"perturb.grid.range": "[1,0,0,1]"}, "min below its max"),
+        ({"perturb.space": "cae", "perturb.checkpoint": "nowhere.ckpt"}, "nowhere.ckpt"),
+        ({"perturb.kind": "swap", "data.limit": 1, "perturb.from_text": 1}, "other sequences"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_message(more, said, words, tmp_path, capsys):
+    assert perturb.main(argv_of({**words, **more}, **{"run.dir": tmp_path / "run"})) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+
+
+def test_resid_mid_of_a_parallel_model_is_refused(tiny_llama):
+    from dataclasses import replace
+
+    one_site = replace(find_lm(str(tiny_llama)), site_names=("resid_pre",))
+    with pytest.raises(UserError, match="resid_mid"):
+        one_site.sublayer(1, "resid_mid")

@@ -24,6 +24,7 @@ def analyze(run: Run) -> None:
     from rsdyn import analysis
     from rsdyn.analysis_checks import check_settings, nulls_of
     from rsdyn.callbacks import ProbeProgress, stage_bar
+    from rsdyn.config import CONDITIONS
     from rsdyn.datamodule import TrajectoryDataModule
     from rsdyn.experiment import find_source, make_trainer, open_stream, start_records
     from rsdyn.probe import ResidualStreamProbe
@@ -32,7 +33,8 @@ def analyze(run: Run) -> None:
     settings, seed = config.analysis, config.seed
     L.seed_everything(seed, verbose=False)
     source = find_source(run)
-    streams = {c: open_stream(run, source, c, samples=settings.samples) for c in settings.conditions}
+    conditions = [c for c in CONDITIONS if c in settings.conditions]  # the original first, if it is there
+    streams = {c: open_stream(run, source, c, samples=settings.samples) for c in conditions}
     first = next(iter(streams.values()))
     sites = len(source.lm.site_names)
     n_samples = min(settings.samples or first.n_sequences, first.n_sequences)
@@ -55,7 +57,7 @@ def analyze(run: Run) -> None:
             n_sublayers=stream.n_sublayers,
             n_units=stream.n_units,
             measures=settings.measures,
-            keep=settings.mi.samples,
+            keep=settings.keep,
             components=settings.components,
             bar=stage_bar,
             name=condition,
@@ -65,7 +67,9 @@ def analyze(run: Run) -> None:
         datamodule.set_process(0, trainer.world_size)  # too many processes are a mistake to name before they start
         trainer.test(probe, datamodule=datamodule, verbose=False)
         n_recorded += int(
-            trainer.strategy.reduce(torch.tensor(stream.n_recorded, device=probe.device), reduce_op="sum")
+            trainer.strategy.reduce(
+                torch.tensor(stream.n_recorded, device=trainer.strategy.root_device), reduce_op="sum"
+            )
         )
         stream.release_lm()
         probes[condition] = probe

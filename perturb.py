@@ -76,6 +76,7 @@ def _report(run: Run, source: Any, plane: Any, found: Any, layers: list[int]) ->
         "space": settings.space,
         "n_prompts": found.n_prompts,
         "n_points": found.n_points,
+        "sequences_alike": found.alike,
         "rows": found.rows(),
         "in_words": notes,
         "seconds": {"total": time.time() - run.started},

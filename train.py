@@ -22,6 +22,7 @@ def train(run: Run) -> None:
     import torch
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+    from rsdyn.analysis_checks import check_settings
     from rsdyn.autoencoder import dimensions_lost
     from rsdyn.callbacks import History, Progress
     from rsdyn.datamodule import ResidualStreamDataModule
@@ -79,12 +80,20 @@ def train(run: Run) -> None:
     stopping = EarlyStopping("val/loss", patience=config.trainer.patience)
     progress = Progress(stream, datamodule.n_own_missing)
     analysis = config.analysis
+    if analysis.on_train:
+        check_settings(
+            analysis,
+            n_sequences=min(analysis.samples or stream.n_sequences, stream.n_sequences),
+            n_sublayers=stream.n_sublayers,
+            n_units=stream.n_units,
+            sites_per_layer=len(stream.lm.site_names),
+        )
     riding = [
         RideAlong(
             measures=analysis.measures,
             samples=analysis.samples,
             mi_estimator=analysis.mi.estimator,
-            mi_samples=analysis.mi.samples,
+            keep=analysis.keep,
             density_threshold=analysis.density_threshold,
             seed=config.seed,
         )
@@ -97,7 +106,9 @@ def train(run: Run) -> None:
     stopped_early = stopping.stopped_epoch > 0  # loading the best checkpoint for the test resets the callback
     trainer.test(module, datamodule=datamodule, ckpt_path="best", weights_only=True, verbose=False)
 
-    n_recorded = int(trainer.strategy.reduce(torch.tensor(stream.n_recorded, device=module.device), reduce_op="sum"))
+    n_recorded = int(
+        trainer.strategy.reduce(torch.tensor(stream.n_recorded, device=trainer.strategy.root_device), reduce_op="sum")
+    )
 
     if trainer.is_global_zero:
         results = module.results

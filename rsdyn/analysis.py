@@ -52,6 +52,11 @@ def _with_interval(name: str, value: Tensor, without: Sequence[Tensor]) -> Resul
     return {name: value, f"{name}_interval": torch.stack([found.low, found.high]), f"{name}_groups": groups}
 
 
+def _if_massive(probe: ResidualStreamProbe, **values: Tensor) -> Results:
+    """What is measured again without the massive units, where there are some."""
+    return values if probe.massive.any() else {}
+
+
 def flags(probe: ResidualStreamProbe, dtype: torch.dtype) -> Results:
     """Units that a reader must know of: massive, unusable (NaN), constant, frozen by rounding, with few levels."""
     total = Moments(probe.total.n, probe.total.mean, probe.total.m2)
@@ -80,7 +85,11 @@ def activations(probe: ResidualStreamProbe, threshold: float | None = None) -> R
         "density_threshold": threshold,
         **_with_interval("density", density(mean[:, usable], threshold), [density(m, threshold) for m in means]),
         **_with_interval("participation", participation_ratio(mean[:, usable]), [*map(participation_ratio, means)]),
-        "participation_without_massive": participation_ratio(mean[:, few]),
+        **_if_massive(
+            probe,
+            density_without_massive=density(mean[:, few], threshold),
+            participation_without_massive=participation_ratio(mean[:, few]),
+        ),
     }
 
 
@@ -90,7 +99,7 @@ def correlation(probe: ResidualStreamProbe, bins: int = 50) -> Results:
     r = correlation_of(probe.total)
     without = [correlation_of(m).nanmean(1) for m in _without_each(probe.groups, merge_comoments)]
     few = ~probe.massive
-    without_massive = {"r_mean_without_massive": r[:, few].nanmean(1)} if probe.massive.any() else {}
+    without_massive = _if_massive(probe, r_mean_without_massive=r[:, few].nanmean(1))
     # the paper's bins run from 0 to 1; what is negative is counted beside them
     index = (probe.all_pairs * bins).floor().clamp(0, bins - 1)
     inside = probe.all_pairs >= 0
@@ -166,15 +175,14 @@ def information(probe: ResidualStreamProbe, estimator: str, seed: int) -> Result
         "mi_floor": torch.where(floor.isfinite(), floor, torch.nan).nanmean(1),
         "mi_undefined": mi.isnan().sum(1),
         "mi_infinite": mi.isinf().sum(1),
-        **({"mi_mean_without_massive": finite[:, ~probe.massive].nanmean(1)} if probe.massive.any() else {}),
+        **_if_massive(probe, mi_mean_without_massive=finite[:, ~probe.massive].nanmean(1)),
     }
 
 
 def _some_units(share: UnitShare) -> Tensor:
-    """Evenly spaced units of this process, as many as its share of those that are chosen."""
-    mine = share.x.shape[-1]
-    wanted = max(1, round(N_JACKKNIFE_UNITS * mine / share.n_units)) if mine else 0
-    at = torch.linspace(0, mine - 1, min(wanted, mine)).round().long() if mine else torch.zeros(0, dtype=torch.int64)
+    """Evenly spaced units of all, those of them that are this process': the same ones whatever the processes."""
+    chosen = torch.linspace(0, share.n_units - 1, min(N_JACKKNIFE_UNITS, share.n_units)).round().long()
+    at = chosen[(chosen >= share.first_unit) & (chosen < share.first_unit + share.x.shape[-1])] - share.first_unit
     return share.x[..., at.to(share.x.device)]
 
 
@@ -207,6 +215,7 @@ def rotations(
     out: Results = {
         "rotation": r,
         "rotation_mean_trajectory": mean,
+        **_if_massive(probe, rotation_abs_mean_without_massive=r[~probe.massive].abs().nanmean()),
         "rotation_per_sequence": per_sequence,
         "rotation_zero_tangents": rotation.zero_tangents(mean),
         **_with_interval("rotation_abs_mean", r.abs().nanmean(), without),
@@ -250,8 +259,13 @@ def _over_processes(share: UnitShare, test: RotationTest) -> RotationTest:
     if share.x.shape[-1] == share.n_units:
         return test
     parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, test)
-    return surrogates.join(parts)
+    torch.distributed.all_gather_object(parts, _on(test, "cpu"))  # else each part stays on its sender's device
+    return _on(surrogates.join(parts), test.p.device)
+
+
+def _on(test: RotationTest, device: torch.device | str) -> RotationTest:
+    moved: Any = {k: v.to(device) for k, v in test._asdict().items() if isinstance(v, Tensor)}
+    return test._replace(**moved)
 
 
 def named_results(test: RotationTest, name: str | None = None) -> Results:
@@ -272,7 +286,10 @@ def compare_rotations(
         else:
             test = surrogates.pooled_test(results["rotation"], rotation.rotations(other.total.mean))
         done(1)
-    return named_results(test, null)
+    out = named_results(test, null)
+    if test.shared:
+        out[f"null_{null}_population_p"] = test.population_p
+    return out
 
 
 def random_walks(
@@ -319,6 +336,14 @@ def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
     with probe.bar(f"{probe.name}: dimensions", len(grams)) as done:
         variances = dimension.spectra(grams)
         done(len(grams))
+    without_massive: Results = {}
+    if probe.massive.any():
+        few = mine & ~probe.massive[share.first_unit : share.first_unit + share.x.shape[-1]]
+        rest = dimension.gram(share.x[..., few])
+        if share.x.shape[-1] < share.n_units:
+            torch.distributed.all_reduce(rest)
+        every = torch.arange(len(share.x), device=rest.device)
+        without_massive["dimensions_without_massive"] = dimension.participation_of_gram(rest, every)
     group = share.sequence % len(probe.groups)
     ratio_without = []
     for g in group.unique():
@@ -335,6 +360,7 @@ def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
         **_with_interval("dimensions", dimension.participation(variances), ratio_without),
         "components_90": dimension.components_for(variances, 0.9),
         **control,
+        **without_massive,
     }
     if len(probe.half_pca) == 2:
         a, b = (half.components for half in probe.half_pca)

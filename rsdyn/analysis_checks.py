@@ -34,12 +34,12 @@ def check_settings(settings: Any, *, n_sequences: int, n_sublayers: int, n_units
         )
     measures = settings.measures
     if "mutual_information" in measures:
-        kept = min(n_sequences, settings.mi.samples or n_sequences)
-        needed = MIN_SAMPLES[settings.mi.estimator]
+        kept = min(n_sequences, settings.keep or n_sequences)
+        needed = MIN_SAMPLES[settings.mi.estimator] + 1  # its interval leaves sequences out
         if kept < needed:
             raise UserError(
                 f"analysis.mi.estimator={settings.mi.estimator} needs at least {needed} sequences and gets {kept}. "
-                "Raise analysis.samples and analysis.mi.samples, or leave mutual_information out of analysis.measures."
+                "Raise analysis.samples and analysis.keep, or leave mutual_information out of analysis.measures."
             )
     if n_sublayers < 2:
         raise UserError(

@@ -34,7 +34,7 @@ LITERAL = "sum of p log p / (p p), as printed\n(not an information)"
 
 def sublayer_curves(results: Results) -> dict[str, list[float]]:
     """The curves over depth, by name, for W&B and ``summary.json``."""
-    known = (*CURVES, "cosine_without_massive", "speed_without_massive", "components_90", "mi_true_mean")
+    known = (*CURVES, "components_90", "mi_true_mean", *(f"{name}_without_massive" for name in CURVES))
     return {name: results[name] for name in known if name in results}
 
 
@@ -93,7 +93,9 @@ def _activations(main: Results, sites: Any) -> dict[str, Figure]:
             "all units": participation,
             "without massive units": main["participation_without_massive"] / (n_usable - n_massive),
         }
-    fraction: Any = {"all units": main["density"]} if n_massive else main["density"]
+    fraction: Any = main["density"]
+    if n_massive:
+        fraction = {"all units": fraction, "without massive units": main["density_without_massive"]}
     return {
         "fig1b_mean_activations": figures.mean_activations(main["mean"], **sites),
         "fig1b_density": figures.density(fraction, participation, threshold=main["density_threshold"], **sites),

@@ -151,9 +151,6 @@ class MiConfig:
         "Gaussian KDE on a grid or at the samples, Gaussian copula, nearest neighbours, or the paper's sum as printed.",
         choices=ESTIMATORS,
     )
-    samples: int | None = setting(
-        1000, "At most so many sequences, since its samples are kept in memory; null keeps all.", low=1
-    )
 
 
 @dataclass
@@ -195,6 +192,12 @@ class AnalysisConfig:
         "A unit is active where its |mean activation| passes this; null takes half the RMS of the last sublayer's.",
         above=0,
     )
+    keep: int | None = setting(
+        1000,
+        "At most so many sequences for what needs every sample in memory: mutual information, rotations of single "
+        "sequences, the null model token_shuffled, and dimensions; null keeps all.",
+        low=3,
+    )
     components: int | None = setting(
         None, "Principal components kept; null is 100, or as many as there are.", low=2, also=("n_components",)
     )
@@ -234,8 +237,8 @@ class PerturbConfig:
     )
     layers: list[float] | None = setting(
         None,
-        "Layers of injection: numbers such as [0,7,15], or fractions of the depth such as [0.0,0.25,1.0] if any has a "
-        "decimal part; null is the paper's 0, 7, 15, 23 and 31 of 32, at this model's depth.",
+        "Layers of injection: numbers such as [0,7,15], or fractions of the depth such as [0.25,1.0] if any is not "
+        "whole; null is the paper's 0, 7, 15, 23 and 31 of 32, at this model's depth.",
         low=0,
     )
     site: str = setting("resid_pre", "Where in the layer.", choices=("resid_pre", "resid_mid"))
@@ -460,4 +463,13 @@ UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
         "by train.py; analyze.py has analysis.conditions": ("data.condition",),
         "by perturb.py alone": ("perturb.",),
     },
+}
+
+# Keys of one kind of perturbation alone, refused with the others in the same way.
+KINDS = {
+    "perturb.off_plane": ("teleport",),
+    "perturb.grid.n": ("teleport",),
+    "perturb.grid.range": ("teleport",),
+    "perturb.noise.sigma": ("noise",),
+    "perturb.points": ("noise", "swap"),
 }

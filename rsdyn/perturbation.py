@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 PAPER_LAYERS, PAPER_DEPTH = (0, 7, 15, 23, 31), 32
 FROZEN, RANDOM, SWAPPED = "attention frozen", "random directions", "swapped-in state"
+SCALARS = (
+    *("plane_mse", "relative_put", "relative", "cosine_put", "cosine", "nearer", "nearer_absolute", "nearer_relative"),
+    *("contraction", "absolute_rate", "relative_rate", "undefined"),
+)
 COLUMNS = {
     "plane_mse": "MSE, plane",
     "relative_put": "rel. put",
@@ -144,8 +148,7 @@ def find_plane(settings: Any, trajectories: Tensor) -> Plane:
     if settings.grid.range is not None:
         ranges = torch.tensor(settings.grid.range).reshape(2, 2)
     elif settings.kind == "teleport":
-        some = trajectories[:200]
-        ranges = grid_ranges(encode(projection, some.to(torch.float32)))
+        ranges = grid_ranges(torch.cat([encode(projection, part) for part in trajectories.split(100)]))
     else:
         ranges = torch.zeros(2, 2)  # no grid is made
     return Plane(projection, ranges, ratio, name)
@@ -155,7 +158,7 @@ def find_plane(settings: Any, trajectories: Tensor) -> Plane:
 def encode(projection: Projection, x: Tensor, first_sublayer: int = 0) -> Tensor:
     """Latents ``(..., S', K)`` of trajectories ``(..., S', D)`` that begin at ``first_sublayer``."""
     sublayer = torch.arange(first_sublayer, first_sublayer + x.shape[-2], device=x.device).expand(x.shape[:-1])
-    return projection.encode(x, sublayer)
+    return projection.encode(x.to(torch.float32), sublayer)
 
 
 @dataclass
@@ -168,10 +171,12 @@ class Found:
     values: dict[tuple[int, str], dict[str, list[Tensor]]] = field(default_factory=dict)
     of_points: dict[tuple[int, str], dict[str, Tensor]] = field(default_factory=dict)
     reference: Tensor | None = None
+    alike: dict[int, int] = field(default_factory=dict)
+    """How many sequences have the first prompt's own state at a layer, and are not swapped in."""
 
-    @property
-    def conditions(self) -> list[str]:
-        return list(dict.fromkeys(condition for _, condition in self.values))
+    def conditions(self, layer: int) -> list[str]:
+        """What was done at a layer, the points first."""
+        return [condition for at, condition in self.values if at == layer]
 
     def mean(self, layer: int, condition: str, name: str) -> Tensor:
         """The mean over prompts of what is already a mean over points."""
@@ -188,9 +193,9 @@ class Found:
         """The closing table: a row a layer and condition, with intervals where there are several prompts."""
         table = []
         for layer in self.sublayers:
-            for condition in self.conditions:
+            for condition in self.conditions(layer):
                 row: dict[str, Any] = {"layer": layer, "condition": condition}
-                for name in COLUMNS:
+                for name in (*SCALARS, "kl"):
                     row[name] = float(self.mean(layer, condition, name))
                     ends = self.interval(layer, condition, name)
                     if ends is not None:
@@ -238,27 +243,33 @@ def measure(
             layer: _states(settings, plane, reference, s, trajectories, prompt, generator)
             for layer, s in sublayers.items()
         }
+        found.n_points = min(found.n_points, *(len(states) for states in points.values()), n_points)
         conditions = {settings.kind: points}
         conditions[RANDOM] = {
             layer: random_directions(reference.stream[s], points[layer], generator=generator)
             for layer, s in sublayers.items()
         }
+        rows = {layer: _usable(trajectories, s, reference.stream[s], prompt) for layer, s in sublayers.items()}
+        if number == 0:
+            found.alike = {layer: len(trajectories) - len(usable) for layer, usable in rows.items()}
         if settings.kind != "swap":
             conditions[SWAPPED] = {
-                layer: _swapped(trajectories, s, prompt, n_points, lm, generator) for layer, s in sublayers.items()
+                layer: _swapped(trajectories, rows[layer], s, reference.stream[s], n_points, generator)
+                for layer, s in sublayers.items()
+                if len(rows[layer])
             }
         conditions[FROZEN] = points
         for condition, states in conditions.items():
             continued = continue_all(
                 lm,
                 reference,
-                [(s, states[layer]) for layer, s in sublayers.items()],
+                [(s, states[layer]) for layer, s in sublayers.items() if layer in states],
                 position=settings.position,
                 freeze_attention=condition == FROZEN,
                 log_probs=True,
             )
-            for (layer, s), result in zip(sublayers.items(), continued, strict=True):
-                _add(found, (layer, condition), reference, result, projection, s, first=number == 0)
+            for layer, result in zip(states, continued, strict=True):
+                _add(found, (layer, condition), reference, result, projection, sublayers[layer], first=number == 0)
         if number == 0:
             found.reference = encode(projection, reference.stream).cpu()
         done(1)
@@ -276,27 +287,36 @@ def _states(
 ) -> Tensor:
     state = reference.stream[s]
     if settings.kind == "teleport":
-        return grid_states(plane.projection, state, plane.ranges, settings.grid.n, settings.off_plane, s).states
+        grid = grid_states(
+            plane.projection, state.to(torch.float32), plane.ranges, settings.grid.n, settings.off_plane, s
+        )
+        return grid.states.to(state.dtype)
     if settings.kind == "noise":
         return noise_states(state, settings.noise.sigma, settings.points, generator=generator)
-    others = swapped_states(
-        trajectories, s, exclude=prompt.sequence, n=min(settings.points, _others(trajectories, prompt)),
-        generator=generator,
-    )  # fmt: skip
-    return others.to(state.device, state.dtype)
+    rows = _usable(trajectories, s, state, prompt)
+    if len(rows) == 0:
+        raise UserError(
+            "perturb.kind=swap: there are no other sequences whose state differs from the prompt's, to swap in. Give "
+            "more text (data.limit, perturb.samples), deeper perturb.layers, or another prompt."
+        )
+    return _swapped(trajectories, rows, s, state, settings.points, generator)
 
 
-def _others(trajectories: Tensor, prompt: Prompt) -> int:
-    among = prompt.sequence is not None and prompt.sequence < len(trajectories)
-    return max(1, len(trajectories) - among)
+def _usable(trajectories: Tensor, s: int, state: Tensor, prompt: Prompt) -> Tensor:
+    """The sequences whose state is not the prompt's own: at the first sublayer the same last token is the same state,
+    but for the cache's rounding, and putting it in would perturb nothing.
+    """
+    own = state.to("cpu", torch.float32)
+    away = torch.cat([(part[:, s].to(torch.float32) - own).norm(dim=-1) for part in trajectories.split(256)])
+    usable = away > 0.02 * own.norm()
+    if prompt.sequence is not None and prompt.sequence < len(trajectories):
+        usable[prompt.sequence] = False
+    return usable.nonzero().flatten()
 
 
-def _swapped(
-    trajectories: Tensor, s: int, prompt: Prompt, n: int, lm: LanguageModel, generator: torch.Generator
-) -> Tensor:
-    n = min(n, _others(trajectories, prompt))
-    states = swapped_states(trajectories, s, exclude=prompt.sequence, n=n, generator=generator)
-    return states.to(lm.device, lm.dtype)
+def _swapped(trajectories: Tensor, rows: Tensor, s: int, state: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    states = swapped_states(trajectories[rows], s, n=min(n, len(rows)), generator=generator)
+    return states.to(state.device, state.dtype)
 
 
 def _add(
@@ -315,9 +335,10 @@ def _add(
     assert reference.log_probs is not None and result.log_probs is not None
     divergence = kl(reference.log_probs, result.log_probs)
     values = found.values.setdefault(key, {})
-    scalars = {name: getattr(numbers, name) for name in COLUMNS if name != "kl"}
-    curves = {"relative_curve": measured.relative.nanmean(0), "cosine_curve": measured.cosine.nanmean(0)}
-    for name, value in (scalars | curves | {"kl": divergence.mean()}).items():
+    scalars = {name: getattr(numbers, name) for name in SCALARS}
+    defined = measured.relative.isfinite().all(1) & (measured.distance[:, 0] > 0)  # the points that summary() counts
+    curves = {"relative_curve": measured.relative[defined].mean(0), "cosine_curve": measured.cosine[defined].mean(0)}
+    for name, value in (scalars | curves | {"kl": divergence[defined].mean()}).items():
         values.setdefault(name, []).append(torch.as_tensor(value).cpu())
     if first:
         found.of_points[key] = {
@@ -345,7 +366,7 @@ def panels(found: Found, plane: Plane, settings: Any) -> dict[str, Figure]:
         curves: dict[int, dict[str, Tensor]] = {}
         intervals: dict[int, dict[str, Any]] = {}
         for layer in found.sublayers:
-            for condition in found.conditions:
+            for condition in found.conditions(layer):
                 curves.setdefault(layer, {})[condition] = found.mean(layer, condition, f"{name}_curve")
             intervals[layer] = {settings.kind: _band(found, layer, settings.kind, name)}
         label = "95 % interval over prompts" if found.n_prompts > 1 else "middle half of the points"
@@ -368,7 +389,7 @@ def closing_table(found: Found) -> list[str]:
     widths = {name: max(11, len(head) + 2) for name, head in COLUMNS.items()}
     lines = [f"{'layer':<6}{'':<19}" + "".join(f"{head:>{widths[name]}}" for name, head in COLUMNS.items())]
     for row in found.rows():
-        first = row["condition"] == found.conditions[0]
+        first = row["condition"] == found.conditions(row["layer"])[0]
         cells = ""
         for name, width in widths.items():
             text = f"{100 * row[name]:.0f} %" if name == "nearer" else f"{row[name]:.4g}"
@@ -386,11 +407,21 @@ def words(found: Found, settings: Any) -> list[str]:
     """What the controls say, layer by layer."""
     lines = []
     for layer in found.sublayers:
-        shares = {c: 100 * float(found.mean(layer, c, "nearer")) for c in found.conditions}
+        shares = {c: 100 * float(found.mean(layer, c, "nearer")) for c in found.conditions(layer)}
         if shares[settings.kind] != shares[settings.kind]:
             lines.append(f"Layer {layer}: nothing follows the injection, so nothing can recover.")
             continue
         controls = ", ".join(f"{share:.0f} % with {c}" for c, share in shares.items() if c != settings.kind)
         here = shares[settings.kind]
-        lines.append(f"Layer {layer}: {here:.0f} % of the points end nearer than they were put; {controls}.")
+        lines.append(
+            f"Layer {layer}: {here:.0f} % of the points end nearer than they were put, in distance and in ratio; "
+            f"{controls}."
+        )
+    same = {layer: n for layer, n in found.alike.items() if n}
+    if same:
+        counts = ", ".join(f"{n} at layer {layer}" for layer, n in same.items())
+        lines.append(
+            f"Sequences that are in the prompt's own state already are not swapped in: {counts}. At the first sublayer "
+            "they end in the same token."
+        )
     return lines

@@ -112,7 +112,7 @@ class ResidualStreamProbe(L.LightningModule):
         self.cosine_without_massive: list[Moments] = []
         self.speed_without_massive: list[Moments] = []
         self.residual: list[Moments] = []
-        self.pca: PCA | None = None
+        self._pca: list[PCA] = []  # in a list, since Lightning takes submodules to the CPU when the test ends
         self.half_pca: list[PCA] = []
         self.all_pairs: Tensor | None = None
         self.share: UnitShare | None = None
@@ -188,7 +188,7 @@ class ResidualStreamProbe(L.LightningModule):
                 f"analysis.components={self.components}: {int(total.n)} vectors of {self.n_units} units have at most "
                 f"{most}. Lower it, or leave it out."
             )
-        self.pca = PCA.from_covariance(total, self.components or min(100, most))
+        self._pca = [PCA.from_covariance(total, self.components or min(100, most))]
         self.half_pca = [PCA.from_covariance(half, 2) for half in halves if int(half.n) > 2]
         self.covariances = None  # two float64 matrices of D x D
 
@@ -226,6 +226,11 @@ class ResidualStreamProbe(L.LightningModule):
             with self.kept.sync_context():
                 self.share = UnitTrajectories.compute(self.kept)
             self.kept.reset()
+
+    @property
+    def pca(self) -> PCA | None:
+        """The principal components, on the device of what was measured."""
+        return self._pca[0] if self._pca else None
 
     @property
     def n_sequences(self) -> int:

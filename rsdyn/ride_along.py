@@ -21,7 +21,7 @@ class RideAlong(L.Callback):
         measures: which; of rotation, the turns of the mean trajectory; of pca, the variance along each component.
             What needs a second pass (cosine and speed without massive units, null models) is analyze.py's.
         samples: measure the first so many sequences; None takes all.
-        mi_estimator, mi_samples, density_threshold: as in ``rsdyn.config.AnalysisConfig``.
+        mi_estimator, keep, density_threshold: as in ``rsdyn.config.AnalysisConfig``.
 
     ``results`` holds the numbers once the first epoch is over, by the names of :mod:`rsdyn.analysis`, on all processes.
     """
@@ -32,19 +32,19 @@ class RideAlong(L.Callback):
         measures: Sequence[str],
         samples: int | None = 1000,
         mi_estimator: str = "kde",
-        mi_samples: int | None = 1000,
+        keep: int | None = 1000,
         density_threshold: float | None = None,
         seed: int = 0,
     ):
         self.measures, self.samples, self.seed = tuple(measures), samples, seed
-        self.mi_estimator, self.mi_samples, self.density_threshold = mi_estimator, mi_samples, density_threshold
+        self.mi_estimator, self.keep, self.density_threshold = mi_estimator, keep, density_threshold
         self.results: dict[str, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stream = self._datamodule(trainer).stream
         first_pass = [m for m in self.measures if m not in ("cosine", "velocity")]
         self.probe = ResidualStreamProbe(
-            n_sublayers=stream.n_sublayers, n_units=stream.n_units, measures=first_pass, keep=self.mi_samples
+            n_sublayers=stream.n_sublayers, n_units=stream.n_units, measures=first_pass, keep=self.keep
         ).to(pl_module.device)
         self.cosine = Grouped(lambda: CosineSimilarity(stream.n_sublayers)).to(pl_module.device)
         self.speed = Grouped(lambda: Speed(stream.n_sublayers)).to(pl_module.device)
@@ -71,8 +71,7 @@ class RideAlong(L.Callback):
         probe.between_passes()
         if probe.pca is not None:
             self.results["pca_ratio"] = probe.pca.explained_variance_ratio
-        probe.pca = None  # what it leaves unexplained takes a second pass
-        probe.second = None
+        probe.second = None  # what PCA leaves unexplained takes a second pass
         probe.finish()
         out = analysis.flags(probe, datamodule.stream.dtype)
         if "activations" in self.measures:

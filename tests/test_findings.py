@@ -56,11 +56,26 @@ def test_each_statistic_of_a_known_curve():
     value = found["correlation", "within minus cross"]["here"]
     assert value.value == pytest.approx(0.199, abs=1e-6) and value.low < 0.199 < value.high
     trend = found["correlation", "mean correlation, rank correlation with depth"]["here"]
-    assert trend.value == pytest.approx(1.0) and trend.high <= 1.0
+    assert trend.value == pytest.approx(1.0) and trend.low < 1.0 and trend.high <= 1.0  # its steps are its noise
     assert found["cosine", "mean cosine, rank correlation with depth"]["here"].value == pytest.approx(1.0)
     assert found["velocity", "slope there less before, of the mean"]["here"].value > 0.3
     fall = found["mutual_information", "first transition minus mean of the last two thirds, nats"]["here"]
     assert fall.value == pytest.approx(2.0)
+
+
+def test_massive_units_and_the_papers_sum_have_rows_of_their_own():
+    curves = results(mi_mean=1 / (1 + TRANSITIONS), speed=1 + TRANSITIONS)
+    curves |= {
+        "mi_estimator": "paper_literal",
+        "mi_true_mean": 2 + 0 * TRANSITIONS,
+        "speed_without_massive": TRANSITIONS,
+    }
+    table = findings({"here": curves}, ["mutual_information", "velocity"], sites_per_layer=2)
+    statistics = [row.statistic for row in table]
+    assert statistics.count("  without massive units") == 3
+    assert any("the paper's sum, no information" in s for s in statistics)
+    assert any(s.endswith("(true, kde)") for s in statistics)
+    assert not any("nats" in s and "true" not in s for s in statistics)
 
 
 def test_one_site_a_layer_has_no_rows_on_kinds():

@@ -48,6 +48,17 @@ def analyze(run: Run) -> None:
     start_records(run, source, streams)
     run.say(f"Measuring {', '.join(settings.measures)} on the first {n_samples} sequences")
 
+    rotation = settings.rotation
+    walks = {}
+    if "rotation" in settings.measures:  # what a unit without dynamics does; the same for every stream
+        walks = analysis.random_walks(
+            first.n_sublayers,
+            nulls_of(settings, own=True),
+            n=min(rotation.surrogates, 199),
+            window=rotation.window,
+            sites_per_layer=sites,
+            seed=seed,
+        )
     probes: dict[str, ResidualStreamProbe] = {}
     results: dict[str, dict[str, Any]] = {}
     n_recorded = 0
@@ -85,8 +96,7 @@ def analyze(run: Run) -> None:
         if "mutual_information" in settings.measures:
             out |= analysis.information(probe, settings.mi.estimator, seed)
         if "rotation" in settings.measures:
-            rotation = settings.rotation
-            out |= analysis.rotations(
+            out |= walks | analysis.rotations(
                 probe,
                 nulls_of(settings, own=True),
                 n=rotation.surrogates,

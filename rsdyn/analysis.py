@@ -219,7 +219,6 @@ def rotations(
         "rotation_per_sequence": per_sequence,
         "rotation_zero_tangents": rotation.zero_tangents(mean),
         **_with_interval("rotation_abs_mean", r.abs().nanmean(), without),
-        **random_walks(len(mean), nulls, n=min(n, 199), window=window, sites_per_layer=sites_per_layer, seed=seed),
     }
     own = slice(share.first_unit, share.first_unit + share.x.shape[-1])
     options: Any = {"window": window, "sites_per_layer": sites_per_layer, "first_unit": share.first_unit}

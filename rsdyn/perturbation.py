@@ -184,9 +184,10 @@ class Found:
 
     def interval(self, layer: int, condition: str, name: str) -> tuple[Tensor, Tensor] | None:
         """Its 95 % interval by bootstrap over prompts, when there are several."""
-        if self.n_prompts < 2:
+        values = self.values[layer, condition][name]  # a prompt without another state to swap in has no entry
+        if len(values) < 2:
             return None
-        found = bootstrap(torch.stack(self.values[layer, condition][name]))
+        found = bootstrap(torch.stack(values))
         return found.low, found.high
 
     def rows(self) -> list[dict[str, Any]]:
@@ -260,6 +261,8 @@ def measure(
             }
         conditions[FROZEN] = points
         for condition, states in conditions.items():
+            if not states:
+                continue
             continued = continue_all(
                 lm,
                 reference,

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from rsdyn.stream.continuation import continue_all, continue_from, run_reference
-from rsdyn.stream.lm import LanguageModel, find_lm
+from rsdyn.stream.lm import LanguageModel
+from rsdyn.stream.source import find_lm
 
 GOALS = {15: 50, 64: 120}
 LIMIT_GOAL = 0.65

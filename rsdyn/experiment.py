@@ -22,7 +22,7 @@ from rsdyn.errors import UserError
 from rsdyn.script import Run
 from rsdyn.stream.cache import default_cache_dir
 from rsdyn.stream.corpus import load_rows
-from rsdyn.stream.lm import LMSource, find_lm
+from rsdyn.stream.source import LMSource, find_lm
 from rsdyn.stream.text import Sequences, tokenise
 from rsdyn.stream.trajectories import TrajectoryStream
 

@@ -230,7 +230,7 @@ def test_a_stream_without_resid_mid_has_one_kind_of_transition(words, tmp_path, 
     """No architecture with parallel blocks is supported yet: a Llama recorded at one site a layer stands for one."""
     from rsdyn.stream.sites import Sites
 
-    monkeypatch.setattr("rsdyn.stream.lm.site_names", lambda model_type: ("resid_pre",))
+    monkeypatch.setattr("rsdyn.stream.source.site_names", lambda model_type: ("resid_pre",))
     monkeypatch.setattr("rsdyn.stream.lm.find_sites", lambda base, _: Sites(("resid_pre",), tuple(base.layers)))
     options = {"run.dir": tmp_path / "run", "cache.dir": tmp_path / "cache"}
     assert analyze.main(argv_of(words, **options)) == 0

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.stream import continuation
 from rsdyn.stream.continuation import continue_all, continue_from, run_reference
-from rsdyn.stream.lm import LanguageModel, find_lm
+from rsdyn.stream.lm import LanguageModel
 from rsdyn.stream.sites import SITES, Family, sublayer_index
+from rsdyn.stream.source import find_lm
 
 WINDOW = 6
 KINDS = [*sorted(SITES), "mistral-window", "qwen2-mixed", "llama-eager", "gpt2"]

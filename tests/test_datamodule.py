@@ -6,7 +6,8 @@ import torch
 
 from rsdyn.datamodule import ResidualStreamDataModule, TrajectoryDataModule, balanced_owners
 from rsdyn.errors import UserError
-from rsdyn.stream.lm import LanguageModel, find_lm
+from rsdyn.stream.lm import LanguageModel
+from rsdyn.stream.source import find_lm
 from rsdyn.stream.trajectories import TrajectoryStream
 
 N = 60

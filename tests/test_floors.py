@@ -57,7 +57,7 @@ IMPORTS = {module: imported(path, package_of(module)) for module, path in MODULE
 def test_the_walk_sees_what_is_there():
     assert {"train", "rsdyn", "rsdyn.metrics", "rsdyn.dynamics.moments", "rsdyn.stream.lm"} <= MODULES.keys()
     assert "rsdyn.dynamics.moments" in IMPORTS["rsdyn.autoencoder"]
-    assert "rsdyn.embedded" in IMPORTS["rsdyn.stream.lm"]  # from rsdyn import embedded
+    assert "rsdyn.embedded" in IMPORTS["rsdyn.stream.source"]  # from rsdyn import embedded
     assert "rsdyn.datamodule" in IMPORTS["train"]  # inside a function
     assert [floor(m) for m in ("rsdyn", "rsdyn.dynamics.moments", "rsdyn.stream", "rsdyn.metrics", "train")] == [
         0,

@@ -25,8 +25,8 @@ from rsdyn.interventions import (
     teleport,
 )
 from rsdyn.stream.continuation import continue_from, run_reference
-from rsdyn.stream.lm import find_lm
 from rsdyn.stream.sites import SITES
+from rsdyn.stream.source import find_lm
 
 IDS = np.array([1, 17, 203, 5, 99, 42])
 

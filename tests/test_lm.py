@@ -10,8 +10,9 @@ from tiny_models import tiny_lm
 from transformers import AutoModel, AutoModelForCausalLM
 
 from rsdyn.errors import NonFiniteError, UserError
-from rsdyn.stream.lm import LanguageModel, find_lm, length_sorted_batches
+from rsdyn.stream.lm import LanguageModel, length_sorted_batches
 from rsdyn.stream.sites import SITES
+from rsdyn.stream.source import find_lm
 
 
 @pytest.fixture(scope="module", params=sorted(SITES))
@@ -244,7 +245,7 @@ def test_folder_without_tokenizer(tiny_llama, tmp_path):
 
 
 def test_hub_name_without_network(monkeypatch):
-    monkeypatch.setattr("rsdyn.stream.lm.hub_reachable", lambda: False)
+    monkeypatch.setattr("rsdyn.stream.source.hub_reachable", lambda: False)
     with pytest.raises(UserError) as caught:
         find_lm("nobody/no-such-model")
     assert "lm.name" in str(caught.value)

@@ -15,7 +15,7 @@ import perturb  # noqa: E402
 from rsdyn.dynamics.projection import PCA  # noqa: E402
 from rsdyn.errors import UserError  # noqa: E402
 from rsdyn.perturbation import layers_of  # noqa: E402
-from rsdyn.stream.lm import find_lm  # noqa: E402
+from rsdyn.stream.source import find_lm  # noqa: E402
 
 N, LAYERS, S, D = 40, 3, 6, 32
 

@@ -12,7 +12,7 @@ from rsdyn.datamodule import TrajectoryBatch, TrajectoryDataModule
 from rsdyn.dynamics.information import consecutive_information
 from rsdyn.errors import UserError
 from rsdyn.probe import ResidualStreamProbe
-from rsdyn.stream.lm import find_lm
+from rsdyn.stream.source import find_lm
 from rsdyn.stream.trajectories import TrajectoryStream
 
 N, S, D = 53, 6, 32

@@ -286,7 +286,7 @@ def test_truncate_cuts_and_says_so(words, tmp_path, capsys):
 
 
 def test_hub_name_without_network(words, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("rsdyn.stream.lm.hub_reachable", lambda: False)
+    monkeypatch.setattr("rsdyn.stream.source.hub_reachable", lambda: False)
     assert train.main(argv_of({**words, "lm.name": "nobody/nothing", "run.dir": tmp_path / "run"})) == 2
     assert "lm.name=nobody/nothing" in capfd.readouterr().err
 

@@ -52,6 +52,8 @@ class Sites:
         norms: ``S`` modules: the norm that the stream goes through at sublayer ``s``.
         blocks: ``S`` modules, attention and MLP in turn; the stream moves by ``blocks[s](norms[s](stream))``.
         final_norm: what the stream goes through behind the last layer.
+        layers: ``L`` modules, the decoder layers.
+        attention, mlp: ``L`` modules each, of the layers.
     """
 
     names: tuple[str, ...]
@@ -59,6 +61,9 @@ class Sites:
     norms: tuple[nn.Module, ...] = ()
     blocks: tuple[nn.Module, ...] = ()
     final_norm: nn.Module | None = None
+    layers: tuple[nn.Module, ...] = ()
+    attention: tuple[nn.Module, ...] = ()
+    mlp: tuple[nn.Module, ...] = ()
 
 
 def site_names(model_type: str) -> tuple[str, ...]:
@@ -82,7 +87,16 @@ def find_sites(base: nn.Module, model_type: str) -> Sites:
         modules += [layer, mlp_norm]
         norms += [attention_norm, mlp_norm]
         blocks += [layer.get_submodule(family.attention), layer.get_submodule(family.mlp)]
-    return Sites(names, tuple(modules), tuple(norms), tuple(blocks), base.get_submodule(family.final_norm))
+    return Sites(
+        names,
+        tuple(modules),
+        tuple(norms),
+        tuple(blocks),
+        base.get_submodule(family.final_norm),
+        layers=tuple(modules[::2]),
+        attention=tuple(blocks[::2]),
+        mlp=tuple(blocks[1::2]),
+    )
 
 
 def sublayer_index(names: Sequence[str], n_layers: int, layer: int, site: str = RESID_PRE) -> int:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from rsdyn.stream.cache import DTYPES, DamagedShardError, Shard, TrajectoryCache
-from rsdyn.stream.lm import EXTRACTOR_VERSION, LanguageModel, LMSource
+from rsdyn.stream.lm import EXTRACTOR_VERSION, LanguageModel
+from rsdyn.stream.source import LMSource
 from rsdyn.stream.text import Sequences
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rsdyn.config import KINDS, UNUSED, Config, check, options, sections, to_yaml
+from rsdyn.config import UNUSED, Config, check, idle, options, sections, to_yaml
 from rsdyn.errors import UserError
 from rsdyn.options import Option, show
 
@@ -54,12 +54,8 @@ def load_config(argv: Sequence[str], script: str) -> Config:
                     "asked. Add analysis.on_train=true, or leave it out."
                 )
     for key, text in words if script == "perturb" else []:
-        kinds = next((kinds for k, kinds in KINDS.items() if k == key), None)
-        if kinds is not None and config.perturb.kind not in kinds:
-            raise UserError(
-                f"{key}={show(text)} ({COMMAND_LINE}) would change nothing with perturb.kind={config.perturb.kind}: "
-                f"it is for perturb.kind={' or '.join(kinds)}. Leave it out."
-            )
+        if (why := idle(key, config)) is not None:
+            raise UserError(f"{key}={show(text)} ({COMMAND_LINE}) would change nothing {why}. Leave it out.")
     if print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)

@@ -246,10 +246,15 @@ class PerturbConfig:
     space: str = setting(
         "pca", "Plane of the teleports: PCA of the text's stream, or an autoencoder.", choices=("pca", "cae")
     )
+    through: str = setting(
+        "full",
+        "Noise and swaps act on the whole state, or only on what the projection of perturb.space holds of it.",
+        choices=("full", "projection"),
+    )
     checkpoint: str | None = setting(None, "Autoencoder of perturb.space=cae: a best.ckpt of train.py.")
     off_plane: str = setting(
         "drop",
-        "Teleports lose what lies outside the plane (the paper), or keep it.",
+        "Teleports, and what goes through the projection, lose what lies outside the plane (the paper), or keep it.",
         choices=("drop", "keep"),
     )
     prompt: str = setting("I'm sorry, Dave. I'm afraid I can't do that.", "The prompt (the paper's).")
@@ -467,9 +472,19 @@ UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
 
 # Keys of one kind of perturbation alone, refused with the others in the same way.
 KINDS = {
-    "perturb.off_plane": ("teleport",),
     "perturb.grid.n": ("teleport",),
     "perturb.grid.range": ("teleport",),
     "perturb.noise.sigma": ("noise",),
     "perturb.points": ("noise", "swap"),
+    "perturb.through": ("noise", "swap"),
 }
+
+
+def idle(key: str, config: Config) -> str | None:
+    """Why a key of perturb.py would change nothing beside the other settings, or None when it would."""
+    kind = config.perturb.kind
+    if key in KINDS and kind not in KINDS[key]:
+        return f"with perturb.kind={kind}: it is for perturb.kind={' or '.join(KINDS[key])}"
+    if key == "perturb.off_plane" and kind != "teleport" and config.perturb.through == "full":
+        return f"with perturb.kind={kind}, which acts on the whole state, unless perturb.through=projection"
+    return None

@@ -273,6 +273,24 @@ def noise_states(reference: Tensor, sigma: float, n: int, *, generator: torch.Ge
     return reference + size * _normal(n, reference, generator)
 
 
+@torch.no_grad()
+def through_projection(
+    projection: Projection,
+    reference: Tensor,
+    states: Tensor,
+    off_plane: OffPlane = "drop",
+    sublayer: int | None = None,
+) -> Tensor:
+    """Perturbed states ``(P, D)``, noise or swaps, reduced to what a projection holds of them (METHOD section 10).
+
+    The reference is moved to each state's latents as :func:`moved_states` does it: ``drop`` leaves their decoding
+    alone, ``keep`` adds what the projection does not hold of the reference. The size of a noise is thus its size before
+    the projection, of which a plane holds a share of about ``K / D``.
+    """
+    at = None if sublayer is None else torch.full((len(states),), sublayer, device=states.device)
+    return moved_states(projection, reference, projection.encode(states, at), off_plane, sublayer)
+
+
 def random_directions(reference: Tensor, states: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """A control for any perturbation: each state as far from the reference as before, in a random direction.
 

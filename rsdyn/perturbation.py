@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rsdyn import figures
 from rsdyn.autoencoder import CompressingAutoencoder
 from rsdyn.dynamics.projection import PCA, Projection
 from rsdyn.dynamics.recovery import Recovery, bootstrap, kl, recovery, summary
 from rsdyn.errors import UserError
-from rsdyn.interventions import grid_ranges, grid_states, noise_states, random_directions, swapped_states
+from rsdyn.interventions import (
+    grid_ranges,
+    grid_states,
+    noise_states,
+    random_directions,
+    swapped_states,
+    through_projection,
+)
 from rsdyn.stream.continuation import Continued, Reference, continue_all, run_reference
 from rsdyn.stream.lm import LanguageModel
 from rsdyn.stream.trajectories import TrajectoryStream
@@ -163,12 +171,17 @@ def encode(projection: Projection, x: Tensor, first_sublayer: int = 0) -> Tensor
 
 @dataclass
 class Found:
-    """What came of the points, by layer and condition: an entry a prompt; ``of_points`` is of the first prompt."""
+    """What came of the points, by layer and condition.
+
+    ``values`` are means over points, an entry a prompt; ``ends`` are of every point, a row a prompt; ``of_points`` are
+    the curves of every point of the first prompt, which the figures draw.
+    """
 
     n_prompts: int
     n_points: int
     sublayers: dict[int, int]
     values: dict[tuple[int, str], dict[str, list[Tensor]]] = field(default_factory=dict)
+    ends: dict[tuple[int, str], dict[str, list[Tensor]]] = field(default_factory=dict)
     of_points: dict[tuple[int, str], dict[str, Tensor]] = field(default_factory=dict)
     reference: Tensor | None = None
     alike: dict[int, int] = field(default_factory=dict)
@@ -209,11 +222,19 @@ class Found:
         return {f"layer {row['layer']}, {row['condition']}": {k: row[k] for k in COLUMNS} for row in self.rows()}
 
     def arrays(self) -> dict[str, Any]:
-        """Everything as arrays: per prompt, and per point for the first prompt."""
+        """Everything as arrays: means ``(prompts, ...)``, ends of every point ``(prompts, points)``, and the curves of
+        the first prompt's points. A prompt with fewer states to swap in has NaN for the points it lacks.
+        """
         out: dict[str, Any] = {}
         for (layer, condition), values in self.values.items():
             key = f"layer{layer}/{condition.replace(' ', '_')}"
             out |= {f"{key}/{name}": torch.stack(list(v)).numpy() for name, v in values.items()}
+        for (layer, condition), ends in self.ends.items():
+            key = f"layer{layer}/{condition.replace(' ', '_')}/ends"
+            out |= {
+                f"{key}_{name}": pad_sequence(v, batch_first=True, padding_value=torch.nan).numpy()
+                for name, v in ends.items()
+            }
         for (layer, condition), points in self.of_points.items():
             key = f"layer{layer}/{condition.replace(' ', '_')}/points"
             out |= {f"{key}_{name}": v.numpy() for name, v in points.items()}
@@ -295,14 +316,23 @@ def _states(
         )
         return grid.states.to(state.dtype)
     if settings.kind == "noise":
-        return noise_states(state, settings.noise.sigma, settings.points, generator=generator)
+        noisy = noise_states(state, settings.noise.sigma, settings.points, generator=generator)
+        return _through(settings, plane, state, s, noisy)
     rows = _usable(trajectories, s, state, prompt)
     if len(rows) == 0:
         raise UserError(
             "perturb.kind=swap: there are no other sequences whose state differs from the prompt's, to swap in. Give "
             "more text (data.limit, perturb.samples), deeper perturb.layers, or another prompt."
         )
-    return _swapped(trajectories, rows, s, state, settings.points, generator)
+    return _through(settings, plane, state, s, _swapped(trajectories, rows, s, state, settings.points, generator))
+
+
+def _through(settings: Any, plane: Plane, state: Tensor, s: int, states: Tensor) -> Tensor:
+    """States as they are, or what the projection holds of them, as ``perturb.through`` says."""
+    if settings.through == "full":
+        return states
+    x, reference = states.to(torch.float32), state.to(torch.float32)
+    return through_projection(plane.projection, reference, x, settings.off_plane, s).to(state.dtype)
 
 
 def _usable(trajectories: Tensor, s: int, state: Tensor, prompt: Prompt) -> Tensor:
@@ -343,6 +373,15 @@ def _add(
     curves = {"relative_curve": measured.relative[defined].mean(0), "cosine_curve": measured.cosine[defined].mean(0)}
     for name, value in (scalars | curves | {"kl": divergence[defined].mean()}).items():
         values.setdefault(name, []).append(torch.as_tensor(value).cpu())
+    ends = found.ends.setdefault(key, {})
+    for name, value in {
+        "relative_put": measured.relative[:, 0],
+        "relative": measured.relative[:, -1],
+        "cosine_put": measured.cosine[:, 0],
+        "cosine": measured.cosine[:, -1],
+        "kl": divergence,
+    }.items():
+        ends.setdefault(name, []).append(value.cpu())
     if first:
         found.of_points[key] = {
             "relative": measured.relative.cpu(),

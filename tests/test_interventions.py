@@ -23,6 +23,7 @@ from rsdyn.interventions import (
     swap,
     swapped_states,
     teleport,
+    through_projection,
 )
 from rsdyn.stream.continuation import continue_from, run_reference
 from rsdyn.stream.sites import SITES
@@ -318,3 +319,16 @@ def test_swapped_states_are_real_and_of_others():
             swapped_states(trajectories, 0, exclude=3, n=n)
     with pytest.raises(ValueError, match="sublayer=4"):
         swapped_states(trajectories, 4)
+
+
+def test_through_a_projection_the_plane_alone_is_perturbed():
+    """PCA is linear: a state's part in the plane is the perturbed one's, the rest the mean's or the reference's."""
+    torch.manual_seed(3)
+    pca = PCA.fit(torch.randn(200, 12) * torch.arange(1.0, 13), 2)
+    reference, states = torch.randn(12), torch.randn(5, 12) * 4
+    basis = pca.components.to(torch.float32)  # (D, K), orthonormal
+    inside = basis @ basis.T
+    for off_plane, rest in (("drop", pca.mean.to(torch.float32)), ("keep", reference)):
+        got = through_projection(pca, reference, states, off_plane)
+        torch.testing.assert_close(got @ inside, states @ inside, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(got - got @ inside, (rest - inside @ rest).expand(5, -1), rtol=1e-4, atol=1e-4)

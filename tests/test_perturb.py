@@ -158,6 +158,8 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(default, word
         {"perturb.kind": "noise"},
         {"perturb.kind": "noise", "perturb.noise.sigma": 0.1},
         {"perturb.kind": "swap"},
+        {"perturb.kind": "swap", "perturb.through": "projection"},
+        {"perturb.kind": "swap", "perturb.through": "projection", "perturb.off_plane": "keep"},
         {"perturb.prompt": "Good day to you."},
         {"perturb.grid.range": "[-1,1,-2,2]"},
         {"perturb.samples": 10},
@@ -175,6 +177,35 @@ def test_every_option_changes_something(default, words, tmp_path, more):
     if kind == "noise":
         sigma = float(more.get("perturb.noise.sigma", 0.5))
         assert arrays["layer1/noise/points_relative"][:, 0].mean() == pytest.approx(sigma, rel=0.15)
+
+
+@pytest.mark.parametrize("kind", ["noise", "swap"])
+@pytest.mark.parametrize("off_plane", ["drop", "keep"])
+def test_through_the_projection_only_the_plane_is_touched(words, tmp_path, kind, off_plane):
+    """In the plane the points are where the whole states were; with keep the distance is the one in the plane."""
+    _, full = run(words, tmp_path / "full", **{"perturb.kind": kind})
+    more = {"perturb.kind": kind, "perturb.through": "projection", "perturb.off_plane": off_plane}
+    _, through = run(words, tmp_path / "through", **more)
+    for layer in range(LAYERS):
+        key = f"layer{layer}/{kind}/points_"
+        np.testing.assert_allclose(through[key + "latents"][:, 0], full[key + "latents"][:, 0], rtol=1e-3, atol=1e-3)
+        in_plane = np.linalg.norm(full[key + "latents"][:, 0] - full["reference"][2 * layer], axis=-1)
+        distance = through[f"layer{layer}/{kind}/ends_relative_put"][0]
+        if off_plane == "keep":  # the distance in full space is the one in the plane
+            ratio = distance / in_plane
+            np.testing.assert_allclose(ratio, ratio[0], rtol=2e-3)
+        else:  # what lay off the plane is lost too, so it is further than that
+            assert np.std(distance / in_plane) > 0.01 * np.mean(distance / in_plane)
+
+
+def test_every_point_of_every_prompt_is_kept(words, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("Good day to you.\nThe wind had changed.\nNumbers such as 12 and 305.\n")
+    _, arrays = run(words, tmp_path / "run", **{"perturb.prompts": file})
+    for name in ("relative_put", "relative", "cosine", "kl"):
+        assert arrays[f"layer1/teleport/ends_{name}"].shape == (3, 16)
+    np.testing.assert_allclose(arrays["layer1/teleport/ends_kl"][0], arrays["layer1/teleport/points_kl"])
+    np.testing.assert_allclose(arrays["layer1/teleport/ends_kl"].mean(1), arrays["layer1/teleport/kl"], rtol=1e-5)
 
 
 def test_several_prompts_have_intervals(words, tmp_path):

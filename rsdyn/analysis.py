@@ -309,7 +309,9 @@ def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
     pca, share = probe.pca, probe.share
     assert pca is not None and share is not None
     usable = ~probe.unusable
-    data = Moments(probe.total.n, probe.total.mean[:, usable], probe.total.m2[:, usable])
+
+    def of_units(units: Tensor, m: Any) -> Moments:
+        return Moments(m.n, m.mean[:, units], m.m2[:, units])
 
     def unexplained(groups: list[Moments], of: Moments) -> Tensor:
         missed = reduce(merge, groups)
@@ -318,8 +320,8 @@ def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
         )
         return own
 
-    parts = [Moments(m.n, m.mean[:, usable], m.m2[:, usable]) for m in probe.groups]
-    ev = unexplained(probe.residual, data)
+    parts = [of_units(usable, m) for m in probe.groups]
+    ev = unexplained(probe.residual, of_units(usable, probe.total))
     ev_without = (
         [
             unexplained([r for i, r in enumerate(probe.residual) if i != g], reduce(merge, parts[:g] + parts[g + 1 :]))
@@ -343,6 +345,14 @@ def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
             torch.distributed.all_reduce(rest)
         every = torch.arange(len(share.x), device=rest.device)
         without_massive["dimensions_without_massive"] = dimension.participation_of_gram(rest, every)
+        assert probe.pca_without_massive is not None
+        without_massive |= {
+            "pca_ratio_without_massive": probe.pca_without_massive.explained_variance_ratio,
+            "pca_components_without_massive": probe.pca_without_massive.components.T[:10],
+            "ev_without_massive": unexplained(
+                probe.residual_without_massive, of_units(usable & ~probe.massive, probe.total)
+            ),
+        }
     group = share.sequence % len(probe.groups)
     ratio_without = []
     for g in group.unique():

@@ -184,12 +184,21 @@ def _components(main: Results, results: Mapping[str, Results], sites: Any) -> di
             control_ratio=main["control_ratio"],
             **sites,
         ),
-        "fig4b_cumulative_variance": figures.cumulative_variance({k: r["pca_ratio"] for k, r in named.items()}),
+        "fig4b_cumulative_variance": figures.cumulative_variance(
+            {k: r["pca_ratio"] for k, r in named.items()} | _without_massive(main, "pca_ratio")
+        ),
         "fig4c_variance_by_sublayer": figures.explained_variance(
-            {f"{k}, {n_components} components": r["ev"] for k, r in named.items()}, **sites
+            {f"{k}, {n_components} components": r["ev"] for k, r in named.items()} | _without_massive(main, "ev"),
+            **sites,
         ),
         "fig4c_components_needed": figures.components_needed(
             {k: r["components_90"] for k, r in named.items()}, **sites
         ),
         "fig4_loadings": figures.loadings(main["pca_components"], main["massive_units"].tolist()),
     }
+
+
+def _without_massive(main: Results, name: str) -> dict[str, Tensor]:
+    """The same curve without massive units, where there are some."""
+    key = f"{name}_without_massive"
+    return {"without massive units": main[key]} if key in main else {}

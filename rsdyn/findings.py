@@ -212,17 +212,27 @@ def _rotation_rows(results: Mapping[str, Results]) -> list[Finding]:
         about_zero, most = ("about 0", "most units") if null == "layer_shuffle" else ("not given", "not given")
         rows.append(Finding("rotation", "", about_zero, f"turns under {null} (p of mean |R|)", turns))
         rows.append(Finding("rotation", "", most, "  units beyond it, p < .05 (chance: 5 %)", beyond))
+        rest = {
+            c: Value(share_beyond(r, null, leave_out=r["massive_units"]), unit=" %")
+            for c, r in here.items()
+            if len(r.get("massive_units", ()))
+        }
+        if rest:
+            rows.append(Finding("rotation", "", "", "  without massive units", rest))
     return rows
 
 
-def share_beyond(results: Results, null: str, *, corrected: bool = False) -> float:
+def share_beyond(results: Results, null: str, *, corrected: bool = False, leave_out: Tensor | None = None) -> float:
     """Percent of units whose turns a null model does not explain, at p < .05 or at a false discovery rate of 5 %.
 
     Corrected, the p-values of the z-scores decide: those from ranks end at ``1 / (n + 1)``, and with few units there
-    none would pass.
+    none would pass. ``leave_out``: numbers of units that do not count.
     """
     p = results[f"null_{null}_{'q_normal' if corrected else 'p'}"]
     tested = p.isfinite()
+    if leave_out is not None:
+        tested = tested.clone()
+        tested[leave_out.to(tested.device)] = False
     return 100 * float((p[tested] < 0.05).to(torch.float64).mean()) if tested.any() else float("nan")
 
 

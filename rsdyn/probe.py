@@ -29,6 +29,7 @@ from rsdyn.metrics import (
 
 N_GROUPS = 10  # of the jackknife: sequence i is in group i mod 10
 SECOND_PASS = ("cosine", "velocity", "pca")
+SECOND_PASS_MOMENTS = ("cosine", "speed", "cosine_without_massive", "speed_without_massive")
 KEEP_SAMPLES = ("mutual_information", "rotation", "pca")
 
 
@@ -83,7 +84,8 @@ class ResidualStreamProbe(L.LightningModule):
     After ``trainer.test`` the attributes hold, over all processes: ``groups`` (comoments of each group of sequences),
     ``all_pairs`` (correlation ``(pairs, D)``), ``frozen`` ``(S - 1, D)``, ``share`` (this process' units),
     ``unusable`` and ``massive`` ``(D,)`` masks, ``pca``, ``half_pca``, ``cosine``, ``speed`` and their
-    ``_without_massive`` (moments of each group), ``latents``, ``latent_samples``, ``residual`` ``(S,)`` of each group.
+    ``_without_massive`` (moments of each group), ``latents``, ``latent_samples``, ``residual`` ``(S,)`` of each group;
+    ``pca_without_massive`` and ``residual_without_massive`` where there are massive units.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class ResidualStreamProbe(L.LightningModule):
         self.cosine_without_massive: list[Moments] = []
         self.speed_without_massive: list[Moments] = []
         self.residual: list[Moments] = []
+        self.residual_without_massive: list[Moments] = []
         self._pca: list[PCA] = []  # in a list, since Lightning takes submodules to the CPU when the test ends
         self.half_pca: list[PCA] = []
         self.all_pairs: Tensor | None = None
@@ -170,6 +173,8 @@ class ResidualStreamProbe(L.LightningModule):
             self._fit_pca()
             assert self.pca is not None
             self.second["residual"] = Grouped(lambda: StreamMoments(self.n_sublayers))
+            if self.pca_without_massive is not None:
+                self.second["residual_without_massive"] = Grouped(lambda: StreamMoments(self.n_sublayers))
             self.second["latents"] = StreamMoments(self.n_sublayers, min(3, len(self.pca.variance)))
             self.second["samples"] = FirstSequences(1000)
         self.second.to(self.device)
@@ -178,9 +183,7 @@ class ResidualStreamProbe(L.LightningModule):
         assert self.covariances is not None
         halves: list[Covariance] = self.covariances.states(lambda m: m.state)
         for half in halves:
-            half.mean[self.unusable] = 0
-            half.scatter[self.unusable] = 0
-            half.scatter[:, self.unusable] = 0
+            _blot_out(half, self.unusable)
         total = reduce(merge_covariance, halves)
         most = min(self.n_units - int(self.unusable.sum()), int(total.n) - 1)
         if self.components is not None and self.components > most:
@@ -190,12 +193,16 @@ class ResidualStreamProbe(L.LightningModule):
             )
         self._pca = [PCA.from_covariance(total, self.components or min(100, most))]
         self.half_pca = [PCA.from_covariance(half, 2) for half in halves if int(half.n) > 2]
+        if self.massive.any():
+            _blot_out(total, self.massive)
+            few = most - int(self.massive.sum())
+            self._pca.append(PCA.from_covariance(total, min(len(self._pca[0].variance), few)))
         self.covariances = None  # two float64 matrices of D x D
 
     def _second_pass(self, batch: TrajectoryBatch) -> None:
         assert self.second is not None
         x, sequence = batch
-        for name in ("cosine", "cosine_without_massive", "speed", "speed_without_massive"):
+        for name in SECOND_PASS_MOMENTS:
             if name in self.second:
                 self.second[name].update(x, sequence)  # type: ignore[operator]
         if self.pca is None:
@@ -204,16 +211,18 @@ class ResidualStreamProbe(L.LightningModule):
             vectors = x[rows].to(torch.float32)
             if self.unusable.any():
                 vectors[..., self.unusable] = 0
-            latents = self.pca.encode(vectors)
-            away = (vectors - self.pca.mean.to(torch.float32)).square().sum(-1, dtype=torch.float64)
-            missed = away - latents.square().sum(-1, dtype=torch.float64)
+            latents, missed = _latents_and_residual(self.pca, vectors)
             self.second["residual"].update(missed, sequence[rows])  # type: ignore[operator]
             self.second["latents"].update(latents[..., :3])  # type: ignore[operator]
             self.second["samples"].update(latents[..., :3], sequence[rows])  # type: ignore[operator]
+            if self.pca_without_massive is not None:
+                vectors[..., self.massive] = 0
+                _, missed = _latents_and_residual(self.pca_without_massive, vectors)
+                self.second["residual_without_massive"].update(missed, sequence[rows])  # type: ignore[operator]
 
     def finish(self) -> None:
         """Bring the processes together once more, after the last pass."""
-        for name in ("cosine", "speed", "cosine_without_massive", "speed_without_massive", "residual"):
+        for name in (*SECOND_PASS_MOMENTS, "residual", "residual_without_massive"):
             if self.second is not None and name in self.second:
                 setattr(self, name, self.second[name].states(lambda m: m.state))  # type: ignore[operator]
         if self.second is not None and "latents" in self.second:
@@ -233,5 +242,24 @@ class ResidualStreamProbe(L.LightningModule):
         return self._pca[0] if self._pca else None
 
     @property
+    def pca_without_massive(self) -> PCA | None:
+        """The principal components of all units but the massive ones; None where there are none."""
+        return self._pca[1] if len(self._pca) > 1 else None
+
+    @property
     def n_sequences(self) -> int:
         return int(self.total.n)
+
+
+def _blot_out(state: Covariance, units: Tensor) -> None:
+    """Make units constant zeros in a covariance, in place."""
+    state.mean[units] = 0
+    state.scatter[units] = 0
+    state.scatter[:, units] = 0
+
+
+def _latents_and_residual(pca: PCA, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents ``(..., K)``, and the squared distance ``(...)`` in float64 of what they leave unexplained."""
+    latents = pca.encode(vectors)
+    away = (vectors - pca.mean.to(torch.float32)).square().sum(-1, dtype=torch.float64)
+    return latents, away - latents.square().sum(-1, dtype=torch.float64)

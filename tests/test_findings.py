@@ -15,6 +15,7 @@ from rsdyn.findings import (
     flags_in_words,
     plane_in_words,
     rotation_in_words,
+    share_beyond,
     spearman,
 )
 
@@ -76,6 +77,14 @@ def test_massive_units_and_the_papers_sum_have_rows_of_their_own():
     assert any("the paper's sum, no information" in s for s in statistics)
     assert any(s.endswith("(true, kde)") for s in statistics)
     assert not any("nats" in s and "true" not in s for s in statistics)
+
+
+def test_massive_units_are_left_out_of_the_share_beyond_a_null():
+    p = torch.tensor([0.001, 0.2, 0.01, 0.5, torch.nan])
+    found = {"null_iaaft_p": p, "massive_units": torch.tensor([0])}
+    assert share_beyond(found, "iaaft") == pytest.approx(50)
+    assert share_beyond(found, "iaaft", leave_out=found["massive_units"]) == pytest.approx(100 / 3)
+    assert found["null_iaaft_p"].isnan().sum() == 1
 
 
 def test_one_site_a_layer_has_no_rows_on_kinds():

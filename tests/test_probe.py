@@ -149,9 +149,9 @@ def batches(x):
     return [TrajectoryBatch(a, n) for a, n in zip(x.split(20), numbers.split(20), strict=True)]
 
 
-def by_hand(x, measures):
+def by_hand(x, measures, **options):
     """A probe fed without a Trainer."""
-    probe = ResidualStreamProbe(n_sublayers=x.shape[1], n_units=x.shape[2], measures=measures)
+    probe = ResidualStreamProbe(n_sublayers=x.shape[1], n_units=x.shape[2], measures=measures, **options)
     for batch in batches(x):
         probe.test_step(batch, 0, 0)
     for batch in batches(x):
@@ -173,6 +173,30 @@ def test_massive_units_are_named_and_taken_out(x):
         atol=1e-6,
     )
     assert (analysis.cosine(probe)["cosine"] > 0.999).all()  # one unit hides all others
+
+
+def test_principal_components_without_massive_units(x):
+    """Against sklearn on the units that are left; with the massive one, it is the first component."""
+    planted = x.clone()
+    generator = torch.Generator().manual_seed(1)
+    planted[..., 7] += 1e4 * (1 + 0.1 * torch.randn(N, S, generator=generator))
+    probe = by_hand(planted, ["pca"])
+    found = analysis.principal_components(probe, seed=0)
+    assert found["pca_massive_loadings"][0].sum() > 0.99 and found["pca_ratio"][0] > 0.99
+    rest = x[..., [u for u in range(D) if u != 7]]
+    flat = rest.reshape(-1, D - 1).numpy()
+    k = len(found["pca_ratio_without_massive"])
+    pca = SklearnPCA(k, svd_solver="full").fit(flat)
+    np.testing.assert_allclose(
+        found["pca_ratio_without_massive"].numpy(), pca.explained_variance_ratio_, rtol=1e-4, atol=1e-6
+    )
+    assert (found["pca_components_without_massive"][:, 7].abs() < 1e-9).all()
+    few = by_hand(planted, ["pca"], components=3)
+    found = analysis.principal_components(few, seed=0)
+    pca = SklearnPCA(3, svd_solver="full").fit(flat)
+    missed = ((flat - pca.inverse_transform(pca.transform(flat))).reshape(N, S, D - 1) ** 2).sum((0, 2))
+    about = ((rest - rest.mean(0)) ** 2).sum((0, 2)).numpy()
+    np.testing.assert_allclose(found["ev_without_massive"].numpy(), 1 - missed / about, atol=1e-3)
 
 
 def test_units_with_nan_are_named_and_spoil_nothing_else(x):

@@ -26,7 +26,7 @@ def analyze(run: Run) -> None:
     from rsdyn.callbacks import ProbeProgress, stage_bar
     from rsdyn.config import CONDITIONS
     from rsdyn.datamodule import TrajectoryDataModule
-    from rsdyn.experiment import find_source, make_trainer, open_stream, start_records
+    from rsdyn.experiment import find_source, make_trainer, open_stream, say_positions, start_records
     from rsdyn.probe import ResidualStreamProbe
 
     config: Any = run.config
@@ -41,10 +41,12 @@ def analyze(run: Run) -> None:
     check_settings(
         settings,
         n_sequences=n_samples,
+        n_trajectories=first.n_trajectories(0, n_samples),
         n_sublayers=first.n_sublayers,
         n_units=first.n_units,
         sites_per_layer=sites,
     )
+    say_positions(run, first, n_samples)
     start_records(run, source, streams)
     run.say(f"Measuring {', '.join(settings.measures)} on the first {n_samples} sequences")
 
@@ -84,7 +86,7 @@ def analyze(run: Run) -> None:
         )
         stream.release_lm()
         probes[condition] = probe
-        out = analysis.flags(probe, stream.dtype)
+        out = analysis.counts(probe) | analysis.flags(probe, stream.dtype)
         if "activations" in settings.measures:
             out |= analysis.activations(probe, settings.density_threshold)
         if "correlation" in settings.measures:
@@ -122,6 +124,8 @@ def analyze(run: Run) -> None:
             "conditions": list(streams),
             "measures": list(settings.measures),
             "n_sequences": n_samples,
+            "n_trajectories": first.n_trajectories(0, n_samples),
+            "positions": first.positions.rule,
             "n_sublayers": first.n_sublayers,
             "n_units": first.n_units,
             "sites_per_layer": sites,
@@ -160,8 +164,10 @@ def _report(run: Run, summary: dict[str, Any], results: dict[str, dict[str, Any]
         findings,
         flags_in_words,
         plane_in_words,
+        positions_in_words,
         rotation_in_words,
     )
+    from rsdyn.report import write_report
     from rsdyn.run_folder import write_json, write_text
     from rsdyn.tracking import log_figures, log_sublayer_curves, log_summary
 
@@ -171,6 +177,8 @@ def _report(run: Run, summary: dict[str, Any], results: dict[str, dict[str, Any]
     words = rotation_in_words(main, summary["n_sublayers"]) if "rotation" in measures else []
     words += plane_in_words(main) if "pca" in measures else []
     notes = flags_in_words(results)
+    if summary["positions"] != "last":
+        notes = [*positions_in_words(results), *notes]
     drawn = panels(results, measures, sites_per_layer=sites, units=run.config.analysis.rotation.units,
                    seed=run.config.seed)  # fmt: skip
     for name, figure in drawn.items():
@@ -188,7 +196,9 @@ def _report(run: Run, summary: dict[str, Any], results: dict[str, dict[str, Any]
         "seconds": {"total": time.time() - run.started},
     }
     write_json(run.folder / "summary.json", summary)
-    title = f"# {summary['lm']} on {summary['text']}, {summary['n_sequences']} sequences\n\n"
+    write_report(run.folder)
+    several = "" if summary["positions"] == "last" else f", {summary['n_trajectories']} trajectories"
+    title = f"# {summary['lm']} on {summary['text']}, {summary['n_sequences']} sequences{several}\n\n"
     below = "".join(f"\n{line}\n" for line in words + notes)
     write_text(run.folder / "findings.md", title + as_markdown(table, conditions) + below)
     for condition in conditions:
@@ -207,7 +217,7 @@ def _report(run: Run, summary: dict[str, Any], results: dict[str, dict[str, Any]
     run.say(f"LM:          {recorded} sequences recorded" if recorded else "LM:          not loaded, all was cached")
     run.say(f"Time:        {summary['seconds']['total']:.0f} s in all")
     run.say(f"Run folder:  {run.folder}")
-    run.say("             findings.md, summary.json, results.npz, figures/")
+    run.say("             report.html, findings.md, summary.json, results.npz, figures/")
 
 
 def _scalars(results: dict[str, Any]) -> dict[str, Any]:
@@ -223,8 +233,15 @@ def _scalars(results: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def plan(run: Run) -> None:
+    """Print what the run will need and what of it does not fit (``--plan``); no folder is made for it."""
+    from rsdyn.plan import show_plan
+
+    show_plan(run)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_script("analyze", analyze, argv)
+    return run_script("analyze", analyze, plan, argv)
 
 
 if __name__ == "__main__":

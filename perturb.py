@@ -21,8 +21,9 @@ def perturb(run: Run) -> None:
     import torch
 
     from rsdyn.callbacks import stage_bar
-    from rsdyn.experiment import find_source, open_stream, start_records
+    from rsdyn.experiment import find_source, on_gpu, open_stream, record_certificate, say_positions, start_records
     from rsdyn.perturbation import find_plane, layers_of, measure, prompts_of, read_trajectories
+    from rsdyn.stream.certificate import certify
 
     config: Any = run.config
     settings = config.perturb
@@ -31,20 +32,25 @@ def perturb(run: Run) -> None:
     sublayers = {layer: source.lm.sublayer(layer, settings.site) for layer in layers}
     prompts = prompts_of(settings, source, seed=config.seed)
     stream = open_stream(run, source, samples=settings.samples)
+    say_positions(run, stream, settings.samples)
     start_records(run, source, {"original": stream})
-    stream.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    stream.device = torch.device("cuda" if on_gpu(config) else "cpu")
     run.kept = lambda: f"{stream.n_sequences - stream.n_missing()} sequences are in the cache"
     with stage_bar("reading the stream", stream.shards_of(settings.samples), "shards") as done:
         trajectories = read_trajectories(stream, settings.samples, done)
-    plane = find_plane(settings, trajectories)
+    plane = find_plane(settings, trajectories.x)
     lm = source.lm.load(dtype=config.lm.dtype, device=stream.device, head=True)
+    with stream.precision():
+        certificate = certify(lm, [prompt.tokens for prompt in prompts])
+    run.say(certificate.line())
+    record_certificate(run, "prompts", certificate.to_dict())
     where = f"layers {', '.join(map(str, layers))} ({settings.site}, {settings.position} position)"
     run.say(f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''}, {settings.kind} at {where}")
     if settings.position == "all":
         run.say(
             "One vector at every position leaves attention nothing to choose from: the prompt does not matter then."
         )
-    with stage_bar(f"{settings.kind} and controls", len(prompts), "prompts") as done:
+    with stream.precision(), stage_bar(f"{settings.kind} and controls", len(prompts), "prompts") as done:
         found = measure(lm, prompts, sublayers, plane, trajectories, settings, seed=config.seed, done=done)
     _report(run, source, plane, found, layers)
 
@@ -55,6 +61,7 @@ def _report(run: Run, source: Any, plane: Any, found: Any, layers: list[int]) ->
 
     from rsdyn import figures
     from rsdyn.perturbation import closing_table, panels, words
+    from rsdyn.report import write_report
     from rsdyn.run_folder import write_json
     from rsdyn.tracking import log_figures, log_summary
 
@@ -68,6 +75,9 @@ def _report(run: Run, source: Any, plane: Any, found: Any, layers: list[int]) ->
     summary = {
         "lm": source.lm.label,
         "text": source.text,
+        "n_sublayers": source.lm.n_sublayers,
+        "sites_per_layer": len(source.lm.site_names),
+        "n_units": source.lm.n_units,
         "kind": settings.kind,
         "layers": layers,
         "site": settings.site,
@@ -88,12 +98,20 @@ def _report(run: Run, source: Any, plane: Any, found: Any, layers: list[int]) ->
     for line in [*closing_table(found), "", *notes, ""]:
         run.say(line)
     run.say(f"Time:        {summary['seconds']['total']:.0f} s in all")
+    write_report(run.folder)
     run.say(f"Run folder:  {run.folder}")
-    run.say("             summary.json, results.npz, figures/")
+    run.say("             report.html, summary.json, results.npz, figures/")
+
+
+def plan(run: Run) -> None:
+    """Print what the run will need and what of it does not fit (``--plan``); no folder is made for it."""
+    from rsdyn.plan import show_plan
+
+    show_plan(run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_script("perturb", perturb, argv)
+    return run_script("perturb", perturb, plan, argv)
 
 
 if __name__ == "__main__":

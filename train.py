@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rsdyn.errors import UserError
 from rsdyn.script import Run, run_script
 
 
@@ -20,13 +21,20 @@ def train(run: Run) -> None:
     """Text, language model, stream; fit with early stopping; test beside PCA; figures, numbers, W&B."""
     import lightning as L
     import torch
-    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
     from rsdyn.analysis_checks import check_settings
-    from rsdyn.autoencoder import dimensions_lost
-    from rsdyn.callbacks import History, Progress
+    from rsdyn.autoencoder import dimensions_lost, read_checkpoint
+    from rsdyn.callbacks import History, Patience, Progress
+    from rsdyn.checkpoints import LAST, BestCheckpoint, LastCheckpoint, take_best_along
     from rsdyn.datamodule import ResidualStreamDataModule
-    from rsdyn.experiment import find_source, make_trainer, open_stream, start_records
+    from rsdyn.experiment import (
+        find_source,
+        make_trainer,
+        open_stream,
+        say_positions,
+        start_records,
+        what_decides,
+    )
     from rsdyn.lit_autoencoder import LitAutoencoder
     from rsdyn.ride_along import RideAlong
 
@@ -34,6 +42,8 @@ def train(run: Run) -> None:
     L.seed_everything(config.seed, verbose=False)
     source = find_source(run)
     stream = open_stream(run, source, config.data.condition)
+    identity = what_decides(run, source, stream)
+    position = start_at(run, identity)
     start_records(run, source, {config.data.condition: stream})
 
     datamodule = ResidualStreamDataModule(
@@ -61,6 +71,7 @@ def train(run: Run) -> None:
     )
     n_parameters = sum(p.numel() for p in module.parameters())
     sizes = {part: len(rows) for part, rows in datamodule.splits.items()}
+    say_positions(run, stream)
     run.say(f"Splits: {sizes['train']} training, {sizes['val']} validation, {sizes['test']} test sequences")
     widths = module.autoencoder.widths
     run.say(f"CAE:  widths {' '.join(map(str, widths))} and back, {n_parameters:,} parameters")
@@ -71,19 +82,19 @@ def train(run: Run) -> None:
         run.say(f"         {widths[-1]} latents cannot fill their space. Lower cae.layers, or leave it out.")
 
     history = History()
-    checkpoint = ModelCheckpoint(
-        dirpath=run.folder / "checkpoints",
-        filename="best",
-        monitor="val/loss",
-        enable_version_counter=False,
-    )
-    stopping = EarlyStopping("val/loss", patience=config.trainer.patience)
-    progress = Progress(stream, datamodule.n_own_missing)
+    folder = run.folder / "checkpoints"
+    best = BestCheckpoint(folder)
+    last = LastCheckpoint(folder / LAST, run.stop, identity=identity, records_in=datamodule.records_in)
+    stopping = Patience(config.trainer.patience)
+    progress = Progress(datamodule)
+    datamodule.should_stop = lambda: run.stop.signum is not None
+    datamodule.interrupt = run.stop.leave
     analysis = config.analysis
     if analysis.on_train:
         check_settings(
             analysis,
             n_sequences=min(analysis.samples or stream.n_sequences, stream.n_sequences),
+            n_trajectories=stream.n_trajectories(0, analysis.samples),
             n_sublayers=stream.n_sublayers,
             n_units=stream.n_units,
             sites_per_layer=len(stream.lm.site_names),
@@ -98,13 +109,17 @@ def train(run: Run) -> None:
             seed=config.seed,
         )
     ] * analysis.on_train
-    trainer = make_trainer(run, [checkpoint, stopping, history, progress, *riding])
-    run.kept = lambda: _kept(stream, checkpoint)
-    began = time.time()
-    trainer.fit(module, datamodule=datamodule)
-    fit_seconds = time.time() - began
-    stopped_early = stopping.stopped_epoch > 0  # loading the best checkpoint for the test resets the callback
-    trainer.test(module, datamodule=datamodule, ckpt_path="best", weights_only=True, verbose=False)
+    trainer = make_trainer(run, [stopping, history, progress, *riding, best, last])
+    run.kept = lambda: _kept(stream, best, last)
+    if run.resume is not None and trainer.is_global_zero:
+        take_best_along(run.resume, folder)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=run.resume, weights_only=True)
+    for ride in riding:
+        ride.on_train_epoch_end(trainer, module)  # it went on from where nothing was left to train
+    run.kept = lambda: f"the training is done, and {best.best_model_path} is its best"
+    _, weights = read_checkpoint(best.best_model_path)
+    module.autoencoder.load_state_dict(weights)
+    trainer.test(module, datamodule=datamodule, verbose=False)
 
     n_recorded = int(
         trainer.strategy.reduce(torch.tensor(stream.n_recorded, device=trainer.strategy.root_device), reduce_op="sum")
@@ -117,16 +132,22 @@ def train(run: Run) -> None:
             "text": run.provenance["text"],
             "condition": config.data.condition,
             "n_sequences": sizes,
+            "n_trajectories": {
+                part: int(stream.positions.counts[rows].sum()) for part, rows in datamodule.splits.items()
+            },
+            "positions": stream.positions.rule,
             "n_sublayers": stream.n_sublayers,
+            "sites_per_layer": len(stream.lm.site_names),
             "n_units": stream.n_units,
             "widths": widths,
             "n_parameters": n_parameters,
             "standardise": config.cae.standardise,
             "epochs": len(history.val),
             "best_epoch": history.best_epoch,
-            "best_val_loss": checkpoint.best_model_score,
-            "stopped_early": stopped_early,
-            "seconds": {"fit": fit_seconds, "total": time.time() - run.started},
+            "best_val_loss": best.best_model_score,
+            "stopped_early": stopping.stopped,
+            "seconds": {"fit": last.seconds, "total": time.time() - run.started},
+            "resumed_at_step": None if position is None else position.step,
             "sequences_recorded": n_recorded,
             "lm_loaded": stream.lm_loaded,
             "dropped_vectors_per_epoch": datamodule.dropped,
@@ -134,7 +155,7 @@ def train(run: Run) -> None:
             "test": _numbers(results),
             **_sublayer_lists(results),
             "history": {"train": history.train, "val": history.val},
-            "checkpoint": str(Path(checkpoint.best_model_path).relative_to(run.folder)),
+            "checkpoint": str(Path(best.best_model_path).relative_to(run.folder)),
         }
         measured = riding[0].results if riding else {}
         _report(run, stream, module, history, summary, results, measured)
@@ -143,20 +164,41 @@ def train(run: Run) -> None:
         torch.distributed.destroy_process_group()
 
 
-def _kept(stream: Any, checkpoint: Any) -> str:
+def start_at(run: Run, identity: dict[str, Any]) -> Any:
+    """See that the checkpoint which the run goes on from is its own, and say where it was taken; None without one."""
+    from rsdyn.checkpoints import check_checkpoint
+
+    if run.resume is None:
+        return None
+    position = check_checkpoint(run.resume, identity)
+    if position.epoch > run.config.trainer.max_epochs:
+        raise UserError(
+            f"resume={run.resume} was taken {position}, past trainer.max_epochs="
+            f"{run.config.trainer.max_epochs}. Raise trainer.max_epochs to at least {position.epoch}, or resume=never."
+        )
+    run.say(f"Resume: {run.resume}, {position}")
+    return position
+
+
+def _kept(stream: Any, best: Any, last: Any) -> str:
     parts = []
     if stream.cache is not None:
         done = stream.n_sequences - stream.n_missing()
         parts.append(f"{done} of {stream.n_sequences} sequences are in the cache and will not be recorded again")
-    best = checkpoint.best_model_path
-    parts.append(f"the best autoencoder so far is {best}" if best else "no epoch was finished")
+    path = best.best_model_path
+    parts.append(f"the best autoencoder so far is {path}" if path else "no epoch was finished")
+    if last.path.exists():
+        parts.append(f"the same command goes on from {last.path}")
     return "; ".join(parts)
 
 
 def _numbers(results: dict[str, Any]) -> dict[str, Any]:
     """The scalars of the test and the names of what it flagged."""
     scalars = {k: float(v) for k, v in results.items() if getattr(v, "ndim", None) == 0}
-    return scalars | {k: results[k] for k in ("n_test_sequences", "n_constant_units", "massive_units", "collapsed")}
+    return scalars | {
+        k: results[k]
+        for k in ("n_test_sequences", "n_test_trajectories", "n_constant_units", "massive_units", "collapsed")
+    }
 
 
 def _sublayer_lists(results: dict[str, Any]) -> dict[str, Any]:
@@ -183,16 +225,20 @@ def _report(
 
     from rsdyn import figures
     from rsdyn.analysis_figures import sublayer_curves
+    from rsdyn.report import write_report
     from rsdyn.run_folder import write_json
     from rsdyn.tracking import log_figures, log_sublayer_curves, log_summary
 
     n_sites = len(stream.lm.site_names)
     n_latent = module.autoencoder.widths[-1]
     pca_name = f"PCA, {n_latent} components"
+    samples = results["latent_samples"]
+    if not stream.positions.is_last:  # in the corpus' order, where a hundred may be the tokens of one sequence
+        samples = samples[:: max(1, len(samples) // 100)]
     distance, std = results["latent_distance"], results["latent_distance_std"]
     panels = {
         "fig3b_latent_trajectory": figures.latent_trajectory(
-            results["mean_latents"], results["latent_samples"][:100], sites_per_layer=n_sites
+            results["mean_latents"], samples[:100], sites_per_layer=n_sites
         ),
         "fig3c_latent_distance": figures.latent_distance(
             distance, (distance - std, distance + std), sites_per_layer=n_sites, spread_label="± 1 SD over sequences"
@@ -213,6 +259,7 @@ def _report(
     if measured:
         summary["analysis"] = sublayer_curves(measured)
     write_json(run.folder / "summary.json", summary)
+    write_report(run.folder)
     curves = {
         "explained_variance": results["ev_cae"],
         "explained_variance_pca": results["ev_pca"],
@@ -262,11 +309,18 @@ def _closing_table(run: Run, stream: Any, summary: dict[str, Any], pca_name: str
     if stream.cache is not None:
         run.say(f"Cache:       {stream.cache.folder}")
     run.say(f"Run folder:  {run.folder}")
-    run.say("             summary.json, results.npz, figures/, checkpoints/best.ckpt")
+    run.say("             report.html, summary.json, results.npz, figures/, checkpoints/best.ckpt")
+
+
+def plan(run: Run) -> None:
+    """Print what the run will need and what of it does not fit (``--plan``); no folder is made for it."""
+    from rsdyn.plan import show_plan
+
+    show_plan(run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_script("train", train, argv)
+    return run_script("train", train, plan, argv)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
 
 Five depths × 100 points, at prompts of 15 and 64 tokens, last token replaced; every way gives the last token's stream
 at all sublayers. The plain way is one forward a point with a hook that replaces the stream: a few points are timed and
-scaled. The batched way is the same with 100 copies of the prompt in a batch, which is how TransformerLens and nnsight
-would do it; a whole forward costs the same at any depth, so one depth is timed and counted for all. All take turns, and
-the least CPU time of each counts.
+scaled. The batched ways run 100 copies of the prompt in a batch: plain transformers with the least hooks there can be,
+TransformerLens (``run_with_hooks``) and nnsight (``trace``), each where it is installed, none of them with the LM head.
+A whole forward costs the same at any depth (TransformerLens' ``start_at_layer`` runs the layers before it all the
+same), so one depth is timed and counted for all. All take turns, on the same weights, and the least CPU time counts.
 
 The matrix products' limit: the linear maps of the suffix layers alone, one token a point, with weights and numbers of
 rows as ours (each depth apart, or the batch growing from depth to depth: the faster of the two). The attention of a
@@ -17,9 +18,13 @@ point over the prompt is not in it.
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +35,9 @@ from rsdyn.stream.source import find_lm
 
 GOALS = {15: 50, 64: 120}
 LIMIT_GOAL = 0.65
-PEERS = {"TransformerLens": "transformer_lens", "nnsight": "nnsight"}
+PEER_GOALS = {15: "20 ×", 64: "-"}  # against the faster one
+
+Batched = Callable[[Tensor, int, Tensor], Tensor]  # prompt (T,), layer, states (P, D) -> streams (P, S, D)
 
 
 def least(repeats: int, works: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -47,8 +54,8 @@ def least(repeats: int, works: dict[str, Callable[[], object]]) -> dict[str, flo
 
 def open_model(width: int | None, layers: int) -> LanguageModel:
     if width is None:
-        return find_lm().load()
-    from transformers import AutoModel, LlamaConfig
+        return find_lm().load(head=True)
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
         hidden_size=width,
@@ -59,7 +66,8 @@ def open_model(width: int | None, layers: int) -> LanguageModel:
         vocab_size=4096,
     )
     torch.manual_seed(0)
-    return LanguageModel(AutoModel.from_config(config), name=f"Llama, L{layers} D{width}, random")
+    causal = AutoModelForCausalLM.from_config(config)
+    return LanguageModel(causal.base_model, name=f"Llama, L{layers} D{width}, random", causal=causal)
 
 
 @torch.inference_mode()
@@ -85,10 +93,63 @@ def hooked(lm: LanguageModel, ids: Tensor, sublayer: int, states: Tensor) -> Ten
     return out
 
 
+def transformer_lens(lm: LanguageModel) -> Batched:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    with tempfile.TemporaryDirectory() as folder:
+        lm.config.save_pretrained(folder)
+        bridge = TransformerBridge.boot_transformers(
+            folder, hf_model=copy.deepcopy(lm.causal), tokenizer=find_lm().tokenizer(), device="cpu"
+        )
+
+    @torch.inference_mode()
+    def run(ids: Tensor, layer: int, states: Tensor) -> Tensor:
+        out = torch.empty(len(states), lm.n_sublayers, lm.n_units)
+
+        def take(stream: Tensor, hook: Any, s: int) -> Tensor:
+            if s == 2 * layer:
+                stream[:, -1] = states
+            out[:, s] = stream[:, -1]
+            return stream
+
+        names = [f"blocks.{i}.hook_resid_{site}" for i in range(lm.n_layers) for site in ("pre", "mid")]
+        bridge.run_with_hooks(
+            ids.expand(len(states), -1),
+            fwd_hooks=[(name, partial(take, s=s)) for s, name in enumerate(names)],
+            return_type=None,
+            stop_at_layer=lm.n_layers,
+        )
+        return out
+
+    return run
+
+
+def nnsight(lm: LanguageModel) -> Batched:
+    from nnsight import NNsight
+
+    model = NNsight(copy.deepcopy(lm.base))  # it leaves wrappers around every module
+
+    @torch.inference_mode()
+    def run(ids: Tensor, layer: int, states: Tensor) -> Tensor:
+        with model.trace(input_ids=ids.expand(len(states), -1), use_cache=False):
+            streams = [].save()  # type: ignore[attr-defined]
+            for i in range(lm.n_layers):
+                if i == layer:
+                    model.layers[i].input[:, -1] = states
+                streams.append(model.layers[i].input[:, -1].clone())
+                streams.append(model.layers[i].post_attention_layernorm.input[:, -1].clone())
+        return torch.stack(streams, 1)
+
+    return run
+
+
+PEERS: dict[str, Callable[[LanguageModel], Batched]] = {"transformer_lens": transformer_lens, "nnsight": nnsight}
+
+
 def suffix(lm: LanguageModel, layer: int) -> list[Tensor]:
     """The weights of the linear maps from a layer on."""
-    layers = [m for block in lm.sites.blocks[2 * layer :] for m in block.modules()]
-    return [m.weight for m in layers if isinstance(m, nn.Linear)]
+    blocks = [b for pair in zip(lm.sites.attention[layer:], lm.sites.mlp[layer:], strict=True) for b in pair]
+    return [m.weight for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
 
 
 @torch.inference_mode()
@@ -99,7 +160,9 @@ def products(plan: list[tuple[int, list[Tensor]]]) -> None:
             torch.nn.functional.linear(inputs[weight.shape[1]], weight)
 
 
-def measure(lm: LanguageModel, n_tokens: int, points: int, plain_points: int, repeats: int) -> list[str]:
+def measure(
+    lm: LanguageModel, peers: dict[str, Batched], n_tokens: int, points: int, plain_points: int, repeats: int
+) -> list[str]:
     generator = torch.Generator().manual_seed(n_tokens)
     ids = torch.randint(1, lm.config.vocab_size, (n_tokens,), generator=generator)
     reference = run_reference(lm, ids)
@@ -122,19 +185,25 @@ def measure(lm: LanguageModel, n_tokens: int, points: int, plain_points: int, re
         "all depths in one growing batch": lambda: continue_all(lm, reference, injections),
         "a call a depth": lambda: [continue_from(lm, reference, s, x) for s, x in injections],
         "plain": lambda: [hooked(lm, ids, s, x[i : i + 1]) for s, x in injections for i in range(plain_points)],
-        "batched": lambda: hooked(lm, ids, *injections[0]),
+        "transformers": lambda: hooked(lm, ids, *injections[0]),
+        **{name: partial(run, ids, depths[0], injections[0][1]) for name, run in peers.items()},
         "products apart": lambda: products(apart),
         "products growing": lambda: products(growing),
     }
     seconds = least(repeats, works)
     plain = seconds["plain"] * points / plain_points
-    batched = seconds["batched"] * len(depths)
+    batched = {name: seconds[name] * len(depths) for name in ("transformers", *peers)}
     limit = min(seconds["products apart"], seconds["products growing"])
 
     worst = 0.0
     for (s, x), result in zip(injections, continue_all(lm, reference, injections), strict=True):
         theirs = hooked(lm, ids, s, x[:1])[0, s:]
         worst = max(worst, float((result.stream[0] - theirs).norm() / theirs.norm()))
+    for name, run in peers.items():  # the whole grid at a depth in the middle, a state at a time
+        s, x = injections[len(depths) // 2]
+        ours, theirs = continue_from(lm, reference, s, x).stream, run(ids, s // 2, x)[:, s:]
+        difference = float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max())
+        print(f"{name}, {n_tokens} tokens: its streams are {difference:.0e} from ours at most, relative to a state.")
 
     rows = []
     for name in ("all depths in one growing batch", "a call a depth"):
@@ -145,8 +214,8 @@ def measure(lm: LanguageModel, n_tokens: int, points: int, plain_points: int, re
             *(f"{1e3 * t:.1f}" for t in (ours, plain)),
             f"{plain / ours:.0f} ×",
             f"{GOALS[n_tokens]} ×",
-            f"{1e3 * batched:.0f}",
-            f"{batched / ours:.0f} ×",
+            *(cell for t in batched.values() for cell in (f"{1e3 * t:.0f}", f"{t / ours:.0f} ×")),
+            PEER_GOALS[n_tokens],
             f"{limit / ours:.2f}",
             f"{flops / limit / 1e9:.0f}",
             f"{worst:.0e}",
@@ -171,18 +240,19 @@ def main() -> None:
         f"depths × {args.points} points, one thread, float32. Plain: {args.plain_points} points a depth timed, "
         "scaled.\n"
     )
+    peers = {name: build(lm) for name, build in PEERS.items() if importlib.util.find_spec(name) is not None}
+    for name in PEERS.keys() - peers.keys():
+        print(f"{name}: not installed, skipped.\n")
+    batched = " | ".join(f"{name}, batched, ms | ratio" for name in ("transformers", *peers))
     columns = (
-        "tokens | continuation | ours, ms | plain, ms | ratio | goal | batched, ms | ratio | of the products' limit "
+        f"tokens | continuation | ours, ms | plain, ms | ratio | goal | {batched} | goal | of the products' limit "
         f"(goal {LIMIT_GOAL}) | that limit, GFLOP/s | relative difference"
     )
-    print(f"| {columns} |\n|{' --- |' * (columns.count('|') + 1)}")
-    for n_tokens in GOALS:
-        for row in measure(lm, n_tokens, args.points, args.plain_points, args.repeats):
-            print(row, flush=True)
-    print()
-    for name, module in PEERS.items():
-        installed = importlib.util.find_spec(module) is not None
-        print(f"{name}: {'installed, but nothing here drives it yet' if installed else 'not installed'}: skipped.")
+    rows = [
+        row for n_tokens in GOALS for row in measure(lm, peers, n_tokens, args.points, args.plain_points, args.repeats)
+    ]
+    print(f"\n| {columns} |\n|{' --- |' * (columns.count('|') + 1)}")
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

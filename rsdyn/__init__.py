@@ -11,8 +11,9 @@ One glossary holds everywhere, in code, docstrings, logs and plots:
 =========  =====================================================================
 
 Sublayer ``2 l`` is ``resid_pre[l]`` (the input of layer ``l``, the paper's pre-attention) and ``2 l + 1`` is
-``resid_mid[l]`` (after attention was added, the paper's pre-MLP). A *trajectory* is ``(S, D)``, its *velocity*
-``(S - 1, D)``, its *speed* the norm of that.
+``resid_mid[l]`` (after attention was added, the paper's pre-MLP). A *trajectory* is one token of one sequence,
+``(S, D)``, its *velocity* ``(S - 1, D)``, its *speed* the norm of that. Models with parallel attention have no
+``resid_mid``: there ``S = L``.
 """
 
 __version__ = "0.1.0"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rsdyn.dynamics import dimension, rotation, surrogates
-from rsdyn.dynamics.information import consecutive_information
+from rsdyn.dynamics.information import MIN_SAMPLES, consecutive_information
 from rsdyn.dynamics.moments import (
     Moments,
     correlation_of,
@@ -55,6 +55,11 @@ def _with_interval(name: str, value: Tensor, without: Sequence[Tensor]) -> Resul
 def _if_massive(probe: ResidualStreamProbe, **values: Tensor) -> Results:
     """What is measured again without the massive units, where there are some."""
     return values if probe.massive.any() else {}
+
+
+def counts(probe: ResidualStreamProbe) -> Results:
+    """How many trajectories were measured, and how many of them are BOS and sinks (``rsdyn.stream.positions``)."""
+    return {"n_trajectories": probe.n_trajectories, "n_bos": probe.n_bos, "n_sinks": probe.n_sinks}
 
 
 def flags(probe: ResidualStreamProbe, dtype: torch.dtype) -> Results:
@@ -163,15 +168,20 @@ def information(probe: ResidualStreamProbe, estimator: str, seed: int) -> Result
     pairing = torch.randperm(len(share.x), generator=generator).to(share.x.device)
     floor = _gathered(share, consecutive_information(some, estimator, pairing=pairing))
     groups = share.sequence % len(probe.groups)
-    without = []
+    without: list[Tensor] = []
     for g in groups.unique():
+        if int((groups != g).sum()) < MIN_SAMPLES[estimator]:  # a few sequences, most tokens of one: no interval
+            without = []
+            break
         part = _gathered(share, consecutive_information(some[groups != g], estimator))
         without.append(torch.where(part.isfinite(), part, torch.nan).nanmean(1))
-    centre = torch.stack(without).mean(0)
     mean = finite.nanmean(1)
+    if without:
+        centre = torch.stack(without).mean(0)
+        without = [w - centre + mean for w in without]
     return out | {
         "mi": mi,
-        **_with_interval("mi_mean", mean, [w - centre + mean for w in without]),
+        **_with_interval("mi_mean", mean, without),
         "mi_floor": torch.where(floor.isfinite(), floor, torch.nan).nanmean(1),
         "mi_undefined": mi.isnan().sum(1),
         "mi_infinite": mi.isinf().sum(1),
@@ -280,7 +290,10 @@ def compare_rotations(
     with probe.bar(f"{probe.name}: {null}", 1) as done:
         if null == "token_shuffled":
             assert probe.share is not None and other.share is not None
-            test = surrogates.paired_swap_test(probe.share.x, other.share.x, n=n, seed=seed)
+            ours, theirs = probe.share, other.share
+            if not torch.equal(ours.number, theirs.number):
+                raise ValueError("probe and other keep different tokens, which make no pairs: give them one text.")
+            test = surrogates.paired_swap_test(ours.x, theirs.x, n=n, seed=seed, groups=ours.sequence)
             test = _over_processes(probe.share, test)
         else:
             test = surrogates.pooled_test(results["rotation"], rotation.rotations(other.total.mean))

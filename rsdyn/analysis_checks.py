@@ -25,7 +25,9 @@ def nulls_of(settings: Any, *, own: bool) -> list[str]:
     return [n for n in chosen if (n in FROM_STREAMS) != own]
 
 
-def check_settings(settings: Any, *, n_sequences: int, n_sublayers: int, n_units: int, sites_per_layer: int) -> None:
+def check_settings(
+    settings: Any, *, n_sequences: int, n_trajectories: int, n_sublayers: int, n_units: int, sites_per_layer: int
+) -> None:
     """Raise ``UserError`` for what this stream cannot give, naming the key and the cure."""
     if n_sequences < LEAST_SEQUENCES:
         raise UserError(
@@ -34,11 +36,12 @@ def check_settings(settings: Any, *, n_sequences: int, n_sublayers: int, n_units
         )
     measures = settings.measures
     if "mutual_information" in measures:
-        kept = min(n_sequences, settings.keep or n_sequences)
+        kept = min(n_trajectories, settings.keep or n_trajectories)
         needed = MIN_SAMPLES[settings.mi.estimator] + 1  # its interval leaves sequences out
+        what = "sequences" if n_trajectories == n_sequences else "trajectories"
         if kept < needed:
             raise UserError(
-                f"analysis.mi.estimator={settings.mi.estimator} needs at least {needed} sequences and gets {kept}. "
+                f"analysis.mi.estimator={settings.mi.estimator} needs at least {needed} {what} and gets {kept}. "
                 "Raise analysis.samples and analysis.keep, or leave mutual_information out of analysis.measures."
             )
     if n_sublayers < 2:
@@ -61,9 +64,9 @@ def check_settings(settings: Any, *, n_sequences: int, n_sublayers: int, n_units
             raise UserError(
                 f"analysis.rotation.units: {wrong[0]} is not a unit of this model, whose units are 0 to {n_units - 1}."
             )
-    most = min(n_units, n_sequences * n_sublayers - 1)
+    most = min(n_units, n_trajectories * n_sublayers - 1)
     if "pca" in measures and settings.components is not None and settings.components > most:
         raise UserError(
-            f"analysis.components={settings.components}: {n_sequences} sequences at {n_sublayers} sublayers of "
+            f"analysis.components={settings.components}: {n_trajectories} trajectories of {n_sublayers} sublayers of "
             f"{n_units} units have at most {most} principal components. Lower it, or leave it out."
         )

@@ -205,6 +205,20 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     Nothing in the file is executed. Raises ``UserError`` for a file that is missing, damaged, not ours, or that holds
     anything but tensors and plain values.
     """
+    content = load_plain(path, name="checkpoint", cure=CHECKPOINT_CURE)
+    hyper = _entry(_entry(content, "hyper_parameters"), "autoencoder")
+    weights = _entry(content, "state_dict")
+    if not isinstance(hyper, dict) or not isinstance(weights, dict):
+        raise UserError(f"checkpoint={path}: not made by rsdyn, it holds no autoencoder. {CHECKPOINT_CURE}")
+    prefix = "autoencoder."
+    return hyper, {k.removeprefix(prefix): v for k, v in weights.items() if str(k).startswith(prefix)}
+
+
+def load_plain(path: str | Path, *, name: str, cure: str, map_location: Any = "cpu") -> Any:
+    """What a file of ``torch.save`` holds: tensors and plain values; ``UserError`` for anything else, never executed.
+
+    ``name`` is what the message calls the file (a key of the config), ``cure`` its last sentence.
+    """
     variable = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     if os.environ.get(variable, "").lower() in ("1", "y", "yes", "true"):  # what PyTorch takes for true
         raise UserError(
@@ -213,20 +227,14 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
         )
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"checkpoint={path}: no such file. {CHECKPOINT_CURE}")
+        raise UserError(f"{name}={path}: no such file. {cure}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # a flipped byte raises almost anything, AssertionError was seen
         raise UserError(
-            f"checkpoint={path}: cannot be read ({type(error).__name__}); it is damaged, no checkpoint, or holds more "
-            f"than tensors and plain values, which rsdyn does not load. {CHECKPOINT_CURE}"
+            f"{name}={path}: cannot be read ({type(error).__name__}); it is damaged, no checkpoint, or holds more "
+            f"than tensors and plain values, which rsdyn does not load. {cure}"
         ) from error
-    hyper = _entry(_entry(content, "hyper_parameters"), "autoencoder")
-    weights = _entry(content, "state_dict")
-    if not isinstance(hyper, dict) or not isinstance(weights, dict):
-        raise UserError(f"checkpoint={path}: not made by rsdyn, it holds no autoencoder. {CHECKPOINT_CURE}")
-    prefix = "autoencoder."
-    return hyper, {k.removeprefix(prefix): v for k, v in weights.items() if str(k).startswith(prefix)}
 
 
 def _entry(content: Any, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""What rides along a training run: the progress bars, and the losses epoch by epoch."""
+"""What rides along a run: progress bars, losses epoch by epoch, early stopping, an ear for signals."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping
 from tqdm.auto import tqdm
 
-from rsdyn.datamodule import TrajectoryDataModule
+from rsdyn.datamodule import ResidualStreamDataModule, TrajectoryDataModule
 from rsdyn.run_folder import is_rank_zero
-from rsdyn.stream.trajectories import TrajectoryStream
+from rsdyn.signals import Stop
 
 
 class Progress(L.Callback):
@@ -22,19 +23,19 @@ class Progress(L.Callback):
     since two that live at once leave torn lines behind.
     """
 
-    def __init__(self, stream: TrajectoryStream, own_missing: Callable[[], int]):
-        self.stream, self.own_missing = stream, own_missing
+    def __init__(self, datamodule: ResidualStreamDataModule):
+        self.datamodule = datamodule
         self.recording: tqdm | None = None
         self.training: tqdm | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        missing = self.own_missing()
+        missing = self.datamodule.n_own_missing()
         if missing:
             where = f" (process 1 of {trainer.world_size})" if trainer.world_size > 1 else ""
             self.recording = _bar(total=missing, desc=f"recording, epoch 1{where}", unit=" sequences")
-            self.stream.on_record = self.recording.update
+            self.datamodule.on_record = self.recording.update
         else:
             self._open_training(trainer)
 
@@ -70,7 +71,7 @@ class Progress(L.Callback):
         if self.recording is not None:
             self.recording.close()
             self.recording = None
-            self.stream.on_record = lambda n: None
+            self.datamodule.on_record = lambda n: None
 
     def _close(self) -> None:
         self._close_recording()
@@ -139,6 +140,42 @@ def _bar(**options: Any) -> tqdm:
     return tqdm(dynamic_ncols=True, mininterval=interval, **options)
 
 
+class Guard(L.Callback):
+    """Lets a signal end a run between batches where nothing defers it."""
+
+    def __init__(self, stop: Stop):
+        self.stop = stop
+
+    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.stop.check()
+
+    def on_train_epoch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.stop.check()
+
+
+class Patience(EarlyStopping):
+    """Early stopping on the validation loss that a run which goes on does not forget.
+
+    Lightning starts each fit with the intention to train, and takes the patience from the checkpoint: a run that had
+    stopped would train an epoch more, and a longer patience would do nothing.
+    """
+
+    def __init__(self, patience: int):
+        super().__init__("val/loss", patience=patience)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.stopped_epoch and self.wait_count < self.patience:
+            self.stopped_epoch = 0  # it has more patience now
+        trainer.should_stop = self.wait_count >= self.patience
+
+    @property
+    def stopped(self) -> bool:
+        return self.wait_count >= self.patience
+
+
 class History(L.Callback):
     """Training and validation loss of each epoch, ``(epoch, value)`` pairs, epochs counted from 1."""
 
@@ -150,6 +187,12 @@ class History(L.Callback):
         for key, pairs in (("train/loss", self.train), ("val/loss", self.val)):
             if key in trainer.callback_metrics:
                 pairs.append((trainer.current_epoch + 1, float(trainer.callback_metrics[key])))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"train": list(self.train), "val": list(self.val)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.train, self.val = list(state_dict["train"]), list(state_dict["val"])
 
     @property
     def best_epoch(self) -> int | None:

@@ -23,7 +23,8 @@ from rsdyn.options import Option, show
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 COMMAND_LINE = "command line"
-FLAGS = ("--config", "--print-config", "--help")
+PLAN = "--plan"
+FLAGS = ("--config", "--print-config", PLAN, "--help")
 _NULL = "tag:yaml.org,2002:null"
 _TEXT = "tag:yaml.org,2002:str"
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -32,7 +33,8 @@ _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 def load_config(argv: Sequence[str], script: str) -> Config:
     """Read the settings of ``script`` from its arguments (without the program's name) and check them.
 
-    ``--help`` and ``--print-config`` print to stdout and raise ``SystemExit(0)``. Raises ``UserError`` on any mistake.
+    ``--help`` and ``--print-config`` print to stdout and raise ``SystemExit(0)``; ``--plan`` is for the caller, who
+    looks for it (:data:`PLAN`). Raises ``UserError`` on any mistake.
     """
     if "--help" in argv or "-h" in argv:
         print(help_text(script))
@@ -80,6 +82,8 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], bool]
         flag, equals, value = word.partition("=")
         if word == "--print-config":
             print_config = True
+        elif word == PLAN:
+            continue
         elif flag == "--config":
             value = value if equals else next(rest, "")
             if not value or value.startswith("-"):
@@ -219,7 +223,9 @@ def _mapping_owner(key: str) -> Option | None:
 def _word_node(key: str, text: str) -> yaml.Node:
     """Turn the text after '=' into a node: YAML where the key takes lists and mappings, else the raw text."""
     option = options().get(key)
-    if text.strip() and (_mapping_owner(key) or (option is not None and option.kind in ("dict", "list"))):
+    if text.strip() and (
+        _mapping_owner(key) or (option is not None and option.kind in ("dict", "list", "str or dict"))
+    ):
         node = _compose(
             text, f"{key}={show(text)} ({COMMAND_LINE})", "Write for example 5, text or '{a: 1, b: [2, 3]}'."
         )
@@ -236,7 +242,8 @@ def _layer(key: str, node: yaml.Node, where: str) -> dict[str, Any]:
         raise _section_error(key, where, given)
     if "" in parts or (option is None and _mapping_owner(key) is None):
         raise _unknown_key(key, where, given)
-    value = _untyped(key, node, where) if option is None or option.kind == "dict" else _typed(option, node, where)
+    untyped = option is None or option.kind in ("dict", "str or dict")
+    value = _typed(option, node, where) if option is not None and not untyped else _untyped(key, node, where)
     if option is not None and not option.accepts(value):
         raise option.error(value if option.kind == "list" else given or value, where)
     for part in reversed(parts):
@@ -399,11 +406,15 @@ def help_text(script: str) -> str:
     widths = [max(len(str(row[i])) for row in rows) + 2 for i in (1, 2, 3)]
     indent = 2 + sum(widths)
     lines = [
-        f"usage: python {Path(script).stem}.py [--config NAME_OR_FILE]... [key=value]... [--print-config] [--help]",
+        f"usage: python {Path(script).stem}.py [--config NAME_OR_FILE]... [key=value]... [--plan] [--print-config]",
         "",
-        f"  --config NAME_OR_FILE  a preset ({', '.join(_preset_names())}) or YAML file; several merge left to right",
+        "  --config NAME_OR_FILE  a preset or YAML file; several merge left to right. Presets:",
+        *textwrap.wrap(
+            ", ".join(_preset_names()), 118, initial_indent=" " * 25, subsequent_indent=" " * 25, break_on_hyphens=False
+        ),
         "  key=value              overrides them, for example cae.lr=3e-4; null unsets a key that takes null",
         "  --print-config         print the settings that result, as YAML, and exit",
+        "  --plan                 print what the run will need and what does not fit, and exit: nothing is loaded",
         "  --help                 print this and exit",
     ]
     section = None

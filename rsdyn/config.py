@@ -11,7 +11,19 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 
 from rsdyn.errors import UserError
-from rsdyn.options import DEVICES, SIZE, Option, is_devices, is_range, is_size, setting, show, walk
+from rsdyn.options import (
+    DEVICES,
+    POSITIONS,
+    SIZE,
+    Option,
+    is_devices,
+    is_positions,
+    is_range,
+    is_size,
+    setting,
+    show,
+    walk,
+)
 
 
 @dataclass
@@ -39,6 +51,12 @@ class LmConfig:
         also=("torch_dtype",),
     )
     trust_remote_code: bool = setting(False, "Run Python code that comes with the LM; only for authors you trust.")
+    device_map: str | None = setting(
+        None,
+        "null keeps the LM on one device; auto spreads its layers over all GPUs, then memory, then disk, for a model "
+        "larger than one device (needs accelerate, and one process).",
+        choices=("auto",),
+    )
     batch_tokens: int = setting(1024, "Most tokens that go through the LM together.", low=1)
     matmul_precision: str = setting(
         "highest",
@@ -77,12 +95,19 @@ class DataConfig:
         choices=("original", "shuffled"),
         also=("shuffle", "shuffled"),
     )
-    positions: str = setting("last", "Tokens whose stream is recorded.", choices=("last",))
+    positions: Any = setting(
+        "last",
+        "Tokens whose stream is recorded, each a trajectory of its own: the last of each sequence, all (BOS too), or k "
+        "drawn of each.",
+        allowed=POSITIONS,
+        test=is_positions,
+        also=("tokens",),
+    )
     val_size: float = setting(0.1, "Sequences for validation: a fraction, or their number.", allowed=SIZE, test=is_size)
     test_size: float = setting(0.15, "Sequences for the test: a fraction, or their number.", allowed=SIZE, test=is_size)
     batch_by: str = setting(
         "vector",
-        "A batch is whole sequences (the paper's), or vectors shuffled across sequences.",
+        "A batch is whole sequences (the paper's; each recorded token counts as one), or vectors shuffled across them.",
         choices=("sequence", "vector"),
     )
     batch_size: int = setting(512, "Vectors in a batch, or whole sequences with data.batch_by=sequence.", low=1)
@@ -194,8 +219,8 @@ class AnalysisConfig:
     )
     keep: int | None = setting(
         1000,
-        "At most so many sequences for what needs every sample in memory: mutual information, rotations of single "
-        "sequences, the null model token_shuffled, and dimensions; null keeps all.",
+        "At most so many trajectories, of as many sequences as can be, for what needs every sample in memory: mutual "
+        "information, rotations of single sequences, the null model token_shuffled, and dimensions; null keeps all.",
         low=3,
     )
     components: int | None = setting(
@@ -283,6 +308,7 @@ class TrainerConfig:
         "Number format the autoencoder trains in.",
         choices=("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"),
     )
+    timeout: int = setting(1800, "Seconds that a process waits for the others of its run before it gives up.", low=1)
     options: dict[str, Any] = setting(
         {}, "Further arguments of lightning's Trainer, as trainer.options.gradient_clip_val=1."
     )
@@ -308,6 +334,13 @@ class Config:
 
     # torch takes 64-bit seeds, but NumPy's global generator and Lightning's seed_everything stop at 32 bits.
     seed: int = setting(0, "Seed of everything random: splits, shuffles, weights.", low=0, high=2**32 - 1)
+    resume: str = setting(
+        "auto",
+        "Go on where a killed train.py was: auto with the same command, never, or a checkpoint whose run goes on in a "
+        "new folder.",
+        allowed="auto, never, or the path of a checkpoint such as runs/.../checkpoints/last.ckpt",
+        also=("ckpt_path", "resume_from", "resume_from_checkpoint"),
+    )
     run: RunConfig = field(default_factory=RunConfig)
     lm: LmConfig = field(default_factory=LmConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -329,6 +362,7 @@ RESERVED_OPTIONS = {
     "logger": "tracking.mode",
     "callbacks": "trainer.patience",
     "default_root_dir": "run.dir",
+    "plugins": "trainer.precision",
 }
 
 
@@ -389,6 +423,12 @@ def check(config: Config) -> None:
             f"cae.layers={cae.layers} is not allowed with cae.count=widths: it must be a whole number >= 2, since the "
             "input and the bottleneck are two widths. Set cae.layers=2 or more, or cae.count=maps."
         )
+    if config.lm.device_map is not None and (not _is_one(config.trainer.devices) or config.trainer.num_nodes > 1):
+        raise UserError(
+            f"lm.device_map={config.lm.device_map} spreads one LM over all devices, and trainer.devices="
+            f"{show(config.trainer.devices)}, trainer.num_nodes={config.trainer.num_nodes} would load one in each "
+            "process. Set trainer.devices=1 and trainer.num_nodes=1, or lm.device_map=null if the LM fits on a device."
+        )
     analysis = config.analysis
     for null in ("token_shuffled", "untrained"):
         if null in (analysis.rotation.nulls or []) and null not in analysis.conditions:
@@ -422,14 +462,19 @@ def check(config: Config) -> None:
             )
 
 
+def _is_one(devices: int | str) -> bool:
+    """Whether ``trainer.devices`` asks for one process: 1, or one device by its number."""
+    return devices == 1 or (isinstance(devices, str) and devices.endswith(",") and devices.count(",") == 1)
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """Turn the settings into plain nested dictionaries."""
     return asdict(config)
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Config | dict[str, Any]) -> str:
     """Write every setting, defaults included, as YAML that ``--config FILE`` reads back to the same settings."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(config if isinstance(config, dict) else to_dict(config)))
 
 
 # What a script leaves alone: given on its command line, such a key would change nothing, so it is refused. In a file it
@@ -450,7 +495,7 @@ UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "by train.py and analyze.py; perturb.py runs in one process": ("trainer.",),
         "by analyze.py": ("analysis.",),
-        "by train.py": ("data.condition",),
+        "by train.py": ("data.condition", "resume"),
     },
     "analyze": {
         "by train.py alone": (
@@ -464,6 +509,7 @@ UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
             "trainer.patience",
             "trainer.precision",
             "analysis.on_train",
+            "resume",
         ),
         "by train.py; analyze.py has analysis.conditions": ("data.condition",),
         "by perturb.py alone": ("perturb.",),

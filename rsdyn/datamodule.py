@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import lightning as L
@@ -12,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from rsdyn.dynamics.moments import Moments, merge, moments
-from rsdyn.errors import UserError
+from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.stream.cache import Shard
+from rsdyn.stream.positions import numbers
 from rsdyn.stream.text import split
 from rsdyn.stream.trajectories import TrajectoryStream
 
@@ -46,12 +48,17 @@ class ResidualStreamDataModule(L.LightningDataModule):
     Args:
         stream: where the shards come from.
         val_size, test_size: each a fraction of the sequences if below 1, else their number.
-        batch_by: ``vector``: vectors shuffled across sequences; ``sequence``: the ``S`` vectors of whole sequences
-            together (the paper's, with ``batch_size=1``).
-        batch_size: vectors, or sequences, in a training batch.
+        batch_by: ``vector``: vectors shuffled across sequences; ``sequence``: the ``S`` vectors of whole trajectories
+            together, of which a sequence has one for each recorded token (the paper's, with ``batch_size=1``).
+        batch_size: vectors, or trajectories, in a training batch.
         shuffle_shards: how many shards are in memory, and shuffled together, at a time.
         seed: of the splits and of the order of the batches, which depends on (seed, epoch, process) alone: it is the
-            same whether the cache was there or not.
+            same whether the cache was there or not, and a run that goes on in the middle of an epoch gets the rest of
+            that epoch's batches, the very same ones.
+
+    ``on_record`` is called with the number of sequences after each batch that went through the language model. When
+    ``should_stop()`` turns true meanwhile, recording ends and an empty batch comes instead, so that all processes can
+    agree to leave before the step; outside training batches a process that is alone calls ``interrupt()``.
     """
 
     def __init__(
@@ -70,6 +77,11 @@ class ResidualStreamDataModule(L.LightningDataModule):
         self.batch_by, self.batch_size, self.shuffle_shards, self.seed = batch_by, batch_size, shuffle_shards, seed
         self.splits = split(stream.n_sequences, val_size=val_size, test_size=test_size, seed=seed)
         self.on_shard: Callable[[TrajectoryBatch], object] = lambda batch: None
+        self.on_record: Callable[[int], object] = lambda n: None
+        self.should_stop: Callable[[], bool] = lambda: False
+        self.interrupt: Callable[[], object] = lambda: None
+        self._in_training_batches = False
+        stream.on_record = self._recorded
         self._statistics: Moments | None = None
         self._counted: set[int] = set()
         self._pin = False
@@ -121,12 +133,15 @@ class ResidualStreamDataModule(L.LightningDataModule):
         return DataLoader(batches, batch_size=None, num_workers=0, pin_memory=self._pin)
 
     def whole_sequences(self, part: Split) -> Iterator[VectorBatch]:
-        """A split's sequences of this process, in order: at most a shard's share a batch."""
+        """A split's sequences of this process, in order: at most a shard's share a batch, and as many trajectories as
+        a shard has sequences.
+        """
         for k in self.own_shards:
             rows = self._rows(k, part)
             if len(rows):
                 shard = self._shard(k)
-                yield _as_vectors(shard.activations[rows], shard.index[rows])
+                for some in rows.split(self.stream.shard_sequences):
+                    yield _as_vectors(shard.activations[some], shard.index[some])
 
     def _eval_batches(self, part: Split) -> Iterator[VectorBatch]:
         given = False
@@ -134,31 +149,81 @@ class ResidualStreamDataModule(L.LightningDataModule):
             given = True
             yield batch
         if not given:  # a process without a batch would skip the loop, and the others would wait for it at its end
-            empty = torch.empty(0, self.stream.n_sublayers, self.stream.n_units, dtype=self.stream.dtype)
-            yield _as_vectors(empty, torch.empty(0, dtype=torch.int64))
+            yield self._nothing()
+
+    def _nothing(self) -> VectorBatch:
+        empty = torch.empty(0, self.stream.n_sublayers, self.stream.n_units, dtype=self.stream.dtype)
+        return _as_vectors(empty, torch.empty(0, dtype=torch.int64))
 
     def _n_eval_batches(self, part: Split) -> int:
-        return max(1, sum(len(self._rows(k, part)) > 0 for k in self.own_shards))
+        size = self.stream.shard_sequences
+        return max(1, sum(-(-len(self._rows(k, part)) // size) for k in self.own_shards))
 
     def _train_batches(self) -> Iterator[VectorBatch]:
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        rng = np.random.default_rng([self.seed, epoch, self.rank])
-        order = rng.permutation(self.own_shards)
-        windows = [order[i : i + self.shuffle_shards] for i in range(0, len(order), self.shuffle_shards)]
-        left: VectorBatch | None = None
-        n_given = 0
-        for position, window in enumerate(windows):
-            pool = self._window(window, rng, left)
+        epoch, first = self._position()
+        try:
+            yield from self._batches_from(epoch, first)
+        except _RecordingStopped:
+            # not raised from here: the other processes are on their way into this step, and wait for this one there
+            yield self._nothing()
+
+    def _position(self) -> tuple[int, int]:
+        """The epoch, and how many of its batches are done: not 0 where a run goes on in the middle of one.
+
+        Lightning's own count, which is in each checkpoint, and not a state of the loader's: that one is restored only
+        where nobody asked for the number of steps before.
+        """
+        if self.trainer is None:
+            return 0, 0
+        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def _batches_from(self, epoch: int, first: int) -> Iterator[VectorBatch]:
+        """The batches of an epoch from the ``first`` one on, the ones before having been trained on."""
+        with self._stoppable():
+            if epoch > 0:  # what the statistics (and a callback that measures) saw in the epochs before
+                self.train_statistics(complete=True)
+            rng = np.random.default_rng([self.seed, epoch, self.rank])
+            windows = self._windows(rng)
             unit = self.stream.n_sublayers if self.batch_by == "sequence" else 1
             step = self.batch_size * unit
-            is_last = position == len(windows) - 1
-            stop = len(pool.x) if is_last else len(pool.x) // step * step
-            for start in range(0, stop, step):
+            plan = _plan([self._n_vectors(window) for window in windows], step)
+            now = next((i for i, w in enumerate(plan) if first < w.batches_after), len(plan) - 1)
+            skip = first - plan[now].batches_before
+            begin = _first_needed(plan, now, skip)
+            left: VectorBatch | None = None
+            for window, planned in zip(windows[:now], plan[:now], strict=True):
+                if planned.number >= begin:
+                    pool = self._window(window, rng, left)
+                    left = VectorBatch(*(t[len(t) - planned.left_after :].clone() for t in pool))
+                    continue
+                self._order(window, rng)
+                for k in window if epoch == 0 else ():
+                    self._shard(int(k))  # the statistics of the first epoch are those of what it has seen
+        n_given = first
+        for window, planned in zip(windows[now:], plan[now:], strict=True):
+            with self._stoppable():
+                pool = self._window(window, rng, left)
+            ahead = step * skip - (planned.left_before if left is None else 0)
+            stop = len(pool.x) - planned.left_after
+            for start in range(ahead, stop, step):
                 if n_given == self.n_train_batches:
                     return
                 n_given += 1
                 yield VectorBatch(*(t[start : start + step] for t in pool))
             left = VectorBatch(*(t[stop:].clone() for t in pool))
+            skip = 0
+
+    def _windows(self, rng: np.random.Generator) -> list[np.ndarray]:
+        order = rng.permutation(self.own_shards)
+        return [order[i : i + self.shuffle_shards] for i in range(0, len(order), self.shuffle_shards)]
+
+    def _n_vectors(self, window: np.ndarray) -> int:
+        return sum(len(self._rows(int(k), "train")) for k in window) * self.stream.n_sublayers
+
+    def _order(self, window: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """In which order the vectors (or sequences) of a window come."""
+        n = self._n_vectors(window)
+        return torch.from_numpy(rng.permutation(n // self.stream.n_sublayers if self.batch_by == "sequence" else n))
 
     def _window(self, window: np.ndarray, rng: np.random.Generator, left: VectorBatch | None) -> VectorBatch:
         """The training vectors of some shards, shuffled by vector or by sequence, behind what the last window left."""
@@ -168,17 +233,36 @@ class ResidualStreamDataModule(L.LightningDataModule):
             rows = self._rows(int(k), "train")
             activations.append(shard.activations[rows])
             index.append(shard.index[rows])
-        x = torch.cat(activations)
-        sequences = torch.cat(index)
+        x, sequences, order = torch.cat(activations), torch.cat(index), self._order(window, rng)
         if self.batch_by == "sequence":
-            order = torch.from_numpy(rng.permutation(len(x)))
             pool = _as_vectors(x[order], sequences[order])
         else:
-            order = torch.from_numpy(rng.permutation(len(x) * x.shape[1]))
             pool = VectorBatch(*(t[order] for t in _as_vectors(x, sequences)))
         if left is None or len(left.x) == 0:
             return pool
         return VectorBatch(*(torch.cat(pair) for pair in zip(left, pool, strict=True)))
+
+    def records_in(self, epoch: int) -> bool:
+        """Whether the language model may run in an epoch."""
+        return epoch == 0 or self.stream.cache is None
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        self._in_training_batches = True
+        try:
+            yield
+        finally:
+            self._in_training_batches = False
+
+    def _recorded(self, n: int) -> None:
+        self.on_record(n)
+        if not self.should_stop():
+            return
+        alone = self.world_size == 1
+        if self._in_training_batches and (alone or self.records_in(self._position()[0])):
+            raise _RecordingStopped
+        if alone:  # several processes must not part here: they meet again before the next step
+            self.interrupt()
 
     def n_own_missing(self) -> int:
         """How many sequences this process still has to record."""
@@ -192,25 +276,81 @@ class ResidualStreamDataModule(L.LightningDataModule):
         """Rows of shard ``k`` that belong to a split."""
         start, stop = self.stream.bounds(k)
         members = self.splits[part]
-        return torch.from_numpy(members[np.searchsorted(members, start) : np.searchsorted(members, stop)] - start)
+        return self.stream.rows_of(k, members[np.searchsorted(members, start) : np.searchsorted(members, stop)])
 
     def _shard(self, k: int) -> Shard:
         shard = self.stream.shard(k)
         if k not in self._counted:
-            self.on_shard(TrajectoryBatch(shard.activations, shard.index))
-            part = moments(shard.activations[self._rows(k, "train")])
-            self._statistics = part if self._statistics is None else merge(self._statistics, part)
+            for batch in _pieces(self.stream, k, shard, len(shard.index)):
+                self.on_shard(batch)
+            # as many at a time as a shard has sequences, which is all of them where a sequence has one trajectory
+            for rows in self._rows(k, "train").split(self.stream.shard_sequences):
+                part = moments(shard.activations[rows])
+                if not (torch.isfinite(part.mean).all() and torch.isfinite(part.m2).all()):
+                    raise _not_finite(shard.activations[rows], shard.index[rows])
+                self._statistics = part if self._statistics is None else merge(self._statistics, part)
             self._counted.add(k)
         return shard
 
     def train_statistics(self, *, complete: bool = False) -> Moments:
-        """Moments ``(S, D)`` of this process' training sequences seen so far; with ``complete``, of all of them."""
+        """Moments ``(S, D)`` of this process' training sequences seen so far; with ``complete``, of all of them.
+
+        Merged in the order of the first epoch, whenever they are asked for: a run that went on has the same bits.
+        """
         if complete or self._statistics is None:
-            for k in self.own_shards:
+            for k in np.concatenate(self._windows(np.random.default_rng([self.seed, 0, self.rank]))).tolist():
                 if k not in self._counted:
                     self._shard(k)
         assert self._statistics is not None
         return self._statistics
+
+
+class _RecordingStopped(Exception):
+    pass
+
+
+class _Planned(NamedTuple):
+    """What a window of shards gives: batches before and after it, vectors left over before and after it."""
+
+    number: int
+    batches_before: int
+    batches_after: int
+    left_before: int
+    left_after: int
+
+
+def _plan(sizes: list[int], step: int) -> list[_Planned]:
+    """The windows' batches of ``step`` vectors; what does not fill one goes to the next window, the last takes all."""
+    plan, batches, left = [], 0, 0
+    for i, size in enumerate(sizes):
+        n = left + size
+        given, rest = divmod(n, step) if i < len(sizes) - 1 else (-(-n // step), 0)
+        plan.append(_Planned(i, batches, batches + given, left, rest))
+        batches, left = batches + given, rest
+    return plan
+
+
+def _first_needed(plan: list[_Planned], now: int, skip: int) -> int:
+    """The first window whose vectors are needed for the batches from the ``skip``-th of window ``now`` on."""
+    begin, needs_left = now, skip == 0
+    while needs_left and plan[begin].left_before:
+        begin -= 1
+        needs_left = plan[begin].batches_before == plan[begin].batches_after  # all it had, it left
+    return begin
+
+
+def _not_finite(activations: Tensor, index: Tensor) -> NonFiniteError:
+    """Which record is at fault when the statistics of some ``(n, S, D)`` trajectories are not finite."""
+    bad = (~torch.isfinite(activations)).nonzero()
+    if len(bad):
+        row, sublayer, unit = bad[0].tolist()
+        where = f"at sequence {int(index[row])}, sublayer {sublayer}, unit {unit}"
+        return NonFiniteError(f"an activation is {float(activations[row, sublayer, unit])} {where}. Record it again.")
+    row, sublayer, unit = np.unravel_index(int(activations.abs().argmax()), activations.shape)
+    return NonFiniteError(
+        f"the statistics of the training split overflow: the largest activation is {float(activations.abs().max()):g}, "
+        f"at sequence {int(index[row])}, sublayer {sublayer}, unit {unit}. Check the LM's weights."
+    )
 
 
 class TrajectoryBatch(NamedTuple):
@@ -218,19 +358,38 @@ class TrajectoryBatch(NamedTuple):
 
     Attributes:
         activations: ``(n, S, D)``, in the cache's dtype.
-        sequence: ``(n,)`` int64, the numbers of the sequences in their corpus, rising.
+        sequence: ``(n,)`` int64, the numbers of the sequences in their corpus, never falling.
+        number: ``(n,)`` int64, those of the trajectories (:func:`rsdyn.stream.positions.numbers`); None where each
+            sequence has one, and it is the sequence's.
+        kind: ``(n,)`` uint8, as in :class:`~rsdyn.stream.cache.Shard`; None there.
     """
 
     activations: Tensor
     sequence: Tensor
+    number: Tensor | None = None
+    kind: Tensor | None = None
+
+
+def _pieces(stream: TrajectoryStream, k: int, shard: Shard, n: int) -> Iterator[TrajectoryBatch]:
+    """The first ``n`` trajectories of shard ``k``, as many at a time as a shard has sequences."""
+    turns = stream.turns(k)
+    for start in range(0, n, stream.shard_sequences):
+        rows = slice(start, min(start + stream.shard_sequences, n))
+        batch = TrajectoryBatch(shard.activations[rows], shard.index[rows])
+        if turns is not None:
+            batch = batch._replace(number=numbers(batch.sequence, turns[rows]))
+        yield batch if shard.kind is None else batch._replace(kind=shard.kind[rows])
 
 
 class TrajectoryDataModule(L.LightningDataModule):
-    """The first ``samples`` trajectories of a stream, whole, once or several times over, for ``trainer.test``.
+    """The trajectories of the first ``samples`` sequences of a stream, once or several times over.
+
+    For ``trainer.test``.
 
     Each process owns a fixed set of shards and gives every sequence of them once a pass; no sequence is given twice or
     padded in, so counts that do not divide by the processes are exact. A shard that is missing is recorded on the way.
-    Without a cache the recorded shards are kept in memory, so that a second pass does not need the LM again.
+    Without a cache the recorded shards are kept in memory, so that a second pass does not need the LM again, where each
+    sequence has one trajectory; more would not fit, and the second pass records them again.
 
     Args:
         stream: where the shards come from.
@@ -266,7 +425,8 @@ class TrajectoryDataModule(L.LightningDataModule):
             self._pin = self.stream.device.type == "cuda"
 
     def test_dataloader(self) -> list[DataLoader]:
-        batches = _Batches(self._trajectories, len(self.own_shards))
+        n_batches = sum(-(-self._n_rows(k) // self.stream.shard_sequences) for k in self.own_shards)
+        batches = _Batches(self._trajectories, n_batches)
         return [DataLoader(batches, batch_size=None, num_workers=0, pin_memory=self._pin) for _ in range(self.passes)]
 
     def n_own_missing(self) -> int:
@@ -276,15 +436,14 @@ class TrajectoryDataModule(L.LightningDataModule):
 
     def _n_rows(self, k: int) -> int:
         start, stop = self.stream.bounds(k)
-        return min(stop, self.n_samples) - start
+        return self.stream.n_trajectories(start, min(stop, self.n_samples))
 
     def _trajectories(self) -> Iterator[TrajectoryBatch]:
         for k in self.own_shards:
             shard = self._kept.get(k) or self.stream.shard(k)
-            if self.stream.cache is None:
+            if self.stream.cache is None and self.stream.positions.is_last:
                 self._kept[k] = shard
-            rows = self._n_rows(k)
-            yield TrajectoryBatch(shard.activations[:rows], shard.index[:rows])
+            yield from _pieces(self.stream, k, shard, self._n_rows(k))
 
 
 class _Batches(IterableDataset):

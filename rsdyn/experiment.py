@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +17,20 @@ import lightning as L
 import torch
 import transformers
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
 
+from rsdyn.callbacks import Guard
+from rsdyn.checkpoints import WholeCheckpointIO, identity
+from rsdyn.config import to_dict
 from rsdyn.errors import UserError
+from rsdyn.provenance import redact
+from rsdyn.run_folder import is_rank_zero
 from rsdyn.script import Run
 from rsdyn.stream.cache import default_cache_dir
+from rsdyn.stream.certificate import Certificate
 from rsdyn.stream.corpus import load_rows
 from rsdyn.stream.source import LMSource, find_lm
 from rsdyn.stream.text import Sequences, tokenise
@@ -38,11 +48,26 @@ class Source(NamedTuple):
 
 def find_source(run: Run) -> Source:
     """The language model (its config, not its weights) and the tokenised text that the config asks for."""
+    return find_text(run, open_lm(run))
+
+
+def open_lm(run: Run) -> LMSource:
+    """What the config of the language model says; its weights are not read."""
     transformers.utils.logging.set_verbosity_error()
     lm_config = run.config.lm
-    data: Any = run.config.data  # its choices are plain strings, checked when the config was read
-    lm = find_lm(lm_config.name, revision=lm_config.revision, trust_remote_code=lm_config.trust_remote_code)
+    lm = find_lm(
+        lm_config.name,
+        revision=lm_config.revision,
+        trust_remote_code=lm_config.trust_remote_code,
+        device_map=lm_config.device_map,
+    )
     run.say(f"LM:   {lm.label} ({lm.config.model_type}), {lm.n_layers} layers of {lm.n_units} units")
+    return lm
+
+
+def find_text(run: Run, lm: LMSource) -> Source:
+    """The text that the config asks for, in this model's tokens."""
+    data: Any = run.config.data  # its choices are plain strings, checked when the config was read
     rows = load_rows(
         path=data.path,
         name=data.name,
@@ -95,11 +120,34 @@ def open_stream(
     name of it), or ``untrained``: the original text in random weights. ``samples`` is how many sequences, from the
     first one on, the run will want; default all.
     """
+    stream = make_stream(run, source, condition)
+    if stream.n_missing(samples) and not on_gpu(run.config):  # each GPU is asked when the weights go there
+        stream.lm.check_memory(dtype=run.config.lm.dtype, processes=processes_here(run))
+    stream.open(samples)
+    missing, in_shards = stream.n_missing(samples), stream.bounds(stream.shards_of(samples) - 1)[1]
+    n_bytes = stream.n_trajectories(0, in_shards) * stream.n_sublayers * stream.n_units * stream.dtype.itemsize
+    name = "" if condition == "original" else f" ({condition})"
+    if stream.cache is None:
+        run.say(f"Cache{name}: none (cache.enabled=false); the LM runs whenever the stream is read")
+    elif missing == 0:
+        run.say(f"Cache{name}: complete, {n_bytes / 2**20:.0f} MiB in {stream.cache.folder}; the LM is not loaded")
+    else:
+        run.say(
+            f"Cache{name}: {missing} of {in_shards} sequences to record, {n_bytes / 2**20:.0f} MiB in "
+            f"all, in {stream.cache.folder}"
+        )
+    return stream
+
+
+def make_stream(run: Run, source: Source, condition: str) -> TrajectoryStream:
+    """The trajectories of one condition (see :func:`open_stream`), before anything is looked up or written."""
     config, cache, seed = run.config, run.config.cache, run.config.seed
     is_shuffled = condition in ("shuffled", "token_shuffled")
-    stream = TrajectoryStream(
+    return TrajectoryStream(
         source.lm.without_training(seed) if condition == "untrained" else source.lm,
         source.sequences.shuffled(seed) if is_shuffled else source.sequences,
+        positions=config.data.positions,
+        position_seed=seed,
         made_from={
             **source.made_from,
             "condition": "shuffled" if is_shuffled else "original",
@@ -112,23 +160,28 @@ def open_stream(
         lm_dtype=config.lm.dtype,
         matmul_precision=config.lm.matmul_precision,
     )
-    stream.open(samples)
-    missing, in_shards = stream.n_missing(samples), stream.bounds(stream.shards_of(samples) - 1)[1]
-    bytes_each = stream.n_sublayers * stream.n_units * stream.dtype.itemsize
-    name = "" if condition == "original" else f" ({condition})"
-    if stream.cache is None:
-        run.say(f"Cache{name}: none (cache.enabled=false); the LM runs whenever the stream is read")
-    elif missing == 0:
-        run.say(
-            f"Cache{name}: complete, {in_shards * bytes_each / 2**20:.0f} MiB in {stream.cache.folder}; "
-            "the LM is not loaded"
-        )
-    else:
-        run.say(
-            f"Cache{name}: {missing} of {in_shards} sequences to record, {in_shards * bytes_each / 2**20:.0f} MiB in "
-            f"all, in {stream.cache.folder}"
-        )
-    return stream
+
+
+def say_positions(run: Run, stream: TrajectoryStream, samples: int | None = None) -> None:
+    """Say how many trajectories the first ``samples`` sequences have, where it is not one each."""
+    if not stream.positions.is_last:
+        n = stream.n_sequences if samples is None else min(samples, stream.n_sequences)
+        run.say(f"Positions: {stream.positions.words()}, {stream.n_trajectories(0, n)} trajectories of {n} sequences")
+
+
+def on_gpu(config: Any) -> bool:
+    """Whether the run computes on GPUs, as :func:`make_trainer` decides."""
+    return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def processes_here(run: Run) -> int:
+    """How many processes this run has on one machine; ``perturb.py`` has one."""
+    devices = run.config.trainer.devices
+    if run.script == "perturb":
+        return 1
+    if devices == "auto":
+        return torch.cuda.device_count() if on_gpu(run.config) else 1
+    return devices if isinstance(devices, int) else sum(part != "" for part in devices.split(","))
 
 
 def start_records(run: Run, source: Source, streams: Mapping[str, TrajectoryStream]) -> None:
@@ -141,7 +194,28 @@ def start_records(run: Run, source: Source, streams: Mapping[str, TrajectoryStre
         tokens_digest=first.sequences.digest,
         caches={name: {"cache_key": c.key, "cache_folder": str(c.folder)} for name, c in caches.items()},
     )
+    for name, stream in streams.items():
+        if stream.certificate is not None:
+            record_certificate(run, name, stream.certificate)
+        stream.on_certificate = partial(_say_certificate, run, name)
     run.start_tracking(group=lm.label, tags=[lm.label, source.text, *streams])
+
+
+def record_certificate(run: Run, condition: str, certificate: dict[str, Any]) -> None:
+    """Add the certificate of a condition's model to ``provenance.json``."""
+    run.record_provenance(certificates={**run.provenance.get("certificates", {}), condition: certificate})
+
+
+def _say_certificate(run: Run, condition: str, certificate: Certificate) -> None:
+    if is_rank_zero():
+        tqdm.write(certificate.line())  # above the bar that shows the recording
+        record_certificate(run, condition, certificate.to_dict())
+
+
+def what_decides(run: Run, source: Source, stream: TrajectoryStream) -> dict[str, Any]:
+    """What a checkpoint of this run must agree on with a run that goes on from it (``rsdyn.checkpoints.identity``)."""
+    settings = redact(to_dict(run.config))
+    return identity(settings, tokens=stream.sequences.digest, weights=source.lm.identity())
 
 
 def make_trainer(run: Run, callbacks: list[L.Callback]) -> L.Trainer:
@@ -160,19 +234,20 @@ def make_trainer(run: Run, callbacks: list[L.Callback]) -> L.Trainer:
         "accelerator": accelerator,
         "precision": settings.precision,
         "logger": run.logger or False,
-        "callbacks": callbacks,
+        "callbacks": [*callbacks, Guard(run.stop)],
         "default_root_dir": run.folder,
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,  # validation before training would record what training is about to
         "log_every_n_steps": 20,
         "use_distributed_sampler": False,
+        "plugins": [WholeCheckpointIO()],
     }
     if settings.devices != 1 or settings.num_nodes > 1:
         # the buffers are equal everywhere; syncing them in each forward would hang processes with fewer batches
         new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
         no_sync: dict[str, Any] = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
-        arguments["strategy"] = DDPStrategy(**no_sync)
+        arguments["strategy"] = DDPStrategy(timeout=timedelta(seconds=settings.timeout), **no_sync)
     known = inspect.signature(L.Trainer).parameters
     for name, value in settings.options.items():
         if name not in known:
@@ -180,9 +255,26 @@ def make_trainer(run: Run, callbacks: list[L.Callback]) -> L.Trainer:
             cure = f"Did you mean trainer.options.{near[0]}?" if near else f"It has: {', '.join(known)}."
             raise UserError(f"trainer.options.{name}={value}: lightning's Trainer has no such argument. {cure}")
     try:
-        return L.Trainer(**(arguments | settings.options))
+        trainer = L.Trainer(**(arguments | settings.options))
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         given = f"devices={settings.devices}, accelerator={settings.accelerator}, precision={settings.precision}"
         options = f", options={settings.options}" if settings.options else ""
         reason = " ".join(str(error).split())
         raise UserError(f"trainer ({given}{options}): lightning refuses this: {reason}") from error
+    # Signals are ours (rsdyn/signals.py). Lightning's SIGTERM handler broadcasts from inside the handler, which hangs
+    # two processes that both got the signal; its SIGUSR1 handler asks SLURM for the job again, without asking the user.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        launch = launcher.launch
+
+        def launch_and_adopt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            def adopt_first(*args: Any, **kwargs: Any) -> Any:
+                run.stop.adopt(launcher.procs)
+                launcher.procs.clear()  # Lightning's observer, which looks after this list, has nothing left to kill
+                return function(*args, **kwargs)
+
+            return launch(adopt_first, *args, **kwargs)
+
+        launcher.launch = launch_and_adopt  # type: ignore[method-assign]
+    return trainer

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from rsdyn.dynamics.resampling import jackknife
+from rsdyn.stream.positions import SINK_RATIO
 
 Results = Mapping[str, Any]
 UNDEFINED = torch.tensor(torch.nan, dtype=torch.float64)  # of a stream too short for the statistic
@@ -275,6 +276,19 @@ def plane_in_words(results: Results) -> list[str]:
     return [line]
 
 
+def positions_in_words(results: Mapping[str, Results]) -> list[str]:
+    """How many trajectories are BOS and sinks, which weigh more in every mean than the rest, for each condition."""
+    counted = "; ".join(
+        f"{r['n_bos']} BOS and {r['n_sinks']} sinks of {r['n_trajectories']} ({condition})"
+        for condition, r in results.items()
+    )
+    return [
+        f"Among the trajectories are {counted}. A sink's state in the middle of the depth is more than {SINK_RATIO:g} "
+        "times as long as the median one, as BOS often is: such tokens weigh most in means, variances and the plane of "
+        "PCA. Nothing is left out."
+    ]
+
+
 def flags_in_words(results: Mapping[str, Results]) -> list[str]:
     """Units that need a second look, counted and named, for each condition that has some."""
     lines = []
@@ -338,7 +352,9 @@ def as_json(table: Sequence[Finding]) -> list[dict[str, Any]]:
             "claim": row.claim,
             "paper": row.paper,
             "statistic": row.statistic,
-            "values": {c: {"value": v.value, "low": v.low, "high": v.high} for c, v in row.values.items()},
+            "values": {
+                c: {"value": v.value, "low": v.low, "high": v.high, "text": str(v)} for c, v in row.values.items()
+            },
         }
         for row in table
     ]

@@ -17,7 +17,7 @@ from rsdyn.dynamics.projection import Projection
 from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.stream.continuation import Position
 from rsdyn.stream.lm import LanguageModel
-from rsdyn.stream.sites import RESID_PRE
+from rsdyn.stream.tracing import stream_of
 
 OffPlane = Literal["drop", "keep"]
 
@@ -58,22 +58,33 @@ def edit_stream(
             stream[:, -1] = states
 
     def replaced(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        stream = (args[0] if args else kwargs["hidden_states"]).clone()
+        given = stream_of(args, kwargs)
+        stream = given.clone()
         put(stream)
-        return ((stream, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stream})
+        exchanged = lambda value: stream if value is given else value  # noqa: E731
+        return tuple(map(exchanged, args)), {name: exchanged(value) for name, value in kwargs.items()}
 
     def in_place(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # a tensor that this hook returned would reach the MLP alone: the layer keeps its own for the sum
-        put(args[0] if args else kwargs["hidden_states"])
+        put(stream_of(args, kwargs).view(*shape))  # some families have merged sequences and tokens here
 
-    at_layer = lm.sites.names[sublayer % len(lm.sites.names)] == RESID_PRE
-    handle = lm.sites.modules[sublayer].register_forward_pre_hook(replaced if at_layer else in_place, with_kwargs=True)
+    shape: list[int] = []
+
+    def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shape[:] = stream_of(args, kwargs).shape
+
+    layer, site = divmod(sublayer, len(lm.sites.names))
+    module = lm.sites.modules[sublayer]
+    handles = [module.register_forward_pre_hook(in_place if site else replaced, with_kwargs=True)]
+    if site:
+        handles.append(lm.sites.layers[layer].register_forward_pre_hook(remember, with_kwargs=True))
     lm.n_edits += 1
     try:
         yield
     finally:
         lm.n_edits -= 1
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import lightning as L
@@ -55,7 +56,9 @@ class LitAutoencoder(L.LightningModule):
         self.lr, self.warmup_steps, self.bias_init = lr, warmup_steps, bias_init
         self.n_sublayers = n_sublayers
         self.autoencoder = CompressingAutoencoder(**autoencoder)
+        self.train_loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.val_loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self._train_loss_so_far: Tensor | None = None
         self.results: dict[str, Any] = {}
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -90,6 +93,15 @@ class LitAutoencoder(L.LightningModule):
         local = self._datamodule.train_statistics(complete=complete)
         total = self._sum_moments(local)
         self.autoencoder.set_statistics(total)
+        for name in ("mean", "scale"):
+            wrong = (~torch.isfinite(getattr(self.autoencoder, name))).nonzero()
+            if len(wrong):
+                *sublayer, unit = wrong[0].tolist()
+                where = f"sublayer {sublayer[0]}, unit {unit}" if sublayer else f"unit {unit}"
+                raise NonFiniteError(
+                    f"the {name} that standardises the input is not finite at {where}, in epoch {self.current_epoch}. "
+                    "Check the LM's weights, or use cae.standardise=none."
+                )
         return total
 
     def _loss(self, batch: VectorBatch) -> Tensor:
@@ -99,18 +111,60 @@ class LitAutoencoder(L.LightningModule):
 
     def training_step(self, batch: VectorBatch, batch_idx: int) -> Tensor:
         loss = self._loss(batch)
-        if batch_idx % 20 == 0 and not torch.isfinite(loss):
-            raise NonFiniteError(
-                f"the training loss is {loss.item()} in epoch {self.current_epoch}, step {batch_idx}. Lower cae.lr "
-                f"(now {self.lr:g}), raise cae.warmup_steps, or set cae.standardise=unit."
-            )
+        # on a GPU the look costs a wait for it; what slips through is caught in the mean, and before each checkpoint
+        if (batch_idx % 20 == 0 or loss.device.type == "cpu") and not torch.isfinite(loss):
+            raise self._not_finite(loss, batch, f"the training loss is {loss.item()} in epoch {self.current_epoch}, ")
         self.log("train/batch_loss", loss, on_step=True, on_epoch=False)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.x), sync_dist=True)
+        # a metric of our own, and not Lightning's mean, because it goes into the checkpoint in the middle of an epoch
+        self.train_loss.update(loss.detach(), weight=len(batch.x))
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         return loss
+
+    def _not_finite(self, loss: Tensor, batch: VectorBatch, what: str) -> NonFiniteError:
+        """Which number went wrong first: a parameter, an activation, or what the network makes of one."""
+        cure = f"Lower cae.lr (now {self.lr:g}), raise cae.warmup_steps, or set cae.standardise=unit."
+        wrong = not_finite_name(dict(self.autoencoder.named_parameters()))
+        if wrong is not None:
+            return NonFiniteError(f"{what}step {self.global_step}: {wrong} of the autoencoder is not finite. {cure}")
+        with torch.no_grad():
+            x = self.autoencoder.standardise(batch.x.to(self.dtype), batch.sublayer)
+            error = (self.autoencoder(x)[1] - x).square().sum(-1)
+        rows = (~torch.isfinite(error)).nonzero().flatten()
+        row = int(rows[0]) if len(rows) else int(error.argmax())
+        where = f"sublayer {int(batch.sublayer[row])} of sequence {int(batch.sequence[row])}"
+        at_fault = "the activation itself" if not torch.isfinite(batch.x[row]).all() else "its reconstruction"
+        return NonFiniteError(f"{what}step {self.global_step}, at {where} ({at_fault}). {cure}")
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        wrong = not_finite_name(checkpoint["state_dict"])
+        if wrong is not None:
+            raise NonFiniteError(
+                f"{wrong} is not finite after step {self.global_step}, in epoch {self.current_epoch}, so no checkpoint "
+                f"is written. Lower cae.lr (now {self.lr:g}), raise cae.warmup_steps, or set cae.standardise=unit."
+            )
+        so_far = torch.zeros(self.trainer.world_size, 2, dtype=torch.float64)
+        so_far[self.global_rank, 0] = float(self.train_loss.mean_value)  # type: ignore[arg-type]
+        so_far[self.global_rank, 1] = float(self.train_loss.weight)  # type: ignore[arg-type]
+        checkpoint["train_loss"] = self._sum(so_far).cpu()  # a row a process
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._train_loss_so_far = checkpoint["train_loss"]
+
+    def on_train_start(self) -> None:
+        if self._train_loss_so_far is not None and self.trainer.fit_loop.restarting:  # in the middle of an epoch
+            mean_value, weight = self._train_loss_so_far[self.global_rank].to(self.device)
+            self.train_loss.mean_value, self.train_loss.weight = mean_value, weight
+        self._train_loss_so_far = None
 
     def validation_step(self, batch: VectorBatch, batch_idx: int) -> None:
         if len(batch.x):
-            self.val_loss.update(self._loss(batch), weight=len(batch.x))
+            loss = self._loss(batch)
+            if loss.device.type == "cpu" and not torch.isfinite(loss):
+                what = f"the validation loss is {loss.item()} after epoch {self.current_epoch}, "
+                raise self._not_finite(loss, batch, what)
+            self.val_loss.update(loss, weight=len(batch.x))
 
     def on_validation_epoch_end(self) -> None:
         # compute() sums over the processes: each logs the same value
@@ -173,7 +227,8 @@ class LitAutoencoder(L.LightningModule):
             "test_loss": errors["cae"].sum() / n_elements,
             "test_mse": errors["cae_raw"].sum() / n_elements,
             "test_mse_pca": errors["pca_raw"].sum() / n_elements,
-            "n_test_sequences": int(data.n),
+            "n_test_sequences": len(self._datamodule.splits["test"]),
+            "n_test_trajectories": int(data.n),
             "massive_units": self._massive.nonzero().flatten(),
             "n_constant_units": self._n_constant,
             "mean_latents": latents.mean,
@@ -234,3 +289,11 @@ class LitAutoencoder(L.LightningModule):
         mean = self._sum(local.mean * local.n) / count
         away = local.mean - mean
         return Covariance(count, mean, self._sum(local.scatter + local.n * torch.outer(away, away)))
+
+
+def not_finite_name(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or Inf, if one does."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return name
+    return None

@@ -25,6 +25,7 @@ from rsdyn.dynamics.moments import (
     merge_covariance,
     moments,
 )
+from rsdyn.stream.positions import BOS, SINK, sequence_of
 
 
 def _merge_packed(stacked: Tensor) -> Tensor:
@@ -235,10 +236,20 @@ class SquaredError(_Float64State):
         return self.total
 
 
-class FirstSequences(Metric):
-    """The values of the first few sequences by number, for a figure; memory does not grow with the corpus.
+def _lowest(values: list[Tensor], numbers: list[Tensor], limit: int | None) -> tuple[list[Tensor], list[Tensor]]:
+    """What has the ``limit`` lowest numbers, in the order it came; of equal numbers the first."""
+    if limit is None or sum(len(n) for n in numbers) <= limit:
+        return values, numbers
+    all_numbers = torch.cat(numbers)
+    rows = all_numbers.argsort(stable=True)[:limit].sort().values
+    return [torch.cat(values)[rows]], [all_numbers[rows]]
 
-    ``compute`` gives ``(values (m, ...), sequence numbers (m,))``, ``m`` at most ``limit``, whatever the processes.
+
+class FirstSequences(Metric):
+    """The values of the first few trajectories by number, for a figure; memory does not grow with the corpus.
+
+    ``compute`` gives ``(values (m, ...), numbers (m,))``, ``m`` at most ``limit``, whatever the processes. Trajectories
+    of one number (a sequence's, when it has several) stay in their order.
     """
 
     full_state_update = False
@@ -252,11 +263,8 @@ class FirstSequences(Metric):
         self.add_state("numbers", default=[], dist_reduce_fx="cat")
 
     def update(self, values: Tensor, numbers: Tensor) -> None:
-        """Offer ``values`` ``(n, ...)`` of the sequences ``numbers`` ``(n,)``, which come in rising order."""
-        room = self.limit - sum(len(n) for n in self.numbers)
-        if room > 0:
-            self.values.append(values[:room])
-            self.numbers.append(numbers[:room])
+        """Offer ``values`` ``(n, ...)`` of the trajectories ``numbers`` ``(n,)``, in any order."""
+        self.values, self.numbers = _lowest([*self.values, values], [*self.numbers, numbers], self.limit)
 
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
         # a process without a sequence knows neither shape nor dtype; gather_all_tensors then reads garbage sizes
@@ -269,7 +277,7 @@ class FirstSequences(Metric):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         values, numbers = torch.cat(self.values), torch.cat(self.numbers)
-        order = numbers.argsort()[: self.limit]
+        order = numbers.argsort(stable=True)[: self.limit]
         return values[order], numbers[order]
 
 
@@ -277,16 +285,21 @@ class UnitShare(NamedTuple):
     """All samples of some units.
 
     Attributes:
-        x: ``(N, S, U)``, sequences in rising order, in the dtype that was given.
-        sequence: ``(N,)`` their numbers.
+        x: ``(N, S, U)``, trajectories in rising order of their numbers, in the dtype that was given.
+        number: ``(N,)`` those numbers (:func:`rsdyn.stream.positions.numbers`).
         first_unit: which unit ``x[..., 0]`` is.
         n_units: how many units there are over all processes, ``D``.
     """
 
     x: Tensor
-    sequence: Tensor
+    number: Tensor
     first_unit: int
     n_units: int
+
+    @property
+    def sequence(self) -> Tensor:
+        """``(N,)`` the sequence of each trajectory."""
+        return sequence_of(self.number)
 
     def gather(self, values: Tensor) -> Tensor:
         """Put together what each process found for its units: ``(..., U)`` to ``(..., D)``, on every process."""
@@ -301,14 +314,38 @@ class UnitShare(NamedTuple):
         return torch.cat(parts, dim=-1)[..., : self.n_units]
 
 
+class KindCounts(_Float64State):
+    """How many trajectories there are, and how many of them are BOS and sinks.
+
+    ``update`` takes trajectories ``(n, S, D)`` and their kinds ``(n,)``, None where nothing is known of them;
+    ``compute`` gives ``(3,)``.
+    """
+
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", default=torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, trajectories: Tensor, kind: Tensor | None) -> None:
+        """Count trajectories ``(n, S, D)`` of kinds ``(n,)`` in."""
+        self.total[0] += len(trajectories)
+        if kind is not None:
+            self.total[1] += (kind & BOS != 0).sum()
+            self.total[2] += (kind & SINK != 0).sum()
+
+    def compute(self) -> Tensor:
+        return self.total.clone()
+
+
 class UnitTrajectories(Metric):
     """Trajectories kept for what needs every sample of a unit; over processes, the units are shared out among them.
 
     Each process gives away the units of the others and receives the other sequences of its own, so that together they
-    hold the samples once. ``update`` takes trajectories and sequence numbers, ``compute`` gives a :class:`UnitShare`.
+    hold the samples once. ``update`` takes trajectories and their numbers, ``compute`` gives a :class:`UnitShare`.
 
     Args:
-        limit: keep at most so many sequences, those of lowest number; None keeps all.
+        limit: keep at most so many trajectories, those of lowest number; None keeps all.
     """
 
     full_state_update = False
@@ -324,17 +361,13 @@ class UnitTrajectories(Metric):
         self.add_state("numbers", default=[], dist_reduce_fx="cat")
 
     def update(self, trajectories: Tensor, numbers: Tensor) -> None:
-        """Keep ``trajectories`` ``(n, S, D)`` of the sequences ``numbers`` ``(n,)``, given in any order."""
-        self.values.append(trajectories)
-        self.numbers.append(numbers)
-        if self.limit is not None and sum(len(n) for n in self.numbers) > self.limit:
-            lowest = torch.cat(self.numbers).argsort()[: self.limit].sort().values
-            self.values = [torch.cat(self.values)[lowest]]
-            self.numbers = [torch.cat(self.numbers)[lowest]]
+        """Keep ``trajectories`` ``(n, S, D)``, numbered ``numbers`` ``(n,)``, given in any order."""
+        some, known = _lowest([trajectories], [numbers], self.limit)  # before they are put beside what is kept
+        self.values, self.numbers = _lowest([*self.values, *some], [*self.numbers, *known], self.limit)
 
     def compute(self) -> UnitShare:
         values, numbers = torch.cat(self.values), torch.cat(self.numbers)
-        order = numbers.argsort()[: self.limit]
+        order = numbers.argsort(stable=True)[: self.limit]
         if len(order) < len(numbers) or not torch.equal(order, torch.arange(len(numbers), device=order.device)):
             values, numbers = values[order], numbers[order]
         return UnitShare(values, numbers, self._first_unit, self._n_units or values.shape[-1])

@@ -61,7 +61,15 @@ def is_range(value: Any) -> bool:
     return value[0] < value[1] and value[2] < value[3]
 
 
+def is_positions(value: Any) -> bool:
+    """Whether ``value`` says which tokens of a sequence are recorded: ``last``, ``all`` or ``{"sample": k}``."""
+    if isinstance(value, dict):
+        return set(value) == {"sample"} and _is_a(value["sample"], "int") and value["sample"] >= 1
+    return isinstance(value, str) and value in ("last", "all")
+
+
 SIZE = "a fraction between 0 and 1, or a whole number of sequences >= 1"
+POSITIONS = "last, all or {sample: k} with k >= 1, as in data.positions='{sample: 4}'"
 DEVICES = "a whole number >= 1, auto, or device numbers such as 0,1"
 
 _PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -147,7 +155,7 @@ class Option:
     def error(self, value: Any, where: str = "") -> UserError:
         """Make the one message for a value that this key does not accept; ``where`` says who gave it."""
         wrong = value
-        if isinstance(value, list):  # name the item that is wrong
+        if isinstance(value, list) and self.kind == "list":  # name the item that is wrong
             wrong = next((v for v in value if not self._allows(v, self.item)), value)
         word = str(wrong).lower()
         near = [choice for choice in self.rules.choices if word and choice.startswith(word)]
@@ -170,6 +178,8 @@ def show(value: Any) -> str:
     """Write a value the way a user types it, cut where it is long."""
     if isinstance(value, list):
         text = f"[{','.join(show(v) for v in value)}]"
+    elif isinstance(value, dict):
+        text = f"{{{', '.join(f'{name}: {show(v)}' for name, v in value.items())}}}"
     else:
         text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 80 else text[:77] + "..."
@@ -187,7 +197,8 @@ def walk(cls: type, prefix: str) -> Iterator[Option]:
         listed = next((part for part in parts if get_origin(part) is list), None)
         item_kind = get_args(listed)[0].__name__ if listed else ""
         names = [get_origin(part) or part for part in parts if part is not type(None)]
-        kind = " or ".join(part.__name__ for part in names)
+        # OmegaConf has no union of a text and a mapping: such a key is Any there, and its rules say the rest
+        kind = " or ".join("str or dict" if part is Any else part.__name__ for part in names)
         default = item.default_factory() if callable(item.default_factory) else item.default
         optional = type(None) in parts
         yield Option(key, prefix.rstrip("."), kind, optional, default, item.metadata["rules"], item_kind)

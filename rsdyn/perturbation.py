@@ -27,6 +27,7 @@ from rsdyn.interventions import (
 )
 from rsdyn.stream.continuation import Continued, Reference, continue_all, run_reference
 from rsdyn.stream.lm import LanguageModel
+from rsdyn.stream.text import tokenise_one
 from rsdyn.stream.trajectories import TrajectoryStream
 
 if TYPE_CHECKING:
@@ -101,26 +102,41 @@ def prompts_of(settings: Any, source: Source, *, seed: int) -> list[Prompt]:
     tokenizer = source.lm.tokenizer()
     prompts = []
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not text.strip() or not ids:
+        tokens = tokenise_one(tokenizer, text, sequences.bos_id)
+        if not text.strip() or len(tokens) == 1:
             raise UserError(f"{key}: the prompt is empty. Write some words.")
-        if len(ids) + 1 > source.lm.max_tokens:
+        if len(tokens) > source.lm.max_tokens:
             raise UserError(
-                f"{key}: {text[:40]!r} has {len(ids) + 1} tokens with BOS, more than the model's context of "
+                f"{key}: {text[:40]!r} has {len(tokens)} tokens with BOS, more than the model's context of "
                 f"{source.lm.max_tokens}. Shorten it."
             )
-        prompts.append(Prompt(np.array([sequences.bos_id, *ids], dtype=np.int64)))
+        prompts.append(Prompt(tokens))
     return prompts
 
 
-def read_trajectories(stream: TrajectoryStream, samples: int, done: Callable[[int], object]) -> Tensor:
-    """The first trajectories of a stream ``(N, S, D)`` in the cache's dtype, recorded where they are missing."""
-    parts = []
+class Recorded(NamedTuple):
+    """Trajectories of a stream.
+
+    Attributes:
+        x: ``(N, S, D)``, in the cache's dtype.
+        sequence: ``(N,)`` int64, the number of each one's sequence in the text.
+    """
+
+    x: Tensor
+    sequence: Tensor
+
+
+def read_trajectories(stream: TrajectoryStream, samples: int, done: Callable[[int], object]) -> Recorded:
+    """The trajectories of the first ``samples`` sequences of a stream, recorded where they are missing."""
+    parts, numbers = [], []
     for k in range(stream.shards_of(samples)):
-        parts.append(stream.shard(k).activations)
+        shard = stream.shard(k)
+        parts.append(shard.activations)
+        numbers.append(shard.index)
         done(1)
     stream.release_lm()
-    return torch.cat(parts)[:samples]
+    n = stream.n_trajectories(0, samples)
+    return Recorded(torch.cat(parts)[:n], torch.cat(numbers)[:n])
 
 
 class Plane(NamedTuple):
@@ -185,7 +201,9 @@ class Found:
     of_points: dict[tuple[int, str], dict[str, Tensor]] = field(default_factory=dict)
     reference: Tensor | None = None
     alike: dict[int, int] = field(default_factory=dict)
-    """How many sequences have the first prompt's own state at a layer, and are not swapped in."""
+    """How many trajectories have the first prompt's own state at a layer, and are not swapped in."""
+    several: bool = False
+    """Whether a sequence has several trajectories, one a token."""
 
     def conditions(self, layer: int) -> list[str]:
         """What was done at a layer, the points first."""
@@ -248,7 +266,7 @@ def measure(
     prompts: Sequence[Prompt],
     sublayers: dict[int, int],
     plane: Plane,
-    trajectories: Tensor,
+    trajectories: Recorded,
     settings: Any,
     *,
     seed: int,
@@ -258,6 +276,7 @@ def measure(
     projection = plane.projection.to(lm.device)
     n_points = settings.grid.n**2 if settings.kind == "teleport" else settings.points
     found = Found(len(prompts), n_points, sublayers)
+    found.several = bool((trajectories.sequence.diff() == 0).any())
     generator = torch.Generator().manual_seed(seed)
     for number, prompt in enumerate(prompts):
         reference = run_reference(lm, prompt.tokens)
@@ -273,7 +292,7 @@ def measure(
         }
         rows = {layer: _usable(trajectories, s, reference.stream[s], prompt) for layer, s in sublayers.items()}
         if number == 0:
-            found.alike = {layer: len(trajectories) - len(usable) for layer, usable in rows.items()}
+            found.alike = {layer: len(trajectories.sequence) - len(usable) for layer, usable in rows.items()}
         if settings.kind != "swap":
             conditions[SWAPPED] = {
                 layer: _swapped(trajectories, rows[layer], s, reference.stream[s], n_points, generator)
@@ -305,7 +324,7 @@ def _states(
     plane: Plane,
     reference: Reference,
     s: int,
-    trajectories: Tensor,
+    trajectories: Recorded,
     prompt: Prompt,
     generator: torch.Generator,
 ) -> Tensor:
@@ -335,20 +354,20 @@ def _through(settings: Any, plane: Plane, state: Tensor, s: int, states: Tensor)
     return through_projection(plane.projection, reference, x, settings.off_plane, s).to(state.dtype)
 
 
-def _usable(trajectories: Tensor, s: int, state: Tensor, prompt: Prompt) -> Tensor:
-    """The sequences whose state is not the prompt's own: at the first sublayer the same last token is the same state,
-    but for the cache's rounding, and putting it in would perturb nothing.
+def _usable(trajectories: Recorded, s: int, state: Tensor, prompt: Prompt) -> Tensor:
+    """The trajectories whose state is not the prompt's own: at the first sublayer the same token is the same state, but
+    for the cache's rounding, and putting it in would perturb nothing. No token of the prompt's own sequence is one.
     """
     own = state.to("cpu", torch.float32)
-    away = torch.cat([(part[:, s].to(torch.float32) - own).norm(dim=-1) for part in trajectories.split(256)])
+    away = torch.cat([(part[:, s].to(torch.float32) - own).norm(dim=-1) for part in trajectories.x.split(256)])
     usable = away > 0.02 * own.norm()
-    if prompt.sequence is not None and prompt.sequence < len(trajectories):
-        usable[prompt.sequence] = False
+    if prompt.sequence is not None:
+        usable &= trajectories.sequence != prompt.sequence
     return usable.nonzero().flatten()
 
 
-def _swapped(trajectories: Tensor, rows: Tensor, s: int, state: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    states = swapped_states(trajectories[rows], s, n=min(n, len(rows)), generator=generator)
+def _swapped(trajectories: Recorded, rows: Tensor, s: int, state: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    states = swapped_states(trajectories.x[rows, s][:, None], 0, n=min(n, len(rows)), generator=generator)
     return states.to(state.device, state.dtype)
 
 
@@ -462,8 +481,9 @@ def words(found: Found, settings: Any) -> list[str]:
     same = {layer: n for layer, n in found.alike.items() if n}
     if same:
         counts = ", ".join(f"{n} at layer {layer}" for layer, n in same.items())
+        who, why = ("Tokens", "are") if found.several else ("Sequences", "end in")
         lines.append(
-            f"Sequences that are in the prompt's own state already are not swapped in: {counts}. At the first sublayer "
-            "they end in the same token."
+            f"{who} that are in the prompt's own state already are not swapped in: {counts}. At the first sublayer "
+            f"they {why} the same token."
         )
     return lines

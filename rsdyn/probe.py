@@ -20,6 +20,7 @@ from rsdyn.metrics import (
     CosineSimilarity,
     FirstSequences,
     FrozenSteps,
+    KindCounts,
     Speed,
     StreamCovariance,
     StreamMoments,
@@ -78,14 +79,15 @@ class ResidualStreamProbe(L.LightningModule):
     Args:
         n_sublayers, n_units: ``S`` and ``D``.
         measures: some of ``rsdyn.config.MEASURES``.
-        keep: how many sequences are kept for the measures that need samples; None keeps all.
+        keep: how many trajectories are kept for the measures that need samples; None keeps all.
         components: principal components; None for 100 or as many as there are.
 
     After ``trainer.test`` the attributes hold, over all processes: ``groups`` (comoments of each group of sequences),
     ``all_pairs`` (correlation ``(pairs, D)``), ``frozen`` ``(S - 1, D)``, ``share`` (this process' units),
     ``unusable`` and ``massive`` ``(D,)`` masks, ``pca``, ``half_pca``, ``cosine``, ``speed`` and their
     ``_without_massive`` (moments of each group), ``latents``, ``latent_samples``, ``residual`` ``(S,)`` of each group;
-    ``pca_without_massive`` and ``residual_without_massive`` where there are massive units.
+    ``pca_without_massive`` and ``residual_without_massive`` where there are massive units; ``n_trajectories``,
+    ``n_bos`` and ``n_sinks``.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class ResidualStreamProbe(L.LightningModule):
         self.comoments = Grouped(lambda: Correlation(n_sublayers, n_units))
         self.pairs = Correlation(n_sublayers, n_units, "all") if "correlation" in measures else None
         self.frozen_steps = FrozenSteps(n_sublayers, n_units)
+        self.kinds = KindCounts()
         self.covariances = Grouped(lambda: StreamCovariance(n_units), 2) if "pca" in measures else None
         self.kept = UnitTrajectories(keep) if set(measures) & set(KEEP_SAMPLES) else None
         self.second: nn.ModuleDict | None = None
@@ -137,20 +140,22 @@ class ResidualStreamProbe(L.LightningModule):
 
     def first_pass(self, batch: TrajectoryBatch) -> None:
         """Count a batch in; also for a callback that rides along another module's training."""
-        x, sequence = batch
+        x, sequence = batch.activations, batch.sequence
         self.comoments.update(x, sequence)
+        self.kinds.update(x, batch.kind)
         self.frozen_steps.update(x)
         if self.pairs is not None:
             self.pairs.update(x)
         if self.covariances is not None:
             self.covariances.update(x, sequence)
         if self.kept is not None:
-            self.kept.update(x, sequence)
+            self.kept.update(x, sequence if batch.number is None else batch.number)
 
     def between_passes(self) -> None:
         """Bring the processes together; find massive and unusable units, and the principal components."""
         self.groups: list[Comoments] = self.comoments.states(lambda m: m.state)
         self.total = reduce(merge_comoments, self.groups)
+        self.n_trajectories, self.n_bos, self.n_sinks = (int(n) for n in self.kinds.compute())
         moments = Moments(self.total.n, self.total.mean, self.total.m2)
         finite = torch.isfinite(moments.mean) & torch.isfinite(moments.m2)
         self.unusable = ~finite.all(0)
@@ -201,7 +206,8 @@ class ResidualStreamProbe(L.LightningModule):
 
     def _second_pass(self, batch: TrajectoryBatch) -> None:
         assert self.second is not None
-        x, sequence = batch
+        x, sequence = batch.activations, batch.sequence
+        number = sequence if batch.number is None else batch.number
         for name in SECOND_PASS_MOMENTS:
             if name in self.second:
                 self.second[name].update(x, sequence)  # type: ignore[operator]
@@ -214,7 +220,7 @@ class ResidualStreamProbe(L.LightningModule):
             latents, missed = _latents_and_residual(self.pca, vectors)
             self.second["residual"].update(missed, sequence[rows])  # type: ignore[operator]
             self.second["latents"].update(latents[..., :3])  # type: ignore[operator]
-            self.second["samples"].update(latents[..., :3], sequence[rows])  # type: ignore[operator]
+            self.second["samples"].update(latents[..., :3], number[rows])  # type: ignore[operator]
             if self.pca_without_massive is not None:
                 vectors[..., self.massive] = 0
                 _, missed = _latents_and_residual(self.pca_without_massive, vectors)
@@ -245,10 +251,6 @@ class ResidualStreamProbe(L.LightningModule):
     def pca_without_massive(self) -> PCA | None:
         """The principal components of all units but the massive ones; None where there are none."""
         return self._pca[1] if len(self._pca) > 1 else None
-
-    @property
-    def n_sequences(self) -> int:
-        return int(self.total.n)
 
 
 def _blot_out(state: Covariance, units: Tensor) -> None:

@@ -52,10 +52,12 @@ class RideAlong(L.Callback):
 
     def _take(self, batch: TrajectoryBatch) -> None:
         keep = slice(None) if self.samples is None else batch.sequence < self.samples
-        x, sequence = (t[keep].to(self.probe.device) for t in batch)
+        chosen: Any = (None if t is None else t[keep].to(self.probe.device) for t in batch)
+        batch = TrajectoryBatch(*chosen)
+        x, sequence = batch.activations, batch.sequence
         if len(x) == 0:
             return
-        self.probe.first_pass(TrajectoryBatch(x, sequence))
+        self.probe.first_pass(batch)
         if "cosine" in self.measures:
             self.cosine.update(x, sequence)
         if "velocity" in self.measures:

@@ -8,16 +8,19 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date, datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from rsdyn.errors import UserError
 
 RUN_DIR_VARIABLE = "RSDYN_RUN_DIR"
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+CONFIG, PROVENANCE, SUMMARY, LOCK = "config.yaml", "provenance.json", "summary.json", ".lock"
 
 
 def is_rank_zero(env: Mapping[str, str] | None = None) -> bool:
@@ -54,9 +57,10 @@ def create_run_folder(script: str, name: str, directory: str | None = None, root
         if directory:
             folder = Path(directory).expanduser().absolute()
             folder.mkdir(parents=True, exist_ok=True)
-            if is_rank_zero() and any(folder.iterdir()):
+            if is_rank_zero() and any(path.name != LOCK for path in folder.iterdir()):
+                what = "holds a finished run" if (folder / SUMMARY).exists() else "exists and is not empty"
                 raise UserError(
-                    f"run.dir={directory} exists and is not empty: choose another run.dir, or leave it out "
+                    f"run.dir={directory} {what}: choose another run.dir, or leave it out "
                     f"and a new folder is made under {root}."
                 )
         else:
@@ -72,6 +76,70 @@ def create_run_folder(script: str, name: str, directory: str | None = None, root
             "choose a folder that you may write to with run.dir=."
         ) from error
     return folder
+
+
+class HeldFolder(NamedTuple):
+    """A run folder that no other process writes to, until ``lock.release()`` or the end of this process."""
+
+    path: Path
+    lock: BaseFileLock
+
+
+def hold(folder: Path) -> HeldFolder | None:
+    """Take a run folder for this process alone; None when a run that is still going has it."""
+    lock = FileLock(folder / LOCK)  # the kernel drops it when its holder dies, however it dies
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return HeldFolder(folder, lock)
+
+
+def find_unfinished(
+    script: str,
+    settings: str,
+    directory: str | None = None,
+    root: str | Path = "runs",
+    *,
+    differing: Callable[[str, str], list[str]],
+) -> HeldFolder | None:
+    """The folder of a run of ``script`` that was killed, and whose settings are these; held.
+
+    It is ``directory``, if given, else the newest such folder under ``root``. A folder with a ``summary.json`` is of a
+    run that finished, one whose lock is taken of a run that is still going: neither is gone on with.
+
+    Args:
+        settings: the text of ``config.yaml``.
+        differing: from two such texts, the settings that differ, in words.
+
+    Raises UserError when ``directory`` holds an unfinished run of other settings, or one that is still going.
+    """
+    if directory:
+        candidates = [Path(directory).expanduser().absolute()]
+    else:
+        started = sorted(Path(root).expanduser().absolute().glob(f"*-{_slug(script)}-*"))
+        candidates = started[::-1]  # their names begin with the time
+    for folder in candidates:
+        try:
+            theirs = (folder / CONFIG).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        if (folder / SUMMARY).exists():
+            continue
+        differ = differing(theirs, settings)
+        if differ:
+            if directory:
+                raise UserError(
+                    f"run.dir={directory} holds an unfinished run of other settings: {'; '.join(differ)}. Give the "
+                    "same ones to go on with it, or choose another run.dir."
+                )
+            continue
+        held = hold(folder)
+        if held is not None:
+            return held
+        if directory:
+            raise UserError(f"run.dir={directory} belongs to a run that is still going: choose another run.dir.")
+    return None
 
 
 def _slug(text: str) -> str:
@@ -100,17 +168,10 @@ def _write_probe(folder: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all: a temporary file in the same folder, fsync, rename."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a text file whole or not at all: a temporary file beside it, fsync, rename, fsync of the folder."""
+    from rsdyn.stream.cache.publish import publish  # its package needs torch, which a mistyped key need not wait for
+
+    publish(Path(path), [text.encode()])
 
 
 def write_json(path: str | Path, obj: Any) -> None:

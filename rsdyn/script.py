@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import signal
+import secrets
 import sys
 import time
 import traceback
@@ -14,11 +15,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rsdyn.cli import load_config
+from rsdyn.cli import PLAN, load_config
 from rsdyn.config import Config, to_dict, to_yaml
 from rsdyn.errors import UserError
 from rsdyn.provenance import provenance, redact
-from rsdyn.run_folder import create_run_folder, is_rank_zero, write_json, write_text
+from rsdyn.run_folder import (
+    CONFIG,
+    LOCK,
+    PROVENANCE,
+    RUN_DIR_VARIABLE,
+    HeldFolder,
+    create_run_folder,
+    find_unfinished,
+    hold,
+    is_rank_zero,
+    write_json,
+    write_text,
+)
+from rsdyn.signals import GRACE, Interrupted, Stop, exit_code_of, how_it_ended
 from rsdyn.tracking import finish, make_wandb_logger, wandb_mode
 
 if TYPE_CHECKING:
@@ -30,12 +44,16 @@ class Run:
     """One run of a script: its settings, its folder, its logger.
 
     ``kept`` says, in words and when asked, what an interrupted run leaves behind; the script sets it as it goes.
+    ``stop`` is the note of this process' signals, ``resume`` the checkpoint that the run goes on from.
     """
 
     script: str
     config: Config
     folder: Path
     started: float
+    stop: Stop = field(default_factory=Stop)
+    resume: Path | None = None
+    held: HeldFolder | None = None
     logger: WandbLogger | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     kept: Callable[[], str] = lambda: "nothing was recorded yet"
@@ -49,11 +67,11 @@ class Run:
         """Add to ``provenance.json``: what is known only once the model and the text are open."""
         self.provenance |= extra
         if is_rank_zero():
-            write_json(self.folder / "provenance.json", self.provenance)
+            write_json(self.folder / PROVENANCE, self.provenance)
 
     def discard_if_unused(self) -> None:
         """Remove the folder of a run that ended before it did anything, so that the corrected command can have it."""
-        if is_rank_zero() and {path.name for path in self.folder.iterdir()} <= {"config.yaml", "provenance.json"}:
+        if is_rank_zero() and {path.name for path in self.folder.iterdir()} <= {CONFIG, PROVENANCE, LOCK}:
             for path in self.folder.iterdir():
                 path.unlink()
             self.folder.rmdir()
@@ -64,7 +82,10 @@ class Run:
         if is_rank_zero():
             mode, line = wandb_mode(tracking.mode, run_dir=self.folder)
             self.say(line)
+            if "wandb_id" not in self.provenance:  # a run that goes on has the id of the one it goes on with
+                self.record_provenance(wandb_id=secrets.token_hex(4))
             self.logger = make_wandb_logger(
+                run_id=self.provenance["wandb_id"],
                 mode=mode,
                 project=tracking.project,
                 entity=tracking.entity,
@@ -77,23 +98,49 @@ class Run:
             )
 
 
-def run_script(script: str, work: Callable[[Run], None], argv: Sequence[str] | None = None) -> int:
-    """Run ``work`` as the body of ``<script>.py`` and return the exit code.
+def run_script(
+    script: str, work: Callable[[Run], None], plan: Callable[[Run], None], argv: Sequence[str] | None = None
+) -> int:
+    """Run ``work`` as the body of ``<script>.py``, or with ``--plan`` ``plan`` alone, and return the exit code.
 
     0 when all went well, 2 for a mistake of the user and 3 for numbers that are not finite (one message, no traceback),
-    130 for Ctrl-C, with a sentence about what was kept. Whatever else is raised is a bug and shows its traceback.
+    128 + n for signal n (130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1), with a sentence about what was kept.
+    Whatever else is raised is a bug and shows its traceback.
     """
+    stop = Stop()
+    stop.install()
+    try:
+        code = _run(script, work, plan, argv, stop)
+    except Interrupted as interrupted:  # it came while the run was being closed
+        code = interrupted.exit_code
+    finally:
+        stop.restore()
+    distributed = sys.modules.get("torch.distributed")
+    if code and distributed is not None and distributed.is_available() and distributed.is_initialized():
+        # the process group is beyond repair, and Python's own end would wait for it, or abort
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(
+    script: str,
+    work: Callable[[Run], None],
+    plan: Callable[[Run], None],
+    argv: Sequence[str] | None,
+    stop: Stop,
+) -> int:
     run: Run | None = None
     code = 1
     try:
-        config = load_config(list(sys.argv[1:] if argv is None else argv), script)
+        words = list(sys.argv[1:] if argv is None else argv)
+        config = load_config(words, script)
         _quiet()
-        started = time.time()
-        folder = create_run_folder(script, config.run.name or _last_part(config.lm.name), config.run.dir)
-        run = Run(script, config, folder, started)
-        if is_rank_zero():
-            write_text(folder / "config.yaml", redact(to_yaml(config)))
-        run.record_provenance(**provenance(script=script, seed=config.seed))
+        if PLAN in words:
+            plan(Run(script, config, Path(), time.time()))
+            return 0
+        run = _open(script, config, stop)
         work(run)
         code = 0
     except UserError as error:
@@ -101,30 +148,111 @@ def run_script(script: str, work: Callable[[Run], None], argv: Sequence[str] | N
         print(f"{script}.py: error: {error}", file=sys.stderr)
         if run is not None:
             run.discard_if_unused()
-    except KeyboardInterrupt:
-        code = _interrupted(script, run)
+    except Interrupted as interrupted:
+        code = interrupted.exit_code
+        _farewell(script, run)
+    except KeyboardInterrupt:  # only where the signals could not be taken over
+        code = 130
+        _farewell(script, run)
     except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-            if run is None:
-                raise
-        else:  # Lightning turns Ctrl-C into exit(1)
-            code = _interrupted(script, run)
-    except Exception:
-        traceback.print_exc()
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        if run is None:
+            raise
+    except Exception as error:
+        failed = stop.failure(wait=1.0)
+        if stop.signum is not None:  # the other processes were faster to leave, and this one missed them
+            code = 128 + stop.signum
+            _farewell(script, run)
+        elif failed is not None:
+            which, theirs = failed
+            code = exit_code_of(theirs)
+            kept = "" if run is None else f"; {run.kept()}"
+            print(f"{script}.py: error: process {which + 1} {how_it_ended(theirs)}{kept}.", file=sys.stderr)
+        elif run is not None and _lost(error):
+            reason = str(error).partition("\n")[0].partition("] ")[2] or str(error)
+            print(
+                f"{script}.py: error: this process waited for the others in vain ({reason}). One of them has ended, or "
+                f"did not answer in trainer.timeout={config.trainer.timeout} seconds; {run.kept()}.",
+                file=sys.stderr,
+            )
+        else:
+            traceback.print_exc()
     finally:
         if run is not None:
             finish(run.logger, code)
+            if run.held is not None:
+                run.held.lock.release()
+        stop.end_children() if code == 0 else stop.end_children(GRACE / 2)
     return code
 
 
-def _interrupted(script: str, run: Run | None) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the farewell short
+def _lost(error: Exception) -> bool:
+    """Whether an exchange with the other processes failed: gloo's errors have a text of their own, NCCL's a type."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available():
+        return False
+    return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
+
+
+def _farewell(script: str, run: Run | None) -> None:
     if is_rank_zero():
         kept = "nothing had been started" if run is None else run.kept()
-        print(f"\n{script}.py: interrupted; {kept}.", file=sys.stderr)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return 130
+        print(f"\n{script}.py: interrupted; {kept}.", file=sys.stderr, flush=True)
+
+
+def _open(script: str, config: Config, stop: Stop) -> Run:
+    """Find the folder of an unfinished run to go on with, or make a new one, and write down what runs."""
+    from rsdyn.checkpoints import LAST, sweep
+
+    started, settings, held = time.time(), to_yaml(redact(to_dict(config))), None
+    resume = config.resume if script == "train" else "never"
+    if resume == "auto" and is_rank_zero():
+        held = find_unfinished(script, settings, config.run.dir, differing=_differing)
+    if held is not None:
+        folder = held.path
+        os.environ[RUN_DIR_VARIABLE] = str(folder)
+        sweep(folder / "checkpoints")
+    else:
+        name = redact(config.run.name or _last_part(config.lm.name))
+        folder = create_run_folder(script, name, config.run.dir)
+    run = Run(script, config, folder, started, stop)
+    if resume == "auto" and (folder / "checkpoints" / LAST).is_file():
+        run.resume = folder / "checkpoints" / LAST
+    elif resume not in ("auto", "never"):
+        run.resume = Path(resume).expanduser().absolute()
+    described = provenance(script=script, seed=config.seed)
+    if held is not None:
+        run.say(f"Resume: an unfinished run of the same settings, {folder} (resume=never starts anew)")
+        run.provenance = _earlier(folder)
+        described = {"resumed": [*run.provenance.get("resumed", []), described]} if run.provenance else described
+    elif is_rank_zero():
+        held = hold(folder)
+        if held is None:
+            raise UserError(f"run.dir={folder} belongs to a run that is still going: choose another run.dir.")
+        write_text(folder / CONFIG, settings)
+    run.held = held
+    run.record_provenance(**described)
+    return run
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # killed before it was written
+    return found if isinstance(found, dict) else {}
+
+
+def _differing(theirs: str, ours: str) -> list[str]:
+    import yaml
+
+    from rsdyn.checkpoints import differences, flatten
+
+    try:
+        there, here = (flatten(yaml.safe_load(text)) for text in (theirs, ours))
+    except (yaml.YAMLError, AttributeError):
+        return [f"its {CONFIG} cannot be read"]
+    return differences(there, here, free=("run.dir", "resume"))
 
 
 def _last_part(name: str) -> str:
@@ -143,6 +271,7 @@ def _quiet() -> None:
         r".*Your `IterableDataset` has `__len__` defined.*",
         r".*The number of training batches .* is smaller than the logging interval.*",
         r".*Checkpoint directory .* exists and is not empty.*",
+        r".*your dataloader is not resumable.*",  # it is: it goes by the trainer's own count of batches
         r".*isinstance\(treespec, LeafSpec\).*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     ):

@@ -133,13 +133,15 @@ def make_wandb_logger(
     job_type: str | None = None,
     group: str | None = None,
     tags: Sequence[str] = (),
+    run_id: str | None = None,
 ) -> WandbLogger | None:
     """Start a W&B run inside ``run_dir`` and return Lightning's logger around it, or None (disabled, rank above zero).
 
     Hand it to the Trainer as ``logger or False``: for None, Lightning would make a logger of its own. ``config`` is
     plain containers and is redacted. W&B's own record of argv, of the console and of git stays off, since it redacts
     nothing: put `provenance` in ``config`` instead. ``WANDB_*_DIR`` point into ``run_dir`` until `finish`, so that
-    tables and media are complete in the folder.
+    tables and media are complete in the folder. A run that goes on gives its ``run_id`` again: online W&B goes on with
+    it, offline each session has a folder of its own with that id in its name, and uploading them makes one run.
 
     Raises UserError when an online run cannot be started (a wrong key, no answer in 20 s).
     """
@@ -185,6 +187,8 @@ def make_wandb_logger(
             config=redact(plain(config)),
             settings=settings,
             reinit="finish_previous",
+            id=run_id,
+            resume="allow" if run_id else None,
         )
     except (wandb.Error, TimeoutError, ValueError) as error:
         _restore(before)

@@ -1,9 +1,12 @@
 """Fixtures shared by the tests: tiny models made once, and caches and homes that never touch the user's own."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the scripts
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -32,3 +35,12 @@ def make_sequences():
         return Sequences(ids=ids, offsets=offsets, n_rows=n, n_truncated=0, bos_id=0, bos_note=None)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def nursery():
+    """Runs of the scripts in forked children of a warm process (see ``nursery.py``)."""
+    from nursery import Nursery
+
+    with Nursery() as nursery:
+        yield nursery

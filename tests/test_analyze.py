@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import analyze  # noqa: E402
+from rsdyn.cli import load_config  # noqa: E402
 from rsdyn.config import NULLS  # noqa: E402
+from rsdyn.experiment import find_source  # noqa: E402
+from rsdyn.script import Run  # noqa: E402
 
 N = 61  # divides neither by the shards nor by the processes
 FIGURES = [
@@ -226,13 +230,12 @@ def test_a_model_of_one_layer_has_no_rotation(tmp_path, capsys, words):
     assert analyze.main(argv_of(words, **folder, **{"analysis.measures": "[cosine,velocity,correlation]"})) == 0
 
 
-def test_a_stream_without_resid_mid_has_one_kind_of_transition(words, tmp_path, monkeypatch):
-    """No architecture with parallel blocks is supported yet: a Llama recorded at one site a layer stands for one."""
-    from rsdyn.stream.sites import Sites
+def test_a_stream_without_resid_mid_has_one_kind_of_transition(words, tmp_path):
+    """A Pythia, whose attention and MLP are added at once, is recorded at one site a layer."""
+    from tiny_models import tiny_lm
 
-    monkeypatch.setattr("rsdyn.stream.source.site_names", lambda model_type: ("resid_pre",))
-    monkeypatch.setattr("rsdyn.stream.lm.find_sites", lambda base, _: Sites(("resid_pre",), tuple(base.layers)))
-    options = {"run.dir": tmp_path / "run", "cache.dir": tmp_path / "cache"}
+    pythia = tiny_lm(tmp_path / "pythia", model_type="gpt_neox")
+    options = {"lm.name": pythia, "run.dir": tmp_path / "run", "cache.dir": tmp_path / "cache"}
     assert analyze.main(argv_of(words, **options)) == 0
     summary = summary_of(tmp_path / "run")
     assert summary["n_sublayers"] == 3 and summary["sites_per_layer"] == 1
@@ -268,3 +271,67 @@ def test_an_interrupted_run_says_what_is_kept(words, tmp_path, monkeypatch, caps
     assert analyze.main(argv_of(words, **options)) == 130
     assert f"{N} of {N} sequences of original are in the cache" in capsys.readouterr().err
     assert not (tmp_path / "run/summary.json").exists()
+
+
+# -- every token of each sequence ------------------------------------------------------------------------------------
+
+
+def hidden_states(words, n):
+    """transformers' own hidden states of every token of the first ``n`` sequences: ``(tokens, layers, D)``."""
+    config = load_config(argv_of(words), "analyze")
+    source = find_source(Run("analyze", config, Path(), 0.0))
+    base = source.lm.load().base
+    with torch.no_grad():
+        outputs = [
+            base(torch.from_numpy(source.sequences[i])[None], output_hidden_states=True).hidden_states[:-1]
+            for i in range(n)
+        ]
+    return torch.cat([torch.stack(states, 2)[0] for states in outputs]).double().numpy()
+
+
+def test_every_token_is_measured_and_means_are_transformers_own(words, tmp_path, capsys):
+    options = {
+        "data.positions": "all",
+        "cache.dtype": "float32",
+        "cache.dir": tmp_path / "cache",
+        "analysis.samples": 13,
+    }
+    small = {"analysis.measures": "[activations,cosine,rotation]", "analysis.rotation.nulls": "[token_shuffled]",
+             "analysis.conditions": "[original,token_shuffled]", "analysis.keep": 50}  # fmt: skip
+    assert analyze.main(argv_of(words, **options, **small, **{"run.dir": tmp_path / "all"})) == 0
+    said = capsys.readouterr().out
+    x = hidden_states(words, 13)
+    arrays, summary = arrays_of(tmp_path / "all"), summary_of(tmp_path / "all")
+    np.testing.assert_allclose(arrays["original/mean"][::2], x.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(arrays["original/std"][::2], x.std(0), rtol=1e-4, atol=1e-5)
+    assert (summary["n_sequences"], summary["n_trajectories"], summary["positions"]) == (13, len(x), "all")
+    scalars = summary["scalars"]["original"]
+    assert (scalars["n_trajectories"], scalars["n_bos"]) == (len(x), 13)
+    assert f"every token of each sequence, {len(x)} trajectories of 13 sequences" in said
+    assert f"13 BOS and {scalars['n_sinks']} sinks of {len(x)} (original)" in " ".join(said.split())
+    assert summary["sequences_recorded"] == 32  # two conditions, a shard of 16 each
+    page = (tmp_path / "all" / "findings.md").read_text()
+    assert f"13 sequences, {len(x)} trajectories" in page and "13 BOS" in page
+    # nothing is kept without a cache: each of two passes runs the LM, and the numbers are the same
+    bare = {**options, "cache.enabled": "false", "run.dir": tmp_path / "bare"}
+    del bare["cache.dtype"], bare["cache.dir"]
+    assert analyze.main(argv_of({k: v for k, v in words.items() if k != "cache.dir"}, **bare, **small)) == 0
+    assert summary_of(tmp_path / "bare")["sequences_recorded"] == 64
+    again = arrays_of(tmp_path / "bare")
+    np.testing.assert_allclose(again["original/mean"], arrays["original/mean"], rtol=2e-2, atol=2e-2)  # in bf16
+
+
+def test_two_processes_keep_the_same_tokens(words, tmp_path):
+    options = {"data.positions": "{sample: 3}", "analysis.conditions": "original", "analysis.keep": 70,
+               "analysis.measures": "[cosine,mutual_information,rotation,pca]", "analysis.samples": 45,
+               "analysis.rotation.nulls": "layer_shuffle", "analysis.rotation.surrogates": 5}  # fmt: skip
+    assert analyze.main(argv_of(words, **options, **{"run.dir": tmp_path / "one"})) == 0
+    run(words, tmp_path / "two", **options, **{"trainer.devices": 2})
+    one, two = arrays_of(tmp_path / "one"), arrays_of(tmp_path / "two")
+    assert set(one) == set(two)
+    for name, expected in one.items():
+        scale = max(1.0, float(np.nanmax(np.abs(np.where(np.isfinite(expected), expected, 0)), initial=0)))
+        np.testing.assert_allclose(two[name], expected, rtol=1e-6, atol=1e-6 * scale, err_msg=name)
+    found = [summary_of(tmp_path / name)["scalars"]["original"] for name in ("one", "two")]
+    assert found[0]["n_trajectories"] == found[1]["n_trajectories"] == 135
+    assert found[0]["n_bos"] == found[1]["n_bos"] and found[0]["mi_samples"] == found[1]["mi_samples"] == 70

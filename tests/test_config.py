@@ -14,12 +14,14 @@ from rsdyn.errors import UserError
 # One value a key that is not its default: (text, value).
 OTHER = {
     "seed": ("7", 7),
+    "resume": ("runs/a/checkpoints/last.ckpt", "runs/a/checkpoints/last.ckpt"),
     "run.dir": ("out/x", "out/x"),
     "run.name": ("mine", "mine"),
     "lm.name": ("gpt2", "gpt2"),
     "lm.revision": ("main", "main"),
     "lm.dtype": ("bfloat16", "bfloat16"),
     "lm.trust_remote_code": ("true", True),
+    "lm.device_map": ("auto", "auto"),
     "lm.batch_tokens": ("16_384", 16384),
     "lm.matmul_precision": ("high", "high"),
     "data.path": ("a b.txt", "a b.txt"),
@@ -33,6 +35,7 @@ OTHER = {
     "data.l_max": ("900", 900),
     "data.truncate": ("yes", True),
     "data.condition": ("shuffled", "shuffled"),
+    "data.positions": ("{sample: 4}", {"sample": 4}),
     "data.val_size": ("0.2", 0.2),
     "data.test_size": ("15000", 15000.0),
     "data.batch_by": ("sequence", "sequence"),
@@ -85,6 +88,7 @@ OTHER = {
     "trainer.num_nodes": ("2", 2),
     "trainer.accelerator": ("cpu", "cpu"),
     "trainer.precision": ("bf16-mixed", "bf16-mixed"),
+    "trainer.timeout": ("60", 60),
     "trainer.options": ("{a: 1, b: [x, null]}", {"a": 1, "b": ["x", None]}),
     "tracking.mode": ("disabled", "disabled"),
     "tracking.project": ("p", "p"),
@@ -278,6 +282,50 @@ def test_presets_load_open_with_their_command_and_hold_differences_only(path):
             assert options()[f"{section}.{name}"].default != value == get(config, f"{section}.{name}")
 
 
+PRESETS = {  # preset: the family of tests/family_zoo.py with the sites of its model
+    "llama-3.2-1b": "llama-llama3-rope",
+    "smollm2-135m": "llama",
+    "gemma-2-2b": "gemma2",
+    "gemma-3-1b": "gemma3",
+    "qwen2.5": "qwen2",
+    "qwen3": "qwen3",
+    "mistral-7b": "mistral",
+    "phi-3": "phi3-sliding",
+    "gpt2": "gpt2",
+    "pythia": "neox-parallel",
+    "opt": "opt",
+    "olmo2": "olmo2",
+    "paper": "llama-llama3-rope",
+}
+
+
+def test_every_preset_of_a_model_is_of_a_family_whose_sites_are_known():
+    from family_zoo import PARALLEL, config_of
+
+    from rsdyn.stream.sites import site_names
+
+    assert {*PRESETS, "embedded"} == {path.stem for path in CONFIGS.glob("*.yaml")}
+    for preset, family in PRESETS.items():
+        assert load("--config", preset).lm.name.count("/") == 1
+        assert site_names(config_of(family)) == ("resid_pre", "resid_mid")[: 1 if family in PARALLEL else 2], preset
+
+
+@pytest.mark.parametrize("preset", sorted({*PRESETS} - {"paper"}))
+def test_presets_stack_on_the_papers(preset):
+    config, alone = load("--config", "paper", "--config", preset), load("--config", preset)
+    assert (config.lm.name, config.lm.revision) == (alone.lm.name, alone.lm.revision)
+    assert (config.data.limit, config.cae.standardise) == (105_000, "none")
+
+
+def test_one_device_by_its_number_goes_with_a_device_map():
+    assert load("lm.device_map=auto", "trainer.devices=1,").lm.device_map == "auto"
+    assert load("lm.device_map=null", "trainer.devices=2").lm.device_map is None
+
+
+def test_plan_is_for_the_caller():
+    assert load("--plan", "seed=3") == load("seed=3")
+
+
 def test_paper_preset_is_the_papers_run():
     config = load("--config", "paper")
     assert (config.lm.name, config.lm.dtype) == ("meta-llama/Llama-3.1-8B", "bfloat16")
@@ -319,10 +367,10 @@ def test_paper_preset_is_the_papers_run():
         ("--cae.lr=3e-4", ["write cae.lr=3e-4."]),
         ("--batch-size 3", ["write data.batch_size=3."]),
         ("--confg paper", ["--confg", "Did you mean --config?"]),
-        ("--config", ["--config needs a name or a file", "embedded, paper"]),
+        ("--config", ["--config needs a name or a file", "embedded, gemma-2-2b"]),
         ("--config --print-config", ["--config needs a name or a file"]),
-        ("--config papr", ["papr", "embedded, paper", "Did you mean --config paper?"]),
-        ("--config nowhere/x.yaml", ["nowhere/x.yaml", "no such file", "embedded, paper"]),
+        ("--config papr", ["papr", "embedded, gemma-2-2b", "Did you mean --config paper?"]),
+        ("--config nowhere/x.yaml", ["nowhere/x.yaml", "no such file", "embedded, gemma-2-2b"]),
         # a wrong type
         ("cae.lr=fast", ["cae.lr=fast (command line)", "a number > 0", "default, 0.001"]),
         ("cae.layers=ten", ["cae.layers=ten", "a whole number"]),
@@ -348,7 +396,10 @@ def test_paper_preset_is_the_papers_run():
         ("trainer.devices=many", ["trainer.devices=many", "auto", "0,1"]),
         ("cae.standardise=units", ["cae.standardise=units", "none, unit or unit_sublayer", "cae.standardise=unit?"]),
         ("trainer.precision=bf16", ["trainer.precision=bf16-mixed or trainer.precision=bf16-true"]),
-        ("data.positions=all", ["data.positions=all", "only last is supported"]),
+        ("data.positions=first", ["data.positions=first", "last, all or {sample: k}", "data.positions='{sample: 4}'"]),
+        ("data.positions=[last]", ["data.positions=", "last, all or {sample: k}"]),
+        ("data.positions=", ["data.positions=", "has no value"]),
+        ("data.positions.sample=3", ["data.positions.sample=3", "Did you mean data.positions?"]),
         ("data.val_size=1.5", ["data.val_size=1.5", "a fraction between 0 and 1, or a whole number"]),
         ("data.test_size=0", ["data.test_size=0", "a fraction between 0 and 1, or a whole number"]),
         ("lm.name=${oc.env:HF_TOKEN}", ["lm.name=${oc.env:HF_TOKEN}", "plain values"]),
@@ -373,6 +424,12 @@ def test_paper_preset_is_the_papers_run():
         ("perturb.grid.range=[0,1]", ["four numbers"]),
         ("perturb.noise.sigma=0", ["perturb.noise.sigma=0", "> 0"]),
         ("perturb.kind=teleprt", ["Did you mean perturb.kind=teleport?"]),
+        ("lm.device_map=gpu", ["lm.device_map=gpu", "auto"]),
+        ("lm.device_map=auto trainer.devices=2", ["lm.device_map=auto", "trainer.devices=2", "trainer.devices=1"]),
+        ("lm.device_map=auto trainer.devices=auto", ["lm.device_map=auto", "trainer.devices=auto"]),
+        ("lm.device_map=auto trainer.devices=0,1", ["lm.device_map=auto", "trainer.devices=0,1"]),
+        ("lm.device_map=auto trainer.num_nodes=2", ["lm.device_map=auto", "trainer.num_nodes=2"]),
+        ("--pla", ["--pla is not an option", "--plan"]),
         # lists
         ("analysis.measures=[corelation,pca]", ["Did you mean analysis.measures=[correlation,pca]?"]),
         ("analysis.measures=entropy", ["each once", "correlation", "default, [activations,"]),
@@ -392,6 +449,89 @@ def test_a_mistake_is_one_message_with_its_cure(words, parts):
     text = message(*words.split())
     for part in parts:
         assert part in text
+
+
+@pytest.mark.parametrize(
+    "given", ["{sample: 0}", "{samples: 3}", "{sample: x}", "{sample: 1.5}", "{sample: [1]}", "{}"]
+)
+def test_a_sample_of_positions_is_a_whole_number(given):
+    text = message(f"data.positions={given}")
+    assert text.startswith(f"data.positions={given} ") and "data.positions='{sample: 4}'" in text
+
+
+def test_positions_are_a_word_or_a_mapping_and_the_later_one_counts(tmp_path):
+    drawn, every = tmp_path / "drawn.yaml", tmp_path / "every.yaml"
+    drawn.write_text("data:\n  positions: {sample: 2}\n")
+    every.write_text("data:\n  positions: all\n")
+    for words, expected in [
+        ([], "last"),
+        (["data.positions=all"], "all"),
+        (["data.positions={sample: 4}"], {"sample": 4}),
+        (["--config", str(drawn)], {"sample": 2}),
+        (["--config", str(drawn), "--config", str(every)], "all"),
+        (["--config", str(every), "--config", str(drawn)], {"sample": 2}),
+        (["--config", str(drawn), "data.positions={sample: 7}"], {"sample": 7}),
+    ]:
+        config = load_config(words, "train")
+        assert config.data.positions == expected
+        again = tmp_path / "again.yaml"
+        again.write_text(to_yaml(config))
+        assert load_config(["--config", str(again)], "train") == config
+
+
+# script, what was typed, what was meant
+TYPOS = [
+    *[("train", word, meant) for word, meant in {
+        "cae.bottelneck=3": "cae.bottleneck", "cae.bottlneck=3": "cae.bottleneck", "cae.learning_rate=1": "cae.lr",
+        "cae.Lr=1e-3": "cae.lr", "lr=1e-3": "cae.lr", "cae.standardize=unit": "cae.standardise",
+        "cae.normalize=unit": "cae.standardise", "cae.layer=4": "cae.layers", "cae.k=10": "cae.layers",
+        "cae.biasinit=mean": "cae.bias_init", "cae.warmup=5": "cae.warmup_steps", "data.batchsize=5": "data.batch_size",
+        "batch_size=5": "data.batch_size", "data.batch-by=vector": "data.batch_by", "data.lmin=5": "data.l_min",
+        "data.max_length=5": "data.l_max", "data.max_samples=5": "data.limit", "data.dataset=x": "data.name",
+        "data.subset=x": "data.config", "data.val_sise=0.1": "data.val_size", "trainer.epochs=3": "trainer.max_epochs",
+        "max_epochs=3": "trainer.max_epochs", "trainer.gpus=2": "trainer.devices", "trainer.device=cpu":
+        "trainer.accelerator", "trainer.patiance=3": "trainer.patience", "trainer.gradient_clip_val=1":
+        "trainer.options.gradient_clip_val", "model=gpt2": "lm.name", "lm.model=gpt2": "lm.name",
+        "lm.torch_dtype=x": "lm.dtype", "lm.revison=main": "lm.revision", "run.output_dir=x": "run.dir",
+        "out=x": "run.dir", "sed=1": "seed", "ckpt_path=x": "resume", "cache.path=x": "cache.dir",
+        "cache.shard_sequence=8": "cache.shard_sequences", "tracking.wandb=offline": "tracking.mode",
+        "--lr=1e-3": "cae.lr=1e-3", "cae.standardise=units": "cae.standardise=unit", "tracking.mode=ofline":
+        "tracking.mode=offline", "lm.dtype=bfloat": "lm.dtype=bfloat16",
+    }.items()],
+    *[("analyze", word, meant) for word, meant in {
+        "analysis.measure=pca": "analysis.measures", "analysis.measures=[corelation]": "[correlation]",
+        "analysis.n_samples=5": "analysis.samples", "analysis.mi.estimater=kde": "analysis.mi.estimator",
+        "analysis.rotation.surogates=5": "analysis.rotation.surrogates",
+        "analysis.conditions=[untrainde]": "[untrained]",
+    }.items()],
+    *[("perturb", word, meant) for word, meant in {
+        "perturb.promt=x": "perturb.prompt", "perturb.kind=telport": "perturb.kind=teleport",
+        "perturb.sigma=0.1": "perturb.noise.sigma", "perturb.offplane=keep": "perturb.off_plane",
+        "perturb.site=residpre": "perturb.site=resid_pre",
+    }.items()],
+]  # fmt: skip
+
+
+def test_fifty_typos_are_one_line_each_and_the_right_key_is_suggested(capfd, monkeypatch, tmp_path):
+    """Through the scripts' own entry, over the three of them: no traceback, exit code 2, no folder left behind."""
+    from rsdyn.script import run_script
+
+    def it_ran(run):
+        pytest.fail("it ran")
+
+    monkeypatch.chdir(tmp_path)
+    wrong = []
+    for script, word, meant in TYPOS:
+        assert run_script(script, it_ran, it_ran, [word]) == 2
+        said = capfd.readouterr()
+        assert said.out == ""
+        (line,) = said.err.splitlines()
+        assert line.startswith(f"{script}.py: error: ")
+        if meant not in line.partition("Did you mean ")[2].split("?")[0] and f"write {meant}" not in line:
+            wrong.append((word, meant, line))
+    print(f"{len(TYPOS)} typos, {len(TYPOS) - len(wrong)} right suggestions; wrong: {wrong}")
+    assert len(TYPOS) >= 50 and len(TYPOS) - len(wrong) >= 0.9 * len(TYPOS)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The stream and its DataModule: once each, in a fixed order, whatever the cache, the processes and the batch size."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from rsdyn.datamodule import ResidualStreamDataModule, TrajectoryDataModule, balanced_owners
 from rsdyn.errors import UserError
 from rsdyn.stream.lm import LanguageModel
+from rsdyn.stream.positions import BOS, sequence_of
 from rsdyn.stream.source import find_lm
 from rsdyn.stream.trajectories import TrajectoryStream
 
@@ -37,6 +40,13 @@ def same(a, b):
     return len(a) == len(b) and all(
         torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
     )
+
+
+def trainer_at(epoch, batch=0):
+    """What a DataModule asks of a Trainer that has finished some epochs, and some batches of the next."""
+    progress = SimpleNamespace(current=SimpleNamespace(ready=batch))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    return SimpleNamespace(current_epoch=epoch, fit_loop=loop)
 
 
 # -- the stream --------------------------------------------------------------------------------------------------------
@@ -104,10 +114,9 @@ def test_not_finite_activations_are_never_cached(make_stream, monkeypatch):
     real = LanguageModel._record_batch
 
     @torch.inference_mode()
-    def poisoned(self, sequences):
-        states = real(self, sequences)
-        states[-1, 4, 3] = float("inf")
-        return states
+    def poisoned(self, sequences, at, out, into):
+        real(self, sequences, at, out, into)
+        out[into[-1], 4, 3] = float("inf")
 
     monkeypatch.setattr(LanguageModel, "_record_batch", poisoned)
     with pytest.raises(UserError, match=r"sublayer 4 \(resid_pre of layer 2\)"):
@@ -167,13 +176,72 @@ def test_vectors_are_mixed_across_sequences(make_stream):
 def test_batches_are_the_same_cold_and_warm_and_differ_by_epoch_and_seed(make_stream):
     def batches(seed=0, epoch=0):
         data = ResidualStreamDataModule(opened(make_stream()), batch_size=20, seed=seed)
-        data.trainer = type("trainer", (), {"current_epoch": epoch})()
+        data.trainer = trainer_at(epoch)
         return all_batches(data.train_dataloader())
 
     cold = batches()
     assert same(cold, batches())
     assert not same(cold, batches(epoch=1))
     assert not same(cold, batches(seed=1))
+
+
+@pytest.mark.parametrize("batch_by", ["vector", "sequence"])
+@pytest.mark.parametrize(("batch_size", "shuffle_shards"), [(7, 1), (7, 3), (20, 2), (50, 1), (130, 1), (10_000, 2)])
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_an_epoch_goes_on_at_any_batch_with_the_same_batches(make_stream, batch_by, batch_size, shuffle_shards, epoch):
+    """Whatever windows and batches have to do with each other: a batch may take many windows, or a window many."""
+
+    def batches(first, rank=0):
+        data = ResidualStreamDataModule(
+            opened(make_stream()), batch_by=batch_by, batch_size=batch_size, shuffle_shards=shuffle_shards
+        )
+        data.set_process(rank, 2)
+        data.trainer = trainer_at(epoch, first)
+        return all_batches(data.train_dataloader()), data
+
+    for rank in range(2):
+        whole, complete = batches(0, rank)
+        for first in sorted({*range(0, len(whole), 1 + len(whole) // 5), len(whole) - 1}):
+            rest, data = batches(first, rank)
+            assert same(rest, whole[first:])
+            for a, b in zip(
+                data.train_statistics(complete=True), complete.train_statistics(complete=True), strict=True
+            ):
+                assert torch.equal(a, b)  # the same bits
+
+
+def test_going_on_late_in_an_epoch_reads_only_what_is_needed(make_stream):
+    stream = opened(make_stream())
+    data = ResidualStreamDataModule(stream, batch_size=6, shuffle_shards=1)
+    n = len(all_batches(data.train_dataloader()))
+    again = ResidualStreamDataModule(opened(make_stream()), batch_size=6, shuffle_shards=1)
+    again.trainer = trainer_at(3, n - 1)
+    again.train_statistics(complete=True)
+    read = []
+    again.stream.shard = lambda k, real=again.stream.shard: read.append(k) or real(k)
+    assert len(all_batches(again.train_dataloader())) == 1
+    assert len(read) <= 2 < stream.n_shards
+
+
+def test_a_wish_to_stop_ends_recording_with_an_empty_batch(make_stream):
+    stream = opened(make_stream(batch_tokens=64))
+    data = ResidualStreamDataModule(stream, batch_size=10, shuffle_shards=2)
+    wishes = []
+    data.should_stop = lambda: bool(wishes)
+    data.on_record = lambda n: wishes.append(n) if stream.n_recorded >= 16 else None
+    *given, last = all_batches(data.train_dataloader())
+    assert given and len(last[0]) == 0 and last[0].shape[1:] == given[0][0].shape[1:]
+    assert stream.n_recorded == 16 and len(stream.missing()) == stream.n_shards - 2
+
+
+def test_a_wish_to_stop_outside_training_batches_is_passed_on_by_a_process_that_is_alone(make_stream):
+    data = ResidualStreamDataModule(opened(make_stream()), batch_size=10)
+    data.should_stop = lambda: True
+    data.interrupt = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        all_batches(data.val_dataloader())
+    data.set_process(0, 2)
+    assert all_batches(data.val_dataloader())
 
 
 def test_the_first_batch_needs_only_the_first_window(make_stream):
@@ -295,3 +363,100 @@ def test_shards_are_announced_once(tiny_llama, make_sequences, tmp_path):
         list(data.train_dataloader())
     data.train_statistics(complete=True)
     assert torch.equal(torch.cat(seen).sort().values, torch.arange(45))
+
+
+# -- other positions than the last -------------------------------------------------------------------------------------
+
+POSITIONS = pytest.mark.parametrize("positions", ["all", {"sample": 3}])
+
+
+def trajectories_of(stream):
+    """Every trajectory ``(n, S, D)`` and its sequence ``(n,)``, in the corpus' order."""
+    shards = [stream.shard(k) for k in range(stream.n_shards)]
+    return torch.cat([s.activations for s in shards]), torch.cat([s.index for s in shards])
+
+
+def sums_by_vector(x, sublayer, sequence):
+    """What came, whatever its order: a line a vector, sorted."""
+    lines = torch.cat([sequence[:, None].double(), sublayer[:, None].double(), x.double()], 1).numpy()
+    return lines[np.lexsort(lines.T[::-1])]
+
+
+@POSITIONS
+@pytest.mark.parametrize("batch_by", ["vector", "sequence"])
+def test_every_recorded_token_is_given_once_and_no_sequence_is_in_two_splits(make_stream, positions, batch_by):
+    stream = opened(make_stream(positions=positions, shard_sequences=16))
+    data = ResidualStreamDataModule(stream, batch_by=batch_by, batch_size=9)
+    loaders = {"train": data.train_dataloader(), "val": data.val_dataloader(), "test": data.test_dataloader()}
+    x, index = trajectories_of(stream)
+    assert len(x) == stream.positions.counts.sum() > N
+    seen = {}
+    for part, loader in loaders.items():
+        batches = all_batches(loader)
+        assert len(batches) == len(loader)
+        given = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+        rows = torch.isin(index, torch.from_numpy(data.splits[part]))
+        sublayer = torch.arange(stream.n_sublayers).repeat(int(rows.sum()))
+        expected = (x[rows].flatten(0, 1), sublayer, index[rows].repeat_interleave(stream.n_sublayers))
+        np.testing.assert_array_equal(sums_by_vector(*given), sums_by_vector(*expected))
+        seen[part] = set(given[2].tolist())
+        most = 9 * (stream.n_sublayers if batch_by == "sequence" else 1)
+        most = most if part == "train" else 16 * stream.n_sublayers  # no more at a time than of last tokens
+        assert max(len(batch[0]) for batch in batches) <= most
+        if batch_by == "sequence" and part == "train":
+            for _, sublayer, sequence in batches[:-1]:
+                assert sublayer.tolist() == list(range(stream.n_sublayers)) * 9
+                assert all(len(set(s)) == 1 for s in sequence.view(9, -1).tolist())
+    assert not seen["train"] & seen["val"] and not seen["train"] & seen["test"] and not seen["val"] & seen["test"]
+    train = x[torch.isin(index, torch.from_numpy(data.splits["train"]))].double()
+    statistics = data.train_statistics(complete=True)
+    torch.testing.assert_close(statistics.mean, train.mean(0))
+    torch.testing.assert_close(statistics.m2, ((train - train.mean(0)) ** 2).sum(0))
+
+
+@POSITIONS
+def test_several_tokens_go_on_in_the_middle_of_an_epoch_and_come_without_a_cache(make_stream, positions):
+    def batches(first, cache=True, rank=0):
+        data = ResidualStreamDataModule(
+            opened(make_stream(positions=positions, cache=cache)), batch_size=50, shuffle_shards=2
+        )
+        data.set_process(rank, 2)
+        data.trainer = trainer_at(1, first)
+        return all_batches(data.train_dataloader())
+
+    sequences = []
+    for rank in range(2):
+        whole = batches(0, rank=rank)
+        for first in (1, len(whole) // 2, len(whole) - 1):
+            assert same(batches(first, rank=rank), whole[first:])
+        sequences.append({i for batch in whole for i in batch[2].tolist()})
+    assert not sequences[0] & sequences[1]
+    assert same(batches(0, cache=False, rank=1), whole)
+
+
+@POSITIONS
+def test_a_pass_gives_the_first_sequences_in_pieces_with_their_numbers(make_stream, positions):
+    stream = opened(make_stream(positions=positions))
+    data = TrajectoryDataModule(stream, samples=21, passes=1)
+    (loader,) = data.test_dataloader()
+    batches = list(loader)
+    assert len(batches) == len(loader) and max(len(b.activations) for b in batches) <= 8
+    x, index = trajectories_of(stream)
+    rows = index < 21
+    assert torch.equal(torch.cat([b.activations for b in batches]), x[rows])
+    assert torch.equal(torch.cat([b.sequence for b in batches]), index[rows])
+    number = torch.cat([b.number for b in batches])
+    assert len(number.unique()) == len(number) and torch.equal(sequence_of(number), index[rows])
+    assert stream.n_recorded == N  # by whole shards, and the rest for the comparison
+    assert int(sum((b.kind & BOS > 0).sum() for b in batches)) == sum(
+        bool((stream.positions.of(i) == 0).any()) for i in range(21)
+    )
+
+
+@POSITIONS
+def test_without_a_cache_a_second_pass_records_several_tokens_again(make_stream, positions):
+    stream = make_stream(n=20, cache=False, positions=positions)
+    data = TrajectoryDataModule(stream, passes=2)
+    first, second = (list(loader) for loader in data.test_dataloader())
+    assert same([b[:2] for b in first], [b[:2] for b in second]) and not data._kept
+    assert stream.n_recorded == 40

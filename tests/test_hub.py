@@ -104,7 +104,20 @@ def wrapped(error, outer=OSError):
         return caught
 
 
+# What the Hub says of a repository that is not there, and of one that is gated, each in its own class.
+ABSENT = (
+    "404 Client Error. Repository Not Found for url: https://huggingface.co/x. Please make sure you specified the "
+    "correct `repo_id`. If you are trying to access a private or gated repo, make sure you are authenticated."
+)
+
+
+def absent():
+    response = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co/x"))
+    return errors.RepositoryNotFoundError(ABSENT, response=response)
+
+
 CASES = [
+    (absent(), ["{kind}.name=meta/m", "no such {what}", "spelling"]),
     (refused(errors.GatedRepoError, 401), ["{kind}.name=meta/m", "gated", "HF_TOKEN"]),
     (refused(errors.RepositoryNotFoundError, 401), ["{kind}.name=meta/m", "no such {what}", "HF_TOKEN"]),
     (refused(errors.RevisionNotFoundError), ["{kind}.revision=v7", "meta/m"]),

@@ -28,6 +28,12 @@ class ArrayStream:
     def bounds(self, k):
         return k * self.shard_sequences, min((k + 1) * self.shard_sequences, self.n_sequences)
 
+    def rows_of(self, k, sequences):
+        return torch.from_numpy(sequences - self.bounds(k)[0])
+
+    def turns(self, k):
+        return None  # one trajectory a sequence
+
     def shard(self, k):
         start, stop = self.bounds(k)
         n = stop - start
@@ -158,8 +164,115 @@ def test_a_constant_unit_is_counted(standardise):
     assert torch.isfinite(module.results["test_mse"])
 
 
-def test_a_loss_that_is_not_finite_stops_the_training():
+# -- numbers that are not finite ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("standardise", ["none", "unit", "unit_sublayer"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_an_activation_that_is_not_finite_is_named(standardise, value):
     x = curve()
-    x[40, 2, 3] = float("nan")
-    with pytest.raises(NonFiniteError, match="loss is nan"):
-        fit(x, standardise="none")
+    x[41, 2, 3] = value
+    data = ResidualStreamDataModule(ArrayStream(x))
+    part = next(name for name, rows in data.splits.items() if 41 in rows)
+    assert part == "train"
+    with pytest.raises(NonFiniteError, match=r"at sequence 41, sublayer 2, unit 3"):
+        fit(x, standardise=standardise)
+
+
+def test_an_activation_of_the_validation_split_is_named():
+    x = curve()
+    row = int(ResidualStreamDataModule(ArrayStream(x)).splits["val"][0])
+    x[row, 4, 1] = float("nan")
+    kept = []
+    with pytest.raises(
+        NonFiniteError, match=rf"validation loss is nan .*sublayer 4 of sequence {row} \(the activation"
+    ):
+        fit(x, callbacks=[Kept(kept)])
+    assert not kept
+
+
+def test_statistics_that_overflow_are_named():
+    x = curve().double()
+    x[41, 2, 3] = 1e200
+    with pytest.raises(
+        NonFiniteError, match=r"statistics of the training split overflow.*sequence 41, sublayer 2, unit 3"
+    ):
+        fit(x)
+
+
+class Kept(L.Callback):
+    """Counts the epochs that a ModelCheckpoint would have kept."""
+
+    def __init__(self, kept):
+        self.kept = kept
+
+    def on_train_epoch_end(self, trainer, module):
+        self.kept.append(float(trainer.callback_metrics["val/loss"]))
+
+
+class Plant(L.Callback):
+    """Puts a value that is not finite somewhere, in epoch 1, before step 3 of it."""
+
+    def __init__(self, plant):
+        self.plant = plant
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 3):
+            self.plant(module, trainer)
+
+
+def plant_parameter(module, trainer):
+    module.autoencoder.encoder[3].weight.data[0, 0] = float("nan")
+
+
+def plant_bias(module, trainer):
+    module.autoencoder.decoder[-1].bias.data[2] = float("inf")
+
+
+def plant_gradient(module, trainer):
+    parameter = module.autoencoder.encoder[0].weight
+    handle = parameter.register_hook(lambda grad: (handle.remove(), grad * float("nan"))[1])
+
+
+def plant_moment(module, trainer):
+    state = trainer.optimizers[0].state
+    parameter = module.autoencoder.decoder[0].weight
+    state[parameter]["exp_avg"][0, 0] = float("inf")
+
+
+def plant_mean(module, trainer):
+    module.autoencoder.mean[3] = float("nan")
+
+
+def plant_scale(module, trainer):
+    module.autoencoder.scale[3] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("plant", "named"),
+    [
+        (plant_parameter, r"encoder\.3\.weight of the autoencoder"),
+        (plant_bias, r"decoder\.9\.bias|decoder\.\d+\.bias of the autoencoder"),
+        (plant_gradient, r"encoder\.0\.weight of the autoencoder"),
+        (plant_moment, r"decoder\.0\.weight of the autoencoder"),
+        (plant_mean, r"sublayer \d+ of sequence \d+ \(its reconstruction\)"),
+        (plant_scale, r"sublayer \d+ of sequence \d+ \(its reconstruction\)"),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_what_goes_wrong_in_training_is_named_and_never_kept(plant, named):
+    kept = []
+    with pytest.raises(NonFiniteError, match=f"training loss is (nan|inf) in epoch 1, step .*({named})"):
+        fit(curve(), epochs=3, callbacks=[Plant(plant), Kept(kept)])
+    assert len(kept) == 1 and np.isfinite(kept).all()
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_written(tmp_path):
+    """Whatever the loss did not show, on a GPU it is looked at in every twentieth step only."""
+    trainer, module, _ = fit(curve())
+    module.autoencoder.encoder[0].bias.data[1] = float("nan")
+    with pytest.raises(
+        NonFiniteError, match=r"autoencoder\.encoder\.0\.bias is not finite .* no checkpoint is written"
+    ):
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert not any(tmp_path.iterdir())

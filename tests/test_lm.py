@@ -1,84 +1,154 @@
 """Recording a language model: against transformers' own forward and its own blocks, never against ourselves."""
 
-import json
-import shutil
-
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_lm
-from transformers import AutoModel, AutoModelForCausalLM
+from family_zoo import CONTEXT, FAMILIES, LAYERS, UNITS, VOCABULARY, ZOO, config_of, names_of
+from transformers import AutoConfig, AutoModel
 
 from rsdyn.errors import NonFiniteError, UserError
-from rsdyn.stream.lm import LanguageModel, length_sorted_batches
-from rsdyn.stream.sites import SITES
+from rsdyn.stream.lm import LanguageModel, batches_apart, length_sorted_batches
 from rsdyn.stream.source import find_lm
-
-
-@pytest.fixture(scope="module", params=sorted(SITES))
-def family(request, tmp_path_factory):
-    """Each supported family: its folder and its causal LM as transformers opens it."""
-    folder = tiny_lm(tmp_path_factory.mktemp(request.param), model_type=request.param)
-    return folder, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def random_sequences(n, seed=0, longest=40):
     rng = np.random.default_rng(seed)
-    return [rng.integers(1, 300, size=int(k)) for k in rng.integers(5, longest, size=n)]
+    return [rng.integers(3, 300, size=int(k)) for k in rng.integers(5, longest, size=n)]
 
 
-@torch.no_grad()
-def test_identities(family):
-    """The stream is the running sum: attention's and the MLP's contributions, computed by the blocks themselves."""
-    folder, causal = family
-    ids = random_sequences(1)[0]
-    stream = find_lm(str(folder)).load().record([ids])[0]
-    contributions = []
-    handles = []
-    for layer in causal.model.layers:
-        for block in (layer.self_attn, layer.mlp):
-            take = lambda m, args, out: contributions.append((out[0] if isinstance(out, tuple) else out)[0, -1])  # noqa: E731
-            handles.append(block.register_forward_hook(take))
+def outputs_of(causal, modules, ids):
+    """What each of the modules gave for the last token in one forward of transformers' own, and its output.
+
+    Copies: Falcon adds attention's output to the MLP's in place.
+    """
+    given, handles = {}, []
+
+    def take(module, args, output):
+        states = output[0] if isinstance(output, tuple) else output
+        given[module] = states.view(-1, UNITS)[-1].clone()
+
+    for module in modules:
+        handles.append(module.register_forward_hook(take))
     output = causal(torch.from_numpy(ids)[None], output_hidden_states=True, use_cache=False)
     for handle in handles:
         handle.remove()
-    assert len(contributions) == len(stream) == 2 * len(causal.model.layers)
-    for s in range(len(stream) - 1):  # resid_mid = resid_pre + attention, resid_pre[l + 1] = resid_mid[l] + MLP
-        torch.testing.assert_close(stream[s + 1], stream[s] + contributions[s], rtol=1e-5, atol=1e-5)
-    # transformers' hidden states are resid_pre, but for the last, which is behind the final norm
-    for layer, hidden in enumerate(output.hidden_states[:-1]):
-        torch.testing.assert_close(stream[2 * layer], hidden[0, -1], rtol=1e-5, atol=1e-5)
-    logits = causal.lm_head(causal.model.norm(stream[-1] + contributions[-1]))
-    torch.testing.assert_close(logits, output.logits[0, -1], rtol=1e-4, atol=1e-4)
+    return given, output
 
 
+@pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_replay_from_a_recorded_state(family):
-    """The recorded state at a layer, put in its place, reproduces the rest of the run."""
-    folder, causal = family
-    ids = random_sequences(1, seed=3)[0]
-    stream = find_lm(str(folder)).load().record([ids])[0]
-    tokens = torch.from_numpy(ids)[None]
-    logits = causal(tokens).logits[0, -1]
+def test_identities(name):
+    """The stream is the running sum: attention's and the MLP's contributions, computed by the blocks themselves."""
+    causal, names = ZOO[name](), names_of(name)
+    lm = LanguageModel(causal.base_model, causal=causal)
+    ids = random_sequences(1)[0]
+    stream = lm.record([ids])[0]
+    layers = causal.base_model.get_submodule(names.layers)
+    blocks = [layer.get_submodule(block) for layer in layers for block in names.adds]
+    given, output = outputs_of(causal, blocks, ids)
+    adds = [given[block] * names.scale for block in blocks]
+    if names.mid is None:
+        adds = [attention + mlp for attention, mlp in zip(adds[::2], adds[1::2], strict=True)]
+    assert len(adds) == len(stream)
+    for s in range(len(stream) - 1):  # resid_mid = resid_pre + attention, resid_pre[l + 1] = resid_mid[l] + MLP
+        torch.testing.assert_close(stream[s + 1], stream[s] + adds[s], rtol=1e-5, atol=1e-5)
+    # transformers' hidden states are resid_pre, but for the last, which is behind the final norm
+    n_sites = len(stream) // len(layers)
+    assert len(output.hidden_states) == len(layers) + 1
+    for layer, hidden in enumerate(output.hidden_states[:-1]):
+        torch.testing.assert_close(stream[n_sites * layer], hidden[0, -1], rtol=1e-5, atol=1e-5)
+    # behind the LM head some families cap or scale their logits
+    expected = output.logits[0, -1].log_softmax(-1)
+    torch.testing.assert_close(lm.log_probs(stream[-1] + adds[-1]), expected, rtol=1e-5, atol=1e-5)
 
-    def put_back(module, args, kwargs):
-        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
-        hidden[0, -1] = stream[2]
-        return (hidden, *args[1:]), kwargs
 
-    handle = causal.model.layers[1].register_forward_pre_hook(put_back, with_kwargs=True)
-    torch.testing.assert_close(causal(tokens).logits[0, -1], logits, rtol=1e-5, atol=1e-5)
-    handle.remove()
-
-
-def test_padding_and_batching_change_nothing(family):
-    folder, _ = family
-    lm = find_lm(str(folder)).load()
-    sequences = random_sequences(23, seed=1)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_padding_and_batching_change_nothing(name):
+    """Right padding without a mask, next to longer sequences, beyond the window of sliding attention."""
+    lm = LanguageModel(ZOO[name]().base_model)
+    sequences = random_sequences(9, seed=1)
     alone = torch.cat([lm.record([s]) for s in sequences])
-    for batch_tokens in (1, 64, 300, 10_000):
-        together = lm.record(sequences, batch_tokens=batch_tokens)
-        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    for batch_tokens in (64, 10_000):
+        difference = (lm.record(sequences, batch_tokens=batch_tokens) - alone).norm(dim=-1)
+        assert (difference / alone.norm(dim=-1)).max() < 3e-6
+
+
+def test_log_probs_of_any_shape_and_without_a_head():
+    causal = ZOO["gemma2"]()
+    lm = LanguageModel(causal.base_model, causal=causal)
+    states = torch.randn(2, 3, UNITS)
+    found = lm.log_probs(states)
+    assert found.shape == (2, 3, VOCABULARY) and lm.log_probs(states[0, 0]).shape == (VOCABULARY,)
+    torch.testing.assert_close(found[1, 2], lm.log_probs(states[1, 2]))
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(2, 3))
+    assert lm.head is causal.lm_head and causal.base_model is lm.base  # the model itself is as it was
+    with pytest.raises(ValueError, match=r"load\(head=True\)"):
+        LanguageModel(causal.base_model).log_probs(states)
+
+
+def test_sizes_go_by_many_names():
+    for name in ("llama", "gpt2", "mpt", "gpt-neo"):
+        lm = LanguageModel(ZOO[name]().base_model)
+        assert (lm.n_units, lm.n_layers, lm.n_sublayers, lm.max_tokens) == (UNITS, LAYERS, 2 * LAYERS, CONTEXT)
+    assert LanguageModel(ZOO["bloom"]().base_model).max_tokens is None
+
+
+def test_longrope_keeps_long_sequences_from_short_ones():
+    """One long row turns the angles of all rows of a forward; ours never go together, on whatever threads."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0, 4.0, 8.0, 16.0],
+        "original_max_position_embeddings": 20,
+    }
+    config = config_of("phi3")
+    config.rope_parameters, config.original_max_position_embeddings = rope, 20
+    torch.manual_seed(0)
+    lm = LanguageModel(AutoModel.from_config(config))
+    sequences = [s for s in random_sequences(12, seed=3) if len(s) != 20] + random_sequences(1, longest=6)
+    sequences.append(np.concatenate(random_sequences(2, seed=4))[:20])  # the longest of the short ones
+    assert min(map(len, sequences)) < 20 < max(map(len, sequences))
+    alone = torch.cat([lm.record([s]) for s in sequences])
+    short = min(range(len(sequences)), key=lambda i: len(sequences[i]))
+    long = max(sequences, key=len)
+    ids = torch.zeros(2, len(long), dtype=torch.int64)
+    ids[0, : len(sequences[short])], ids[1] = torch.from_numpy(sequences[short]), torch.from_numpy(long)
+    mixed = lm.base(ids, use_cache=False, output_hidden_states=True).hidden_states[2][0, len(sequences[short]) - 1]
+    assert (mixed - alone[short, 4]).norm() / mixed.norm() > 1e-3  # the trap is there
+    before = torch.get_num_threads()
+    try:
+        for n_threads in (1, 3):
+            torch.set_num_threads(n_threads)
+            together = lm.record(sequences, batch_tokens=80)
+            assert ((together - alone).norm(dim=-1) / alone.norm(dim=-1)).max() < 3e-6
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_dynamic_positions_are_refused_beyond_the_context():
+    config = config_of("llama")
+    config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
+    config.max_position_embeddings = 16
+    lm = LanguageModel(AutoModel.from_config(config))
+    within, beyond = np.arange(3, 19), np.arange(3, 20)
+    assert lm.record([within, within[:5]]).isfinite().all()
+    with pytest.raises(UserError, match=r"sequence 8 has 17 tokens.*dynamically beyond 16.*Truncate"):
+        lm.record([within, beyond], first_index=7)
+
+
+def test_a_language_model_that_also_sees():
+    """The text part of a larger config says the sizes, and its layers are found deeper in the model."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=config_of("gemma3").to_dict(), vision_config=vision)
+    torch.manual_seed(0)
+    lm = LanguageModel(AutoModel.from_config(config).eval())
+    assert (lm.n_units, lm.n_sublayers) == (UNITS, 2 * LAYERS)
+    assert lm.sites.layers[0] is lm.base.language_model.layers[0]
+    ids = random_sequences(1)[0]
+    hidden = lm.base.language_model(torch.from_numpy(ids)[None], output_hidden_states=True).hidden_states
+    torch.testing.assert_close(lm.record([ids])[0, ::2], torch.stack([h[0, -1] for h in hidden[:-1]]))
 
 
 def test_the_number_of_threads_changes_not_a_bit(tiny_llama):
@@ -137,36 +207,6 @@ def test_low_precision_is_close_to_float32(tiny_llama):
     assert torch.equal(stored, exact.to(torch.bfloat16))
 
 
-def test_source_knows_the_model_without_its_weights(tiny_llama, tmp_path):
-    """A folder whose weights cannot be read tells all the same what the cache and the autoencoder need."""
-    folder = shutil.copytree(tiny_llama, tmp_path / "lm")
-    (folder / "model.safetensors").write_bytes(b"not weights")
-    source = find_lm(str(folder))
-    assert (source.n_layers, source.n_sublayers, source.n_units, source.max_tokens) == (3, 6, 32, 256)
-    assert source.identity() != find_lm(str(tiny_llama)).identity()
-    with pytest.raises(UserError, match=r"lm\.name"):
-        source.load()
-
-
-def test_identity_follows_the_bytes(tiny_llama, tmp_path):
-    folder = shutil.copytree(tiny_llama, tmp_path / "lm")
-    before = find_lm(str(folder)).identity()
-    assert before == find_lm(str(tiny_llama)).identity()
-    weights = bytearray((folder / "model.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (folder / "model.safetensors").write_bytes(weights)
-    assert find_lm(str(folder)).identity() != before
-
-
-def test_a_model_in_several_files_is_the_same_model(tiny_llama, tmp_path):
-    """The Hub's layout for large models: several safetensors files and an index."""
-    folder = tiny_lm(tmp_path / "sharded", max_shard_size="60KB")
-    assert len(list(folder.glob("*.safetensors"))) > 2
-    assert (folder / "model.safetensors.index.json").exists()
-    sequences = random_sequences(4)
-    assert torch.equal(find_lm(str(folder)).load().record(sequences), find_lm(str(tiny_llama)).load().record(sequences))
-
-
 def test_not_finite_stream_names_sequence_and_sublayer(tiny_llama):
     lm = find_lm(str(tiny_llama)).load()
     with torch.no_grad():
@@ -195,76 +235,57 @@ def test_length_sorted_batches():
     assert batches == [[1, 3, 0] if 3 * 7 <= 18 else [1, 3], [0, 5], [2], [4]]
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("/nowhere/at/all", ["lm.name=/nowhere/at/all", "no such folder", "embedded"]),
-        ("./missing", ["no such folder"]),
-    ],
-)
-def test_missing_folder(name, words):
-    with pytest.raises(UserError) as caught:
-        find_lm(name)
-    assert all(word in str(caught.value) for word in words)
+def test_batches_that_must_not_go_together():
+    lengths = [7, 3, 9, 3, 50, 8]
+    batches = length_sorted_batches(lengths, 40, apart=8)
+    assert batches == [[1, 3, 0, 5], [2], [4]]  # without it, 9 tokens would go with the shorter ones
+    assert length_sorted_batches(lengths, 45)[0] == [1, 3, 0, 5, 2]
+    assert batches_apart(batches, lengths, 8) == [[[1, 3, 0, 5]], [[2], [4]]]
+    assert batches_apart(batches, lengths, 2) == [batches] == batches_apart(batches, lengths, None)
 
 
-def test_folder_mistakes(tiny_llama, tmp_path):
-    with pytest.raises(UserError, match=r"no config\.json"):
-        find_lm(str(tmp_path))
-    folder = shutil.copytree(tiny_llama, tmp_path / "lm")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="safetensors"):
-        find_lm(str(folder))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "pytorch_model.bin").rename(folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    with pytest.raises(UserError, match="'bert' is not supported"):
-        find_lm(str(folder))
-    (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
-        find_lm(str(folder))
+# -- other positions than the last -------------------------------------------------------------------------------------
 
 
-def test_remote_code_is_not_run_unless_asked(tiny_llama, tmp_path):
-    folder = shutil.copytree(tiny_llama, tmp_path / "lm")
-    config = json.loads((folder / "config.json").read_text())
-    remote = {"model_type": "its-own", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
-    (folder / "config.json").write_text(json.dumps(config | remote))
-    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(UserError, match=r"lm\.trust_remote_code=true"):
-        find_lm(str(folder))
-    assert not (tmp_path / "ran").exists()
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "neox-parallel", "gemma2"])
+@torch.no_grad()
+def test_every_token_is_the_last_of_its_prefix_and_transformers_hidden_state(name):
+    """Causality, in a padded batch: what is recorded at a token is what a model that saw no further has there."""
+    causal = ZOO[name]()
+    lm = LanguageModel(causal.base_model)
+    sequences = random_sequences(3, seed=5, longest=14)
+    at = [np.arange(len(s)) for s in sequences]
+    found = lm.record(sequences, positions=at, batch_tokens=200)
+    prefixes = torch.cat([lm.record([s[: n + 1]]) for s in sequences for n in range(len(s))])
+    assert found.shape == prefixes.shape
+    assert ((found - prefixes).norm(dim=-1) / prefixes.norm(dim=-1)).max() < 1e-5
+    hidden = [
+        torch.stack(lm.base(torch.from_numpy(s)[None], output_hidden_states=True).hidden_states[:-1], 2)[0]
+        for s in sequences
+    ]
+    torch.testing.assert_close(found[:, :: len(lm.sites.names)], torch.cat(hidden), rtol=1e-4, atol=1e-5)
 
 
-def test_folder_without_tokenizer(tiny_llama, tmp_path):
-    folder = shutil.copytree(tiny_llama, tmp_path / "lm")
-    for file in folder.glob("*token*"):
-        file.unlink()
-    with pytest.raises(UserError, match=r"lm\.name"):
-        find_lm(str(folder)).tokenizer()
+def test_some_tokens_are_those_rows_of_all_and_nothing_else_is_kept(tiny_llama):
+    lm = find_lm(str(tiny_llama)).load()
+    sequences = random_sequences(7, seed=2)
+    every = lm.record(sequences, positions=[np.arange(len(s)) for s in sequences], batch_tokens=100)
+    wanted = [np.array(sorted({0, len(s) // 2, len(s) - 1})) for s in sequences]
+    starts = np.cumsum([0, *map(len, sequences)])
+    rows = np.concatenate([start + tokens for start, tokens in zip(starts[:-1], wanted, strict=True)])
+    seen = []
+    some = lm.record(sequences, positions=wanted, batch_tokens=100, dtype=torch.bfloat16, on_batch=seen.append)
+    assert torch.equal(some, every[rows].bfloat16()) and sum(seen) == 7
+    assert some.untyped_storage().nbytes() == len(rows) * lm.n_sublayers * lm.n_units * 2
+    last = [np.array([len(s) - 1]) for s in sequences]
+    assert torch.equal(lm.record(sequences, positions=last, batch_tokens=100), lm.record(sequences, batch_tokens=100))
 
 
-def test_hub_name_without_network(monkeypatch):
-    monkeypatch.setattr("rsdyn.stream.source.hub_reachable", lambda: False)
-    with pytest.raises(UserError) as caught:
-        find_lm("nobody/no-such-model")
-    assert "lm.name" in str(caught.value)
-    assert "nobody/no-such-model" in str(caught.value)
-
-
-def test_an_untrained_model_has_the_shape_and_random_weights(tiny_llama):
-    source = find_lm(str(tiny_llama))
-    untrained = source.without_training(3)
-    assert untrained.n_sublayers == source.n_sublayers and untrained.label.endswith("-untrained")
-    assert len({source.identity(), untrained.identity(), source.without_training(4).identity()}) == 3
-    assert untrained.identity() == find_lm(str(tiny_llama)).without_training(3).identity()
-    state = torch.get_rng_state()
-    a, b, other, trained = (
-        s.load().base.state_dict() for s in (untrained, untrained, source.without_training(4), source)
-    )
-    assert torch.equal(torch.get_rng_state(), state)
-    name = next(n for n in a if n.endswith("q_proj.weight"))
-    assert torch.equal(a[name], b[name])
-    assert not torch.equal(a[name], other[name]) and not torch.equal(a[name], trained[name])
-    assert a[name].std().item() == pytest.approx(source.config.initializer_range, rel=0.1)
-    assert source.without_training(3).load(dtype="bfloat16").dtype == torch.bfloat16
+def test_what_is_not_finite_is_named_with_its_token(tiny_llama):
+    lm = find_lm(str(tiny_llama)).load()
+    sequences = random_sequences(4, seed=3)
+    with torch.no_grad():
+        lm.base.get_input_embeddings().weight[999 % 400] = torch.nan
+    sequences[2][4] = 999 % 400
+    with pytest.raises(NonFiniteError, match=r"at sequence 102, token 4, sublayer 0 \(resid_pre of layer 0\)"):
+        lm.record(sequences, positions=[np.arange(len(s)) for s in sequences], first_index=100)

@@ -12,9 +12,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import perturb  # noqa: E402
+from rsdyn.cli import load_config  # noqa: E402
 from rsdyn.dynamics.projection import PCA  # noqa: E402
 from rsdyn.errors import UserError  # noqa: E402
-from rsdyn.perturbation import layers_of  # noqa: E402
+from rsdyn.experiment import find_source, open_stream  # noqa: E402
+from rsdyn.perturbation import Prompt, Recorded, _usable, layers_of, prompts_of, read_trajectories  # noqa: E402
+from rsdyn.script import Run  # noqa: E402
 from rsdyn.stream.source import find_lm  # noqa: E402
 
 N, LAYERS, S, D = 40, 3, 6, 32
@@ -235,6 +238,39 @@ def test_through_an_autoencoder(words, tmp_path, capsys):
     cae["perturb.checkpoint"] = tmp_path / "16.ckpt"
     assert perturb.main(argv_of(words, **cae, **{"run.dir": tmp_path / "wrong"})) == 2
     assert "takes 16 units" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("alike", [(), (3, 8)])
+def test_no_token_of_the_prompts_own_sequence_is_swapped_in(alike):
+    x = torch.randn(12, S, D, generator=torch.Generator().manual_seed(0))
+    sequence = torch.tensor([0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 4])
+    state = torch.randn(D, generator=torch.Generator().manual_seed(1))
+    x[list(alike), 2] = state  # the same token elsewhere
+    found = _usable(Recorded(x, sequence), 2, state, Prompt(np.array([0, 1]), sequence=1))
+    assert found.tolist() == [i for i in range(12) if i not in (2, 3, 4, *alike)]
+    without = _usable(Recorded(x, sequence), 2, state, Prompt(np.array([0, 1])))
+    assert without.tolist() == [i for i in range(12) if i not in alike]
+
+
+def test_the_plane_is_that_of_the_recorded_tokens(words, tmp_path):
+    options = {"data.positions": "{sample: 3}", "perturb.from_text": 2, "perturb.samples": 21, "cache.dtype": "float32"}
+    summary, arrays = run(words, tmp_path / "drawn", **options)
+    config = load_config(argv_of(words, **options), "perturb")
+    one = Run("perturb", config, tmp_path, 0.0)
+    stream = open_stream(one, find_source(one), samples=21)
+    recorded = read_trajectories(stream, 21, lambda n: None)
+    assert torch.equal(recorded.sequence, torch.arange(21).repeat_interleave(3)) and not stream.lm_loaded
+    by_hand = PCA.fit(recorded.x.flatten(0, 1), 2)
+    prompt = source_prompt(one, config)
+    reference = find_lm(words["lm.name"]).load().record([prompt])[0]
+    found = arrays["reference"]
+    np.testing.assert_allclose(found, by_hand.encode(reference).numpy(), rtol=1e-3, atol=1e-3)
+    assert any("Tokens that are in the prompt's own state" in line for line in summary["in_words"])
+
+
+def source_prompt(run, config):
+    """The tokens of the first prompt."""
+    return prompts_of(config.perturb, find_source(run), seed=config.seed)[0].tokens
 
 
 def test_layers_follow_the_depth():

@@ -55,7 +55,7 @@ def x(stream):
 
 
 def test_every_sequence_is_counted_once_and_no_shard_is_recorded_for_nothing(probe, stream):
-    assert probe.n_sequences == N
+    assert (probe.n_trajectories, probe.n_bos, probe.n_sinks) == (N, 0, 0)
     assert stream.n_recorded == 56  # seven shards of eight hold the first 53
 
 
@@ -249,4 +249,59 @@ def test_more_components_than_there_are_is_a_users_mistake(x):
 def test_without_a_cache_the_second_pass_does_not_record_again(stream):
     bare = TrajectoryStream(stream.lm, stream.sequences, cache_dir=None, dtype="float32", shard_sequences=8)
     found = run(bare, ["cosine"], samples=16)
-    assert bare.n_recorded == 16 and found.n_sequences == 16
+    assert bare.n_recorded == 16 and found.n_trajectories == 16
+
+
+# -- every token of each sequence ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokens(stream):
+    return TrajectoryStream(
+        stream.lm, stream.sequences, positions="all", cache_dir=stream.cache.root, dtype="float32", shard_sequences=8
+    )
+
+
+def test_measures_over_all_tokens_are_numpys(tokens):
+    tokens.open()
+    found = run(tokens, keep=40)
+    shards = [tokens.shard(k) for k in range(tokens.n_shards)]
+    index = torch.cat([s.index for s in shards])
+    rows = index < N
+    x = torch.cat([s.activations for s in shards])[rows].to(torch.float64)
+    position = torch.cat([s.position for s in shards])[rows]
+    assert (found.n_trajectories, found.n_bos, found.n_sinks) == (len(x), N, 0) and len(x) > 5 * N
+    torch.testing.assert_close(analysis.activations(found)["mean"], x.mean(0))
+    steps = x.diff(dim=1).norm(dim=-1)
+    speed = analysis.velocity(found)
+    torch.testing.assert_close(speed["speed"], steps.mean(0))
+    # the jackknife leaves whole sequences out, all their tokens together
+    left_out = [steps[index[rows] % 10 != g].mean(0) for g in range(10)]
+    torch.testing.assert_close(speed["speed_groups"], torch.stack(left_out))
+    r = np.corrcoef(x[:, 2, 5].numpy(), x[:, 3, 5].numpy())[0, 1]
+    assert float(analysis.correlation(found)["r"][2, 5]) == pytest.approx(r, rel=1e-6)
+    sk = SklearnPCA(2).fit(x.flatten(0, 1).numpy())
+    np.testing.assert_allclose(
+        analysis.principal_components(found, 0)["pca_ratio"][:2], sk.explained_variance_ratio_[:2], rtol=1e-6
+    )
+    # kept: the token whose turn comes first, of the first 40 sequences
+    first = [tokens.positions.turns(i).tolist().index(0) for i in range(40)]
+    assert found.share.sequence.tolist() == list(range(40))
+    kept = torch.stack([x[(index[rows] == i) & (position == t)][0] for i, t in enumerate(first)])
+    assert torch.equal(found.share.x.to(torch.float64), kept)
+    assert analysis.information(found, "kde", 0)["mi_samples"] == 40
+
+
+def test_tokens_are_paired_with_themselves_in_the_other_stream(tokens, stream):
+    shuffled = TrajectoryStream(
+        stream.lm, stream.sequences.shuffled(0), positions="all", cache_dir=None, dtype="float32", shard_sequences=8
+    )
+    tokens.open()
+    ours, theirs = (run(s, ["rotation"], keep=100) for s in (tokens, shuffled))
+    assert torch.equal(ours.share.number, theirs.share.number) and len(ours.share.number) == 100
+    results = analysis.rotations(ours, [], n=1, shared=False, window=8, sites_per_layer=2, seed=0)
+    test = analysis.compare_rotations(ours, theirs, results, "token_shuffled", n=50, seed=0)
+    assert test["null_token_shuffled_p"].shape == (D,)
+    others = run(shuffled, ["rotation"], keep=99)
+    with pytest.raises(ValueError, match="different tokens"):
+        analysis.compare_rotations(ours, others, results, "token_shuffled", n=50, seed=0)

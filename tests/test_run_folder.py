@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,68 @@ def test_the_other_ranks_take_rank_zeros_folder(monkeypatch):
     with pytest.raises(UserError, match=r"run\.dir is not set"):
         run_folder.create_run_folder("train", "n", None)
     assert run_folder.create_run_folder("train", "n", str(folder)) == folder
+
+
+# --- going on with a run that was killed ---
+
+
+def differing(theirs, ours):
+    return [] if theirs == ours else [f"{theirs} there and {ours} here"]
+
+
+def unfinished(folder, settings="a: 1"):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(settings)
+    return folder
+
+
+def find(settings="a: 1", directory=None, root="runs"):
+    return run_folder.find_unfinished("train", settings, directory, root, differing=differing)
+
+
+def test_the_newest_unfinished_run_of_the_same_settings_is_found(tmp_path):
+    assert find() is None
+    for day, settings in ((1, "a: 1"), (2, "a: 1"), (3, "a: 2")):
+        unfinished(tmp_path / "runs" / f"2026010{day}-000000-train-x", settings)
+    finished = unfinished(tmp_path / "runs" / "20260104-000000-train-x")
+    (finished / "summary.json").write_text("{}")
+    unfinished(tmp_path / "runs" / "20260105-000000-analyze-x")
+    (tmp_path / "runs" / "20260106-000000-train-x").mkdir()  # nobody knows what of
+    held = find()
+    assert held.path.name == "20260102-000000-train-x"
+    assert find().path.name == "20260101-000000-train-x"  # the other is held
+    held.lock.release()
+    assert find().path.name == "20260102-000000-train-x"
+
+
+def test_a_given_folder_is_gone_on_with_or_refused_with_the_reason(tmp_path):
+    folder = unfinished(tmp_path / "mine")
+    assert find(directory=str(tmp_path / "other")) is None
+    held = find(directory=str(folder))
+    assert held.path == folder
+    with pytest.raises(UserError, match=r"run\.dir=.*mine belongs to a run that is still going"):
+        find(directory=str(folder))
+    with pytest.raises(UserError, match=r"unfinished run of other settings: a: 1 there and a: 2 here"):
+        find("a: 2", directory=str(folder))
+    (folder / "summary.json").write_text("{}")
+    assert find(directory=str(folder)) is None
+    with pytest.raises(UserError, match=r"run\.dir=.*mine holds a finished run"):
+        run_folder.create_run_folder("train", "n", str(folder))
+
+
+def test_the_lock_goes_with_its_holder(tmp_path):
+    folder = unfinished(tmp_path / "mine")
+    program = (
+        "import sys; from pathlib import Path; from rsdyn.run_folder import hold\n"
+        "held = hold(Path(sys.argv[1])); print(held is not None, flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdout.readline() == "True\n"
+        assert run_folder.hold(folder) is None
+        other.kill()
+        other.wait()
+        assert run_folder.hold(folder) is not None
 
 
 # --- files ---

@@ -431,6 +431,21 @@ def test_paired_swaps_find_an_orbit_that_shuffling_destroys():
     assert float(found.population_observed[0]) == pytest.approx(-float(found.delta.mean()), abs=0.5)
 
 
+def test_tokens_of_a_sequence_are_swapped_together():
+    """Sequences of as many tokens each: to swap them whole is to swap their means."""
+    a, b = (torch.randn(12, 5, S, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    sequence = torch.arange(3, 15).repeat_interleave(5)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(2))  # rows of a sequence need not lie together
+    found = paired_swap_test(a.flatten(0, 1)[order], b.flatten(0, 1)[order], n=200, groups=sequence[order])
+    expected = paired_swap_test(a.mean(1), b.mean(1), n=200)
+    for name in ("observed", "null_mean", "delta", "null_std", "p", "population"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-6)
+    alone = paired_swap_test(a.mean(1), b.mean(1), n=200, groups=torch.arange(12))
+    assert torch.equal(alone.null_std, expected.null_std)
+    apart = paired_swap_test(a.flatten(0, 1), b.flatten(0, 1), n=200)
+    assert not torch.allclose(apart.null_std, expected.null_std, rtol=1e-3)
+
+
 def test_paired_swaps_of_the_same_text_twice():
     a, _ = pairs(5, 20, 6)
     a[2, 3, 1], a[..., 4] = math.nan, 2.5

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import PROSE, tiny_tokenizer
 
 from rsdyn.errors import UserError
-from rsdyn.stream.text import Sequences, keep, load_rows, split, tokenise
+from rsdyn.stream.text import Sequences, keep, load_rows, split, tokenise, tokenise_one
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -137,6 +137,57 @@ def test_exactly_one_bos(tmp_path, texts, has, opens, says):
         assert len(ids) > 1
 
 
+FAMILIES = {  # class: byte-level or sentencepiece-like; special tokens; options; who opens; what is said of it
+    "gpt2": ("GPT2Tokenizer", True, ["<|endoftext|>"], {}, "<|endoftext|>", "adds no BOS"),
+    "opt": (
+        *("GPT2Tokenizer", True, ["<s>", "</s>", "<pad>"]),
+        {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>", "add_bos_token": True},
+        *("</s>", None),
+    ),
+    "qwen": ("Qwen2Tokenizer", True, ["<|endoftext|>"], {}, "<|endoftext|>", "has no BOS"),
+    "pythia": ("GPTNeoXTokenizer", True, ["<|endoftext|>", "<|padding|>"], {}, "<|endoftext|>", "adds no BOS"),
+    "llama2": ("LlamaTokenizer", False, ["<unk>", "<s>", "</s>"], {"add_bos_token": True}, "<s>", None),
+    "llama2-bare": ("LlamaTokenizer", False, ["<unk>", "<s>", "</s>"], {}, "<s>", "adds no BOS"),
+    "gemma": (
+        *("GemmaTokenizer", False, ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]),
+        {"add_bos_token": True},
+        *("<bos>", None),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_of_tokenizers_open_each_sequence_once(family, tmp_path):
+    """transformers' own classes over a vocabulary of ours: with and without BOS, EOS in its place, padding or none."""
+    import json
+
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    kind, is_byte_level, special, options, opens, says = FAMILIES[family]
+    backend = Tokenizer(models.BPE())
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False) if is_byte_level else pre_tokenizers.Metaspace()
+    backend.pre_tokenizer = level
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if is_byte_level else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator([*PROSE, *special], trainer)
+    model = json.loads(backend.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    getattr(transformers, kind)(vocab=model["vocab"], merges=merges, **options).save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert type(tokenizer).__name__ == kind
+    rows = [*PROSE, f"{opens}{PROSE[0]} {opens}{opens}"]
+    sequences = tokenise(as_rows(rows), tokenizer, l_min=10)
+    assert sequences.bos_id == tokenizer.convert_tokens_to_ids(opens)
+    assert sequences.bos_note is None if says is None else says in sequences.bos_note
+    for row, ids in zip(rows, sequences, strict=True):
+        assert ids[0] == sequences.bos_id and np.count_nonzero(ids == sequences.bos_id) == 1
+        assert tokenizer.decode(ids[1:]).strip() == row
+        assert np.array_equal(tokenise_one(tokenizer, row, sequences.bos_id), ids)
+
+
 def test_equals_the_tokenizers_own_ids_where_it_adds_bos(tokenizer, texts):
     sequences = tokenise(as_rows(texts), tokenizer, limit=1500)
     kept = [text for text in texts if 100 < len(text) < 500][:1500]
@@ -180,6 +231,8 @@ def test_a_tokenizer_that_cannot_take_a_mark_as_text_is_refused_by_row():
     assert len(tokenise(as_rows(PROSE), unigram, l_min=1)) == len(PROSE)
     with pytest.raises(UserError, match=r"row 1 .*<s>.*two BOS"):
         tokenise(as_rows([PROSE[0], PROSE[1] + " <s> again"]), unigram, l_min=1)
+    with pytest.raises(UserError, match=r"'<s> again' spells <s>.*two BOS"):
+        tokenise_one(unigram, "<s> again", unigram.bos_token_id)
 
 
 def test_a_row_without_tokens_is_refused():

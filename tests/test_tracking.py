@@ -198,6 +198,18 @@ def test_the_panels_and_their_axes(offline_run):
     assert losses == [(10, 2.0), (20, 1.0), (30, pytest.approx(2 / 3))]
 
 
+def test_a_run_that_goes_on_keeps_its_id(tmp_path):
+    """Offline each session has a folder of its own; both carry the id, under which they are one run once uploaded."""
+    arguments = {"mode": "offline", "project": "p", "run_dir": tmp_path, "config": {}, "run_id": "abcd1234"}
+    for _ in range(2):
+        logger = tracking.make_wandb_logger(**arguments)
+        assert logger.experiment.id == "abcd1234"
+        tracking.finish(logger, 130)
+        time.sleep(1.1)  # the folder's name is made of the second and the id
+    folders = sorted(tmp_path.glob("wandb/offline-run-*-abcd1234"))
+    assert len(folders) == 2 and all((folder / "run-abcd1234.wandb").stat().st_size > 0 for folder in folders)
+
+
 def test_an_online_run_that_cannot_start_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "short")
     with pytest.raises(UserError, match=r"W&B \(online\) did not start: .*tracking\.mode=offline") as caught:

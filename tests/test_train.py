@@ -1,13 +1,13 @@
 """`train.py` as a user meets it: from the command line to the run folder, on a tiny model and real text."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
+from rsdyn.cli import load_config  # noqa: E402
+from rsdyn.experiment import find_source, make_stream  # noqa: E402
+from rsdyn.script import Run  # noqa: E402
+from rsdyn.stream.text import split  # noqa: E402
 
 N = 64
 FILES = ["config.yaml", "provenance.json", "summary.json", "results.npz", "checkpoints/best.ckpt"]
@@ -50,19 +54,62 @@ def _clean_environment(monkeypatch):
 
 @pytest.fixture(scope="module")
 def runs(words, tmp_path_factory):
-    """The same run twice, the first with an empty cache: (folder, output) of each."""
+    """The same run twice, the first with an empty cache, the second at a terminal: (folder, output) of each.
+
+    Secrets are planted in what both are given; the second finds neither key nor network and chooses W&B's mode itself.
+    """
     out = []
-    for name in ("first", "second"):
+    preset = tmp_path_factory.mktemp("preset") / "mine.yaml"
+    preset.write_text(
+        f"perturb: {{prompt: 'Authorization: Bearer {SECRETS[0]}', prompts: 'https://me:{SECRETS[1]}@h/x'}}"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB") and not k.endswith("_proxy")}
+    environment |= {
+        "HOME": str(tmp_path_factory.mktemp("home")),
+        "MY_SERVICE_TOKEN": SECRETS[2],
+        "HF_TOKEN": SECRETS[5],
+    }
+    for name, mode in (("first", "offline"), ("second", "auto")):
         folder = tmp_path_factory.mktemp("runs") / name
-        command = [
-            sys.executable,
-            str(ROOT / "train.py"),
-            *argv_of(words, **{"run.dir": folder, "tracking.mode": "offline"}),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
-        assert done.returncode == 0, done.stderr
-        out.append((folder, done.stdout))
+        more = {"run.dir": folder, "tracking.mode": mode, "run.name": f"{SECRETS[2]} {SECRETS[3]} {SECRETS[4]}"}
+        command = [sys.executable, str(ROOT / "train.py"), "--config", str(preset), *argv_of(words, **more)]
+        said = run_at_terminal(command, environment) if name == "second" else run_alone(command, environment)
+        out.append((folder, said))
     return out
+
+
+SECRETS = [
+    "bearer-5f1c9e0a7b",  # in a config file
+    "passw0rd-in-address",
+    "correct-horse-battery",  # in the environment, and on the command line
+    "hf_" + "AbCdEfGhIjKlMnOpQrSt",  # known by its shape
+    "0123456789abcdef" * 2 + "01234567",  # a W&B key
+    "hf-token-of-another-shape",  # in the environment alone
+]
+
+
+def run_alone(command, environment):
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run_at_terminal(command, environment):
+    """As a person starts it: stdin, stdout and stderr are a terminal, at which nobody answers."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+    )
+    os.close(slave)
+    said = b""
+    with contextlib.suppress(OSError):  # EIO when the last end of the terminal is closed
+        while chunk := os.read(master, 65536):
+            said += chunk
+    os.close(master)
+    assert process.wait(300) == 0, said.decode()
+    return said.decode().replace("\r\n", "\n")
 
 
 def summary_of(folder):
@@ -80,6 +127,24 @@ def test_the_run_folder_is_complete(runs):
     assert provenance["seed"] == 0
     assert len(provenance["caches"]["original"]["cache_key"]) == 32
     assert provenance["versions"]["torch"] == torch.__version__
+
+
+def test_no_secret_is_in_the_run_folder_or_in_what_was_printed(runs):
+    for folder, said in runs:
+        files = [p for p in folder.rglob("*") if p.is_file()]
+        assert len(files) > 10 and any("wandb" in p.parts for p in files)
+        for secret in SECRETS:
+            assert secret not in said
+            assert [p for p in files if secret.encode() in p.read_bytes() or secret in p.name] == []
+
+
+def test_at_a_terminal_without_key_or_network_nothing_is_asked(runs):
+    said = runs[1][1]
+    assert "W&B: offline (no API key)" in said
+    assert "wandb:" not in said and "paste" not in said.lower()
+    summary = summary_of(runs[1][0])
+    # the start: all but the fit; imports, folder, W&B, model, text, figures. It takes 4 s, a prompt would take for ever
+    assert summary["seconds"]["total"] - summary["seconds"]["fit"] < 60
 
 
 def test_the_closing_table_is_the_summary(runs):
@@ -318,7 +383,7 @@ def test_help_and_print_config(capsys):
         assert word in capsys.readouterr().out
 
 
-# -- processes and signals ---------------------------------------------------------------------------------------------
+# -- processes (signals are in test_signals.py) ------------------------------------------------------------------------
 
 
 def test_two_processes_do_the_work_of_one(words, plain_run, tmp_path):
@@ -342,21 +407,32 @@ def test_two_processes_do_the_work_of_one(words, plain_run, tmp_path):
         assert path.read_bytes() == by_name[path.parent.name + path.name].read_bytes()
 
 
-def test_ctrl_c_ends_with_130_and_says_what_was_kept(words, tmp_path):
-    more = {"trainer.max_epochs": 100_000, "trainer.patience": 100_000, "run.dir": tmp_path / "run"}
-    command = [sys.executable, str(ROOT / "train.py"), *argv_of(words, **more)]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ}
-    )
-    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    deadline = time.monotonic() + 120
-    while not best.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.2)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
-    assert "Traceback" not in error
-    assert f"{N} of {N} sequences are in the cache" in error
-    assert str(best) in error
-    CompressingAutoencoder.from_checkpoint(best)
+def test_drawn_tokens_are_trained_and_tested_on(words, tmp_path, capsys):
+    options = {"data.positions": "{sample: 2}", "run.dir": tmp_path / "run", "analysis.on_train": "true",
+               "analysis.measures": "[cosine,mutual_information]", "analysis.samples": 40}  # fmt: skip
+    assert train.main(argv_of(words, **options)) == 0
+    said = capsys.readouterr().out
+    summary = summary_of(tmp_path / "run")
+    assert summary["n_trajectories"] == {part: 2 * n for part, n in summary["n_sequences"].items()}
+    assert summary["positions"] == {"sample": 2} and summary["sequences_recorded"] == N
+    assert summary["test"]["n_test_sequences"] == summary["n_sequences"]["test"]
+    assert f"2 tokens drawn of each sequence, {2 * N} trajectories of {N} sequences" in said
+    with np.load(tmp_path / "run" / "results.npz") as file:
+        assert len(file["latent_samples"]) == 2 * summary["n_sequences"]["test"]
+        numbers = file["latent_sample_sequences"].tolist()
+    # the mean over all test tokens, through the autoencoder of the checkpoint
+    config = load_config(argv_of(words, **options), "train")
+    run = Run("train", config, tmp_path, 0.0)
+    stream = make_stream(run, find_source(run), "original")
+    tested = split(N, val_size=config.data.val_size, test_size=config.data.test_size, seed=config.seed)["test"]
+    assert numbers == sorted([*tested.tolist()] * 2)
+    shards = [stream.shard(k) for k in range(stream.n_shards)]
+    assert not stream.lm_loaded
+    rows = torch.isin(torch.cat([s.index for s in shards]), torch.from_numpy(tested))
+    x = torch.cat([s.activations for s in shards])[rows]
+    module = CompressingAutoencoder.from_checkpoint(tmp_path / "run" / summary["checkpoint"]).eval()
+    sublayer = torch.arange(x.shape[1]).expand(len(x), -1)
+    with torch.no_grad():
+        standardised = module.standardise(x.float(), sublayer)
+        loss = (module(standardised)[1] - standardised).square().mean()
+    assert summary["test"]["test_loss"] == pytest.approx(float(loss), rel=1e-4)

@@ -76,3 +76,25 @@ def tiny_lm(
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config).save_pretrained(Path(folder), max_shard_size=max_shard_size)
     return Path(folder)
+
+
+def write_hub_cache(hub, kind, name, revisions):
+    """Keep folders as revisions of ``models`` or ``datasets`` of the Hub, as huggingface_hub's cache folder does."""
+    import hashlib
+    import shutil
+
+    from fake_hub import commit_of
+
+    repo = Path(hub) / f"{kind}--{name.replace('/', '--')}"
+    for revision, folder in revisions.items():
+        (repo / "refs").mkdir(parents=True, exist_ok=True)
+        (repo / "refs" / revision).write_text(commit_of(folder))
+        for path in Path(folder).rglob("*"):
+            if path.is_file():
+                blob = repo / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+                link = repo / "snapshots" / commit_of(folder) / path.relative_to(folder)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                blob.parent.mkdir(exist_ok=True)
+                shutil.copy(path, blob)
+                if not link.exists():
+                    link.symlink_to(blob)

@@ -147,7 +147,13 @@ def surrogates(
 
 
 def paired_swap_test(
-    a: Tensor, b: Tensor, n: int = 1000, seed: int = 0, *, on_block: Callable[[int, int], None] | None = None
+    a: Tensor,
+    b: Tensor,
+    n: int = 1000,
+    seed: int = 0,
+    *,
+    groups: Tensor | None = None,
+    on_block: Callable[[int, int], None] | None = None,
 ) -> RotationTest:
     """Rotations of the mean of trajectories ``a`` ``(N, S, U)`` against those of the mean of ``b``, row ``i`` its pair.
 
@@ -156,7 +162,9 @@ def paired_swap_test(
     random, alike for all units, so units may be split and the population's null holds. In the result ``null_mean`` is
     ``R`` of the mean of ``b``, ``delta`` the difference, ``null_std`` its standard deviation under swaps and ``p`` the
     share of swaps that bring one as large; ``population`` is the mean ``|R|`` of the one less that of the other, and
-    ``signed_population`` the same of ``R``. With few sequences p can not fall below ``2 / 2**N``.
+    ``signed_population`` the same of ``R``. With few sequences p can not fall below ``2 / 2**N``. Where a sequence has
+    several rows, ``groups`` ``(N,)`` says which sequence each is of: they are swapped together, since the tokens of a
+    sequence are not independent of one another, and N above is the number of sequences.
 
     Works block by block on the tensors' own device, in float32 (float64 for float64 input). Raises ``ValueError`` for
     shapes that differ, fewer than 2 sequences, fewer than 3 sublayers, or ``n < 1``.
@@ -170,7 +178,10 @@ def paired_swap_test(
     count, _, width = a.shape
     dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
     bits = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(1 << 16,))))
-    signs = torch.from_numpy(bits.integers(0, 2, (n, count), dtype=np.int8) * np.int8(2) - np.int8(1)).to(a.device)
+    of_group = None if groups is None else groups.unique(return_inverse=True)[1].cpu()
+    n_groups = count if of_group is None else int(of_group.max()) + 1
+    signs = torch.from_numpy(bits.integers(0, 2, (n, n_groups), dtype=np.int8) * np.int8(2) - np.int8(1))
+    signs = (signs if of_group is None else signs[:, of_group]).to(a.device)
     size = 32
     both = torch.full((2, width), torch.nan, dtype=torch.float64, device=a.device)
 

@@ -1,14 +1,22 @@
 """Whether the Hugging Face Hub can be reached, and what its errors mean for the person at the keyboard."""
 
+import re
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 from urllib.parse import urlsplit
 
+from safetensors import SafetensorError
+
 from rsdyn.errors import UserError
+
+# Addresses that gave no answer, and when: a run asks half a dozen times, and each may take the whole timeout.
+_silent: dict[tuple[str, int], float] = {}
+_ASK_AGAIN = 30.0  # seconds
 
 
 def hub_reachable(timeout: float = 2.0) -> bool:
@@ -22,6 +30,8 @@ def hub_reachable(timeout: float = 2.0) -> bool:
     if constants.is_offline_mode():
         return False
     address = _first_hop(constants.ENDPOINT)
+    if time.monotonic() - _silent.get(address, -_ASK_AGAIN) < _ASK_AGAIN:
+        return False
     opened = threading.Event()
     done = threading.Event()
 
@@ -37,6 +47,8 @@ def hub_reachable(timeout: float = 2.0) -> bool:
     # In a thread, because the name look-up that comes before the connection knows no timeout of its own.
     threading.Thread(target=probe, name="rsdyn-hub-probe", daemon=True).start()
     done.wait(timeout)
+    if not opened.is_set():
+        _silent[address] = time.monotonic()
     return opened.is_set()
 
 
@@ -90,7 +102,9 @@ def explain_hub_error(
         return any(isinstance(link, kinds) for link in chain)
 
     # datasets drops the cause of these three when it raises again, and only its own words are left.
-    if has(errors.GatedRepoError) or "gated dataset" in words or "gated repo" in words:
+    # What the Hub says of a repository that is not there speaks of "a private or gated repo" too.
+    is_absent = has(errors.RepositoryNotFoundError) and not has(errors.GatedRepoError)
+    if not is_absent and (has(errors.GatedRepoError) or "gated dataset" in words or "gated repo" in words):
         return UserError(
             f"{key}: this {what} is gated. Accept its terms at https://huggingface.co/{page} and set HF_TOKEN to a "
             f"token that may read it, or give a copy of your own with {local}."
@@ -119,6 +133,81 @@ def explain_hub_error(
             f"or choose another {kind}.revision."
         )
     return UserError(f"{key}: the Hub could not give this {what} ({type(root).__name__}: {first_line(root)}).")
+
+
+@contextmanager
+def lm_errors(name: str, revision: str | None, *, is_folder: bool) -> Iterator[None]:
+    """Turn whatever transformers, safetensors and the Hub raise inside into one message with the cure."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SafetensorError as error:
+        raise UserError(
+            f"lm.name={name}: its weights cannot be read ({error}); copy or download them again."
+        ) from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise UserError(
+            f"lm.name={name}: its weights have other shapes than its config.json asks for. The two belong to different "
+            "models: copy or download the model again."
+        ) from error
+    except (OSError, ValueError, ImportError) as error:
+        words = str(error)
+        if "trust_remote_code" in words:
+            raise UserError(
+                f"lm.name={name}: it needs Python code of its own, which is not run unless you ask. If you trust its "
+                "authors, set lm.trust_remote_code=true."
+            ) from error
+        if "does not recognize this architecture" in words or "Unrecognized model" in words:
+            raise UserError(
+                f"lm.name={name}: its config.json names a kind of model (model_type) that transformers does not know. "
+                "Check the file, or install a newer transformers."
+            ) from error
+        if "does not appear to have a file named" in words and "safetensors" in words:
+            if not is_folder and _index_is_cached(name, revision):
+                raise UserError(
+                    f"lm.name={name}: its download is incomplete ({first_line(error)}), and what is missing cannot be "
+                    "fetched now. Connect once to finish it (unset HF_HUB_OFFLINE if it is set)."
+                ) from error
+            raise no_safetensors(name) from error
+        if is_folder:
+            raise UserError(
+                f"lm.name={name}: this folder could not be opened as a model ({type(error).__name__}: "
+                f"{first_line(error)})."
+            ) from error
+        raise explain_hub_error(error, kind="lm", name=name, revision=revision) from error
+
+
+def _index_is_cached(name: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    files = ("model.safetensors.index.json", "model.safetensors")
+    return any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files)
+
+
+def weights_size(name: str, commit: str) -> int:
+    """Bytes of the safetensors files that transformers would fetch of a Hub model, asked of the Hub.
+
+    Some repositories hold the weights a second time under other names (``consolidated.safetensors``), which are not
+    fetched. Raises ``UserError`` when the Hub does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    with lm_errors(name, commit, is_folder=False):
+        info = HfApi().model_info(name, revision=commit, files_metadata=True, timeout=10)
+    ours = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+    return sum(file.size or 0 for file in info.siblings or () if ours.fullmatch(file.rfilename))
+
+
+def no_safetensors(name: str) -> UserError:
+    """The error for a Hub model whose weights are in a format that can run code when opened."""
+    return UserError(
+        f"lm.name={name}: the repository has no safetensors files, and other formats can run code when opened. Choose "
+        "an lm.revision that has them (some have refs/pr/1), another model, or a folder of your own that "
+        "save_pretrained() wrote."
+    )
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from rsdyn.dynamics.parallel import side_by_side
-from rsdyn.errors import NonFiniteError
+from rsdyn.errors import NonFiniteError, UserError
+from rsdyn.stream.head import behind_the_layers
 from rsdyn.stream.sites import RESID_PRE, find_sites, sublayer_index
+from rsdyn.stream.tracing import stream_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 EXTRACTOR_VERSION = 1  # raise it whenever recording would give other numbers: it is part of the cache's key
 
@@ -34,22 +36,32 @@ class LanguageModel:
     Args:
         base: transformers' model without the LM head, on its device.
         name: for messages.
-        head: the LM head, on the same device; None when it was not loaded.
+        causal: the model with the LM head whose base ``base`` is; None when the head was not loaded.
 
     Attributes:
+        config: of the language model; a part of the whole config where the model also sees or hears.
+        head: the LM head alone, or None.
         n_edits: how many interventions are open (``rsdyn.interventions``).
     """
 
-    def __init__(self, base: PreTrainedModel, *, name: str = "lm", head: nn.Module | None = None):
+    def __init__(self, base: PreTrainedModel, *, name: str = "lm", causal: PreTrainedModel | None = None):
         self.base = base.eval().requires_grad_(False)
-        self.head = None if head is None else head.eval().requires_grad_(False)
+        self.causal = None if causal is None else causal.eval().requires_grad_(False)
+        self.head: nn.Module | None = None if causal is None else causal.get_output_embeddings()
         self.n_edits = 0
-        self.config = base.config
+        self.config = base.config.get_text_config()
         self.name = name
-        self.sites = find_sites(base, self.config.model_type)
+        self.sites = find_sites(base)
+        self._tail = None if causal is None else behind_the_layers(causal, self.sites.final_norm)
         self._running = threading.local()  # the forward that a thread's hooks belong to
         parameter = next(base.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+        # Of a model spread over devices by accelerate: where its first layer computes, though its weights may lie on
+        # disk. A layer's weights come and go with each forward there, so forwards must not run side by side.
+        hook = getattr(base.get_input_embeddings(), "_hf_hook", None)
+        self.is_spread = hook is not None
+        if hook is not None:
+            self.device = torch.device(hook.execution_device)
 
     @property
     def n_sublayers(self) -> int:
@@ -58,6 +70,11 @@ class LanguageModel:
     @property
     def n_units(self) -> int:
         return int(self.config.hidden_size)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The model's context, in tokens; None where nothing limits it (alibi)."""
+        return context_length(self.config)
 
     @property
     def n_layers(self) -> int:
@@ -70,19 +87,23 @@ class LanguageModel:
     def log_probs(self, final: Tensor) -> Tensor:
         """Next-token log-probabilities ``(..., V)``, float32, of states behind the last layer ``(..., D)``.
 
-        Raises ``ValueError`` when the model was loaded without its LM head.
+        What comes behind the LM head (soft-capping, a scale) is the model's own. Raises ``ValueError`` when the model
+        was loaded without its LM head.
         """
-        if self.head is None or self.sites.final_norm is None:
+        if self._tail is None:
             raise ValueError(
                 f"log_probs: {self.name} was loaded without its LM head, and only the stream can be had. "
                 "Load it with load(head=True)."
             )
-        return self.head(self.sites.final_norm(final)).float().log_softmax(-1)
+        # through the class, since a model spread over devices has its forward replaced by one bound to the original
+        logits = type(self._tail).forward(self._tail, inputs_embeds=final.reshape(1, -1, self.n_units)).logits
+        return logits.float().log_softmax(-1).view(*final.shape[:-1], -1)
 
     def record(
         self,
         sequences: Sequence[np.ndarray],
         *,
+        positions: Sequence[np.ndarray] | None = None,
         batch_tokens: int = 1024,
         dtype: torch.dtype | None = None,
         first_index: int = 0,
@@ -92,6 +113,8 @@ class LanguageModel:
 
         Args:
             sequences: token ids of each, BOS included; any lengths.
+            positions: which tokens of each instead, BOS being 0, at least one of each; then the result is
+                ``(n, S, D)``, the trajectories of a sequence together, in the order given.
             batch_tokens: at most so many tokens, padding included, go through the model together (one sequence at
                 least). What goes together depends on ``sequences`` and this number alone.
             dtype: of the result; default the model's.
@@ -103,47 +126,71 @@ class LanguageModel:
         sequence and sublayer when the stream is not finite, and ``ValueError`` for sequences of several lengths, or in
         several batches, while an intervention is open, which edits the last column of each batch.
         """
-        out = torch.empty(len(sequences), self.n_sublayers, self.n_units, dtype=dtype or self.dtype)
-        batches = length_sorted_batches([len(s) for s in sequences], batch_tokens)
-        if self.n_edits and (len(batches) > 1 or len({len(s) for s in sequences}) > 1):
+        lengths = [len(s) for s in sequences]
+        self._check_lengths(lengths, first_index)
+        at = [np.array([n - 1]) for n in lengths] if positions is None else positions
+        ends = np.cumsum([len(tokens) for tokens in at])
+        out = torch.empty(int(ends[-1]), self.n_sublayers, self.n_units, dtype=dtype or self.dtype)
+        batches = length_sorted_batches(lengths, batch_tokens, apart=longrope_length(self.config))
+        if self.n_edits and (len(batches) > 1 or len(set(lengths)) > 1):
             raise ValueError(
                 f"sequences: {len(sequences)} of several lengths, or too many for one batch, while an intervention is "
                 "open. It edits the last column of a batch, which is not the last token of a shorter sequence; record "
                 "sequences of one length, in one batch (batch_tokens), or one at a time."
             )
-        # closed before the hooks go, so that no thread is left running without them after an exception
-        work = side_by_side(lambda rows: self._record_batch([sequences[i] for i in rows]), batches, self.device)
-        with self._hooks(), closing(work) as parts:
-            for rows, states in zip(batches, parts, strict=True):
-                out[rows] = states.to("cpu").to(out.dtype)
-                on_batch(len(rows))
-        finite = torch.isfinite(out).all(-1)
+
+        def record(rows: list[int]) -> None:
+            into = np.concatenate([np.arange(ends[i] - len(at[i]), ends[i]) for i in rows])
+            self._record_batch([sequences[i] for i in rows], [at[i] for i in rows], out, torch.from_numpy(into))
+
+        with self._hooks():
+            for group in batches_apart(batches, lengths, longrope_length(self.config)):
+                work = side_by_side(record, group, self.device, one_by_one=self.is_spread)
+                # closed before the hooks go, so that no thread is left running without them after an exception
+                with closing(work) as parts:
+                    for rows, _ in zip(group, parts, strict=True):
+                        on_batch(len(rows))
+        finite = torch.cat([torch.isfinite(part).all(-1) for part in out.split(256)])
         if not finite.all():
-            row, sublayer = (~finite).nonzero()[0].tolist()
+            number = int(np.searchsorted(ends, int((~finite).nonzero()[0, 0]), side="right"))
+            # where it began: attention takes what is not finite to other tokens, also to those before it (0 x NaN)
+            of_sequence = finite[ends[number] - len(at[number]) : ends[number]]
+            sublayer, row = (~of_sequence).T.nonzero()[0].tolist()
             layer, site = divmod(sublayer, len(self.sites.names))
+            token = "" if positions is None else f", token {at[number][row]}"
             raise NonFiniteError(
-                f"the stream of {self.name} is not finite at sequence {first_index + row}, sublayer {sublayer} "
-                f"({self.sites.names[site]} of layer {layer}), in {self.dtype} stored as {out.dtype}. Nothing of it "
-                "was written. Check the weights, or compute in a wider type (lm.dtype=float32)."
+                f"the stream of {self.name} is not finite at sequence {first_index + number}{token}, sublayer "
+                f"{sublayer} ({self.sites.names[site]} of layer {layer}), in {self.dtype} stored as {out.dtype}. "
+                "Nothing of it was written. Check the weights, or compute in a wider type (lm.dtype=float32)."
             )
         return out
 
     @torch.inference_mode()
-    def _record_batch(self, sequences: list[np.ndarray]) -> Tensor:
-        lengths = torch.tensor([len(s) for s in sequences])
-        ids = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
+    def _record_batch(self, sequences: list[np.ndarray], at: list[np.ndarray], out: Tensor, into: Tensor) -> None:
+        """Record tokens ``at`` of one padded batch into the rows ``into`` of ``out``, on the CPU."""
+        ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = torch.from_numpy(np.asarray(sequence, dtype=np.int64))
-        rows = torch.arange(len(sequences), device=self.device)
-        last = (lengths - 1).to(self.device)
-        # the copy into the buffer takes the last token only: a view of it would keep the whole activation alive
-        states = torch.empty(len(sequences), self.n_sublayers, self.n_units, dtype=self.dtype, device=self.device)
+        rows = torch.arange(len(sequences)).repeat_interleave(torch.tensor([len(tokens) for tokens in at]))
+        tokens = torch.from_numpy(np.concatenate(at))
+        wanted: dict[torch.device, tuple[Tensor, Tensor]] = {}  # on each device that layers lie on
+        # the copy takes the wanted tokens only: a view of them would keep the whole activation alive. A GPU fills a
+        # buffer of its own first, since to wait for it at each site takes longer; a CPU needs none.
+        buffer, rows_there = out, into
+        if self.device.type != "cpu":
+            shape = (len(into), self.n_sublayers, self.n_units)
+            buffer = torch.empty(shape, dtype=self.dtype, device=self.device)
+            rows_there = torch.arange(len(into), device=self.device)
 
         def take(sublayer: int, stream: Tensor) -> None:
-            states[:, sublayer] = stream[rows, last]
+            if stream.device not in wanted:
+                wanted[stream.device] = (rows.to(stream.device), tokens.to(stream.device))
+            states = stream[wanted[stream.device]].to(self.dtype)
+            buffer[rows_there, sublayer] = states.to(buffer.device, buffer.dtype)
 
         self._forward(ids.to(self.device), take)
-        return states
+        if buffer is not out:
+            out[into] = buffer.to("cpu").to(out.dtype)
 
     @contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -151,7 +198,8 @@ class LanguageModel:
 
         def hook(sublayer: int) -> Any:
             def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                self._running.take(sublayer, args[0] if args else kwargs["hidden_states"])
+                # some families flatten the tokens of all rows into one dimension
+                self._running.take(sublayer, stream_of(args, kwargs).view(*self._running.shape, self.n_units))
                 self._running.fired += 1
                 if sublayer == self.n_sublayers - 1:
                     raise _StopForwardError
@@ -165,27 +213,75 @@ class LanguageModel:
             for handle in handles:
                 handle.remove()
 
+    def _check_lengths(self, lengths: Sequence[int], first_index: int) -> None:
+        """Dynamic scaling of positions begins beyond the context, and depends on the neighbours and the past."""
+        limit = self.max_tokens
+        if limit is None or not any("dynamic" in rope["rope_type"] for rope in _rope_types(self.config)):
+            return
+        for i, length in enumerate(lengths):
+            if length > limit:
+                raise UserError(
+                    f"sequence {first_index + i} has {length} tokens, and the positions of {self.name} are scaled "
+                    f"dynamically beyond {limit}: what is recorded would depend on the sequences beside it and before "
+                    "it. Truncate the sequences."
+                )
+
     def _forward(self, ids: Tensor, take: Callable[[int, Tensor], None]) -> None:
         """One forward over ``ids`` ``(B, T)``, inside :meth:`_hooks`; it stops at the last site.
 
         ``take(sublayer, stream (B, T, D))`` is called at each site, in order, in this thread.
         """
-        self._running.take, self._running.fired = take, 0
+        self._running.take, self._running.fired, self._running.shape = take, 0, ids.shape
         with suppress(_StopForwardError):
             self.base(input_ids=ids, use_cache=False)
         if self._running.fired != self.n_sublayers:
             raise RuntimeError(f"{self._running.fired} of {self.n_sublayers} sites of {self.name} were reached.")
 
 
-def length_sorted_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def context_length(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model takes at most; None where nothing limits them (alibi)."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if getattr(text, name, None) is not None:
+            return int(getattr(text, name))
+    return None
+
+
+def _rope_types(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """The settings of each kind of rotary embedding that a model's layers have."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return [part for part in (rope, *rope.values()) if isinstance(part, dict) and "rope_type" in part]
+
+
+def longrope_length(config: PreTrainedConfig) -> int | None:
+    """The longest sequence that longrope treats as short; None for other positions.
+
+    A longer one in the same forward turns the angles of all rows, so short and long ones must be kept apart.
+    """
+    text = config.get_text_config()
+    lengths = [r.get("original_max_position_embeddings") for r in _rope_types(text) if r["rope_type"] == "longrope"]
+    return next((int(n) for n in lengths if n is not None), None)
+
+
+def batches_apart(batches: list[list[int]], lengths: Sequence[int], apart: int | None) -> list[list[list[int]]]:
+    """Groups of batches that must not run at the same time: up to ``apart`` tokens, and beyond."""
+    if apart is None:
+        return [batches]
+    is_long = [lengths[batch[-1]] > apart for batch in batches]
+    groups = [[b for b, long in zip(batches, is_long, strict=True) if long == which] for which in (False, True)]
+    return [group for group in groups if group]
+
+
+def length_sorted_batches(lengths: Sequence[int], batch_tokens: int, apart: int | None = None) -> list[list[int]]:
     """Group sequences of like length: lists of positions whose padded size is at most ``batch_tokens`` tokens.
 
     Shortest first; ties in the order given, so the grouping depends on the arguments alone. A sequence longer than
-    ``batch_tokens`` gets a batch of its own.
+    ``batch_tokens`` gets a batch of its own. Sequences of up to ``apart`` tokens share none with longer ones.
     """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * lengths[i] <= batch_tokens:
+        crosses = apart is not None and batches and lengths[batches[-1][-1]] <= apart < lengths[i]
+        if batches and not crosses and (len(batches[-1]) + 1) * lengths[i] <= batch_tokens:
             batches[-1].append(i)
         else:
             batches.append([i])

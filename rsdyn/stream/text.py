@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Sequences", "keep", "load_rows", "split", "tokenise"]
+__all__ = ["Sequences", "keep", "load_rows", "split", "token_order", "tokenise", "tokenise_one"]
 
 _CHUNK = 1000  # rows read and tokenised at once: bounds the memory
 
@@ -165,6 +165,20 @@ def tokenise(
     return sequences.shuffled(seed) if condition == "shuffled" else sequences
 
 
+def tokenise_one(tokenizer: PreTrainedTokenizerBase, text: str, bos_id: int) -> np.ndarray:
+    """The tokens of one text behind one BOS, int64, as in a corpus: a special token spelled in it is taken as text.
+
+    Raises UserError where the tokenizer cannot but read BOS out of the text.
+    """
+    tokens = _encode(tokenizer, [text])[0]
+    if bos_id in tokens:
+        raise UserError(
+            f"{text[:40]!r} spells {tokenizer.convert_ids_to_tokens(bos_id)}, which this tokenizer (lm.name) cannot "
+            "take as plain text: there would be two BOS. Leave it out of the text."
+        )
+    return np.concatenate([[bos_id], tokens]).astype(np.int64)
+
+
 def split(n: int, *, val_size: float, test_size: float, seed: int) -> dict[str, np.ndarray]:
     """Divide n sequences into train, val and test: sorted int64 indices that no two parts share.
 
@@ -201,7 +215,7 @@ def _part(n: int, size: float) -> int:
     return int(size) if size >= 1 else max(1, round(size * n))
 
 
-_SPLIT, _SHUFFLE = 1, 2  # so that the two uses of one seed have nothing to do with each other
+_SPLIT, _SHUFFLE, _DRAW = 1, 2, 3  # so that the uses of one seed have nothing to do with each other
 
 
 def _hash(*words: int | np.ndarray) -> np.ndarray:
@@ -223,6 +237,11 @@ def _hash(*words: int | np.ndarray) -> np.ndarray:
 def _permutation(seed: int, index: int, n: int) -> np.ndarray:
     """The order of the n tokens after BOS in shuffled sequence `index`."""
     return np.argsort(_hash(_SHUFFLE, seed, index, np.arange(n)))
+
+
+def token_order(seed: int, index: int, n: int) -> np.ndarray:
+    """The order in which the n tokens of sequence `index` are drawn where only some are wanted."""
+    return np.argsort(_hash(_DRAW, seed, index, np.arange(n)))
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, str | None]:

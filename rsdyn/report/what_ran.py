@@ -1,0 +1,161 @@
+"""The first sections of the page: what was run, and the paper's claims beside what was measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rsdyn.report.plots import counted
+from rsdyn.report.reading import RunFiles
+from rsdyn.report.streams import NAMES
+
+WHAT = {"train": "training of the autoencoder", "analyze": "analysis", "perturb": "perturbation"}
+
+
+def section(runs: Sequence[RunFiles]) -> str:
+    """A list of facts a run, with its settings and packages folded away."""
+    return '<div class="runs">' + "".join(map(_run, runs)) + "</div>"
+
+
+def facts(run: RunFiles) -> list[tuple[str, str]]:
+    """What a reader must know of a run: the model and the text first, then how it was made."""
+    summary, made = run.summary, run.provenance
+    lm = made.get("lm") or {}
+    found = [("model", _joined(run.model, lm.get("commit"), lm.get("identity")))]
+    shape = counted(run.n_sublayers, "sublayer")
+    if "n_units" in summary:
+        shape += f" of {counted(int(summary['n_units']), 'unit')}"
+    found.append(("stream", shape))
+    found.append(("text", _text_of(run)))
+    for condition, certificate in (made.get("certificates") or {}).items():
+        name = NAMES.get(condition, condition)
+        found.append((f"certificate, {name}", in_words(certificate)))
+    if run.script == "analyze":
+        found.append(("streams", ", ".join(NAMES.get(c, c) for c in summary["conditions"])))
+    if run.script == "perturb":
+        settings = run.config.get("perturb") or {}
+        if settings.get("from_text") is None and settings.get("prompts") is None:
+            found.append(("prompt", str(settings.get("prompt"))))
+        where = f"{summary['kind']} at layers {', '.join(map(str, summary['layers']))}"
+        points, prompts = (counted(int(summary[f"n_{noun}s"]), noun) for noun in ("point", "prompt"))
+        found.append(("perturbation", f"{where}, {points}, {prompts}"))
+    found.append(("seed", str(run.config.get("seed", made.get("seed")))))
+    git = made.get("git") or {}
+    changed = ", with changes that were not committed" if git.get("dirty") else ""
+    found.append(
+        ("code", f"rsdyn {made.get('rsdyn')}" + (f", commit {str(git['commit'])[:12]}{changed}" if git else ""))
+    )
+    found.append(("machine", _machine(made)))
+    started, seconds = str(made.get("started", "")).replace("T", " "), (summary.get("seconds") or {}).get("total")
+    found.append(("started", started + (f"; {seconds:.0f} s" if seconds is not None else "")))
+    found.append(("command", at_home(" ".join(map(str, made.get("argv", []))))))
+    return found
+
+
+def _run(run: RunFiles) -> str:
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts(run))
+    versions = "\n".join(f"{k} {v}" for k, v in (run.provenance.get("versions") or {}).items())
+    return (
+        f'<article class="run"><h3>{escape(run.name)} <small>{escape(WHAT[run.script])}</small></h3><dl>{rows}</dl>'
+        f"<details><summary>Settings</summary><pre>{escape(at_home(run.config_text))}</pre></details>"
+        f"<details><summary>Versions</summary><pre>{escape(versions)}</pre></details></article>"
+    )
+
+
+def _text_of(run: RunFiles) -> str:
+    n = run.summary.get("n_sequences")
+    if isinstance(n, dict):
+        n = sum(n.values())
+    data = run.config.get("data") or {}
+    rule = f"{data['l_min'] + 1} to {data['l_max'] - 1} characters" if {"l_min", "l_max"} <= data.keys() else None
+    condition = run.summary.get("condition")
+    return _joined(str(run.summary["text"]), counted(int(n), "sequence") if n is not None else None, rule,
+                   condition if condition not in (None, "original") else None)  # fmt: skip
+
+
+def _machine(made: dict[str, Any]) -> str:
+    cpu, gpus = made.get("cpu") or {}, made.get("gpus") or []
+    names = [str(gpu.get("name")) for gpu in gpus]
+    gpu = ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names)) if names else "no GPU"
+    return _joined(cpu.get("model"), counted(int(cpu["cores"]), "core") if cpu.get("cores") else None, gpu)
+
+
+def _joined(*parts: Any) -> str:
+    return ", ".join(str(part) for part in parts if part)
+
+
+def at_home(text: str) -> str:
+    """The text without the path of one's home folder, which need not be shared with the page."""
+    home = str(Path.home())
+    return text.replace(home, "~") if len(home) > 1 else text
+
+
+def in_words(value: Any) -> str:
+    """A nested record as one line: ``name value; name value``."""
+    if isinstance(value, dict):
+        return "; ".join(f"{str(k).replace('_', ' ')} {in_words(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(in_words, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+# --- findings ---------------------------------------------------------------------------------------------------------
+
+
+def findings(runs: Sequence[RunFiles]) -> str:
+    """The paper's claims beside what was measured, a table a run, and what a reader must know in words."""
+    analyses = [run for run in runs if run.script == "analyze"]
+    parts = [
+        '<p class="note">What the paper reports is of Llama 3.1 8B and stands beside what was measured here; nothing '
+        "on this page says that a claim holds. In brackets: 95 % intervals over sequences (jackknife; of rank "
+        "correlations, by simulation from it). They do not cover the choice of model or of text. Turns in this table "
+        "are signed, counter-clockwise positive; the figures show clockwise turns.</p>"
+    ]
+    for run in analyses:
+        if len(analyses) > 1:
+            parts.append(f"<h3>{escape(run.name)} <small>{escape(run.model)}</small></h3>")
+        parts.append(_table(run))
+        parts += [f'<p class="note">{escape(line)}</p>' for line in run.summary.get("in_words", [])]
+    return "".join(parts)
+
+
+def _table(run: RunFiles) -> str:
+    conditions = run.summary["conditions"]
+    heads = ["measured", *(NAMES.get(c, c) for c in conditions)]
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
+    body = []
+    for row in run.summary["findings"]:
+        if row["claim"]:
+            claim = escape(row["claim"][:1].upper() + row["claim"][1:])
+            body.append(
+                f'<tr class="claim"><th colspan="{len(heads)}" scope="colgroup">{claim} '
+                f'<span class="paper">paper: {escape(row["paper"])}</span></th></tr>'
+            )
+        cells = "".join(
+            f'<td data-label="{escape(name)}">{escape(_told(row["values"][c]))}</td>'
+            if c in row["values"]
+            else "<td></td>"
+            for c, name in zip(conditions, heads[1:], strict=True)
+        )
+        kind = ' class="of"' if row["statistic"].startswith("  ") else ""
+        told = not row["claim"] and row["paper"] not in ("", "not given")
+        paper = f'<span class="paper">paper: {escape(row["paper"])}</span>' if told else ""
+        body.append(f'<tr><th scope="row"{kind}>{escape(row["statistic"].strip())} {paper}</th>{cells}</tr>')
+    return f'<table class="findings"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+
+
+def _told(value: dict[str, Any]) -> str:
+    """A value with its interval, as the run's own findings table has it."""
+    if "text" in value:
+        text = str(value["text"])
+    else:  # of a run before the text was kept: without the notes in it
+        from rsdyn.findings import Value
+
+        found = float("nan") if value["value"] is None else value["value"]
+        text = str(Value(found, value.get("low"), value.get("high")))
+    return re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text)

@@ -1,0 +1,87 @@
+"""Write a file so that it is there whole or not at all, whatever happens, and clear away what killed writers left."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_TEMPORARY = re.compile(r"\.(?P<target>[A-Za-z0-9][A-Za-z0-9._-]*)\.[0-9a-f]{16}\.tmp")
+
+
+def publish(path: Path, parts: Sequence[bytes | memoryview]) -> None:
+    """Put ``parts``, one behind the other, at ``path``: temporary file in the same folder, fsync, rename, fsync of the
+    folder, in this order.
+
+    A reader sees the old file or the whole new one, also after a power cut. Raises ``OSError`` when the disk is full or
+    fails, and leaves nothing behind then. The caller holds the lock of the file (``lock.py``): :func:`temporaries`
+    without one are anybody's to remove.
+    """
+    try:
+        _publish(path, parts)
+    except FileNotFoundError:
+        # another host removed the temporary file, on a disk whose locks reach no further than one host
+        _publish(path, parts)
+
+
+def try_to_write(path: Path) -> None:
+    """Raise ``OSError`` when nothing can be written beside ``path``; the caller holds its lock."""
+    temporary, descriptor = _temporary(path)
+    os.close(descriptor)
+    temporary.unlink()
+
+
+def _temporary(path: Path) -> tuple[Path, int]:
+    """A new, empty file that is to become ``path``, and its descriptor."""
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
+    # not mkstemp: its mode, 0600, would break a cache that a group shares; here the umask decides
+    return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def _publish(path: Path, parts: Sequence[bytes | memoryview]) -> None:
+    temporary, descriptor = _temporary(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            _reserve(file.fileno(), sum(map(len, parts)))
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _reserve(descriptor: int, n_bytes: int) -> None:
+    """Take the space at once, so that a full disk is an error before anything is written."""
+    if not hasattr(os, "posix_fallocate") or n_bytes == 0:
+        return  # macOS: the write itself says that the disk is full
+    try:
+        os.posix_fallocate(descriptor, 0, n_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):  # the file system cannot; write() can
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make names that were added to or taken from ``folder`` last."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporaries(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Temporary files in ``folder``, each with the name of the file it was to become.
+
+    They belong to a writer at work, or are the strays of one that was killed: who can take the file's lock, knows.
+    """
+    for path in sorted(folder.iterdir()):
+        if (match := _TEMPORARY.fullmatch(path.name)) and not path.is_dir():
+            yield path, match["target"]

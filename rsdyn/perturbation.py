@@ -25,6 +25,7 @@ from rsdyn.interventions import (
     swapped_states,
     through_projection,
 )
+from rsdyn.names import COLUMNS
 from rsdyn.stream.continuation import Continued, Reference, continue_all, run_reference
 from rsdyn.stream.lm import LanguageModel
 from rsdyn.stream.text import tokenise_one
@@ -41,16 +42,6 @@ SCALARS = (
     *("plane_mse", "relative_put", "relative", "cosine_put", "cosine", "nearer", "nearer_absolute", "nearer_relative"),
     *("contraction", "absolute_rate", "relative_rate", "undefined"),
 )
-COLUMNS = {
-    "plane_mse": "MSE, plane",
-    "relative_put": "rel. put",
-    "relative": "rel. end",
-    "cosine_put": "cos put",
-    "cosine": "cos end",
-    "kl": "KL, nats",
-    "nearer": "nearer",
-    "contraction": "contraction",
-}
 
 
 class Prompt(NamedTuple):

@@ -543,6 +543,7 @@ def test_fifty_typos_are_one_line_each_and_the_right_key_is_suggested(capfd, mon
         ("analyze", "perturb.kind=noise", ["perturb.py alone"]),
         ("train", "perturb.kind=noise", ["perturb.py alone"]),
         ("perturb", "trainer.devices=2", ["runs in one process"]),
+        ("perturb", "trainer.max_epochs=3", ["runs in one process"]),
         ("perturb", "perturb.noise.sigma=0.3", ["perturb.kind=teleport", "perturb.kind=noise"]),
         ("perturb", "perturb.kind=swap perturb.grid.n=5", ["perturb.grid.n=5", "perturb.kind=teleport"]),
         ("perturb", "perturb.through=projection", ["perturb.kind=teleport", "noise or swap"]),
@@ -563,13 +564,14 @@ def test_a_setting_that_the_script_does_not_use_is_refused(script, words, parts,
 def test_a_setting_that_the_script_uses_is_taken():
     assert load("analysis.on_train=true", "analysis.samples=5", script="train").analysis.samples == 5
     assert load("analysis.samples=5", script="analyze").analysis.samples == 5
+    assert load("trainer.accelerator=cpu", script="perturb").trainer.accelerator == "cpu"
 
 
 def test_every_unused_key_exists():
     for groups in UNUSED.values():
         for keys in groups.values():
             for key in keys:
-                assert key in options() or (key.endswith(".") and key[:-1] in sections())
+                assert key in options() or (key.endswith(".") and key[:-1] in {*sections(), *options()})
 
 
 @pytest.mark.parametrize(("name", "instead"), RESERVED_OPTIONS.items())

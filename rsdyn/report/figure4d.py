@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rsdyn.names import COLUMNS
 from rsdyn.report import plots
 from rsdyn.report.plots import Control, Plot, band, counted, fisher, fisher_axis, line, number, packed
 from rsdyn.report.reading import RunFiles
@@ -14,16 +15,6 @@ COLOURS = {
     "attention frozen": ("@c2", "dash"),
     "random directions": ("@c3", "dot"),
     "swapped-in state": ("@c4", "dashdot"),
-}
-COLUMNS = {
-    "plane_mse": "MSE, plane",
-    "relative_put": "rel. put",
-    "relative": "rel. end",
-    "cosine_put": "cos put",
-    "cosine": "cos end",
-    "kl": "KL, nats",
-    "nearer": "nearer",
-    "contraction": "contraction",
 }
 KINDS = {"teleport": "teleported", "noise": "noised", "swap": "swapped"}
 

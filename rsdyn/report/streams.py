@@ -8,21 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from rsdyn.names import NAMES
 from rsdyn.report import plots
 from rsdyn.report.plots import DASHES, OTHERS, Control, band, line
 from rsdyn.report.reading import Arrays, RunFiles
 
-NAMES = {
-    "original": "original text",
-    "token_shuffled": "shuffled tokens",
-    "untrained": "untrained model",
-    "layer_shuffle": "layer shuffle (paper)",
-    "layer_shuffle_regradient": "layer shuffle, new gradient",
-    "increment_shuffle_windowed": "steps shuffled in windows",
-    "increment_shuffle": "steps shuffled",
-    "sign_flip": "steps' signs flipped",
-    "iaaft": "steps, same spectrum (IAAFT)",
-}
 MASSIVE = Control("massive", "massive units", [("with", "with"), ("without", "without")], "with", kind="switch")
 
 

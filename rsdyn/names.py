@@ -1,0 +1,24 @@
+"""What conditions, null models and the columns of a perturbation's table are called, wherever people read them."""
+
+NAMES = {
+    "original": "original text",
+    "token_shuffled": "shuffled tokens",
+    "untrained": "untrained model",
+    "layer_shuffle": "layer shuffle (paper)",
+    "layer_shuffle_regradient": "layer shuffle, new gradient",
+    "increment_shuffle_windowed": "steps shuffled in windows",
+    "increment_shuffle": "steps shuffled",
+    "sign_flip": "steps' signs flipped",
+    "iaaft": "steps, same spectrum (IAAFT)",
+}
+
+COLUMNS = {
+    "plane_mse": "MSE, plane",
+    "relative_put": "rel. put",
+    "relative": "rel. end",
+    "cosine_put": "cos put",
+    "cosine": "cos end",
+    "kl": "KL, nats",
+    "nearer": "nearer",
+    "contraction": "contraction",
+}

@@ -20,6 +20,7 @@ import xxhash
 
 from rsdyn import embedded
 from rsdyn.errors import UserError
+from rsdyn.stream.building import one_at_a_time
 from rsdyn.stream.hub import hub_reachable, lm_errors, no_safetensors
 from rsdyn.stream.lm import LanguageModel, context_length
 from rsdyn.stream.sites import RESID_PRE, site_names, sublayer_index
@@ -199,7 +200,8 @@ class LMSource:
 
         self.check_memory(dtype=dtype, device=device, head=head)
         if self.untrained is not None:
-            base, causal = self._without_weights(DTYPES[dtype], head)
+            with one_at_a_time():
+                base, causal = self._without_weights(DTYPES[dtype], head)
             causal = causal and causal.to(device)
             return LanguageModel(base.to(device), name=f"{self.name} (untrained)", causal=causal)
         from transformers.utils import logging as transformers_logging
@@ -209,25 +211,26 @@ class LMSource:
                 f"lm.device_map={self.device_map} needs the package accelerate: pip install 'rsdyn[big]', or pip "
                 "install accelerate."
             )
-        verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()  # it would report the LM head, left out on purpose, as unexpected
-        transformers_logging.disable_progress_bar()
-        try:
-            with lm_errors(self.name, self.revision, is_folder=self.commit is None):
-                kind: Any = AutoModelForCausalLM if head else AutoModel
-                model, found = kind.from_pretrained(
-                    self.location,
-                    revision=self.commit or self.revision,
-                    dtype=DTYPES[dtype],
-                    local_files_only=self.commit is not None and not hub_reachable(),
-                    use_safetensors=True,
-                    trust_remote_code=self.trust_remote_code,
-                    device_map=self.device_map,
-                    output_loading_info=True,
-                )
-        finally:
-            transformers_logging.set_verbosity(verbosity)
-            transformers_logging.enable_progress_bar()
+        with one_at_a_time():
+            verbosity = transformers_logging.get_verbosity()
+            transformers_logging.set_verbosity_error()  # it would report the LM head, left out on purpose
+            transformers_logging.disable_progress_bar()
+            try:
+                with lm_errors(self.name, self.revision, is_folder=self.commit is None):
+                    kind: Any = AutoModelForCausalLM if head else AutoModel
+                    model, found = kind.from_pretrained(
+                        self.location,
+                        revision=self.commit or self.revision,
+                        dtype=DTYPES[dtype],
+                        local_files_only=self.commit is not None and not hub_reachable(),
+                        use_safetensors=True,
+                        trust_remote_code=self.trust_remote_code,
+                        device_map=self.device_map,
+                        output_loading_info=True,
+                    )
+            finally:
+                transformers_logging.set_verbosity(verbosity)
+                transformers_logging.enable_progress_bar()
         if missing := sorted(found["missing_keys"]):  # transformers has drawn them at random, and only warned
             if head and set(missing) <= {"lm_head.weight", "lm_head.bias", "embed_out.weight"}:
                 raise UserError(

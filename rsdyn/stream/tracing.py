@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rsdyn.stream.building import one_at_a_time
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -98,7 +100,7 @@ def model_without_weights(config: PreTrainedConfig, kind: Any = None, *, trust_r
 
     config = copy.deepcopy(config)  # building a model writes into its config
     # bfloat16, since some mixtures of experts have no operator for float32 there
-    with torch.device("meta"), warnings.catch_warnings():
+    with one_at_a_time(), torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             if kind is not None:

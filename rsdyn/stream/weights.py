@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from rsdyn.errors import UserError
+from rsdyn.stream.building import one_at_a_time
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as the headers call them
@@ -32,7 +33,7 @@ def empty_model(config: Any, *, dtype: str = "float32", head: bool = False, trus
 
     kind: Any = AutoModelForCausalLM if head else AutoModel
     config = copy.deepcopy(config)  # building a model writes into its config
-    with torch.device("meta"):
+    with one_at_a_time(), torch.device("meta"):
         return kind.from_config(config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
 
 

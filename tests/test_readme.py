@@ -67,3 +67,64 @@ def test_its_commands_use_the_pins_and_name_scripts_that_exist():
         assert (ROOT / script).exists()
     for preset in set(re.findall(r"--config (\w+)(?=\s)", README)):
         assert (ROOT / "configs" / f"{preset}.yaml").exists()
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_its_links_and_pictures_are_there():
+    anchors = {slug(heading) for heading in re.findall(r"^#+ (.*)$", README, re.MULTILINE)}
+    links = re.findall(r"\]\(([^)\s]+)\)", README)
+    assert len(links) > 6
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if link.startswith("https://"):
+            continue
+        assert not path or (ROOT / path).exists(), f"{link}: no such file"
+        assert not anchor or anchor in anchors, f"{link}: no such heading"
+
+
+def test_its_pictures_are_small_and_have_words_for_those_who_cannot_see_them():
+    from PIL import Image
+
+    pictures = dict(re.findall(r"!\[([^\]]+)\]\((docs/pictures/[^)]+)\)", README))
+    shown = {ROOT / path for path in pictures.values()}
+    assert shown == set((ROOT / "docs" / "pictures").iterdir())
+    assert all(len(words) > 80 for words in pictures)
+    for path in shown:
+        assert path.stat().st_size < 120_000
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert 800 < picture.width <= 1200
+            assert picture.getcolors(256) is not None
+            assert "transparency" not in picture.info, "on a dark page its black lines would be lost"
+
+
+def test_it_says_how_to_read_every_figure_that_the_scripts_write():
+    table = README[README.index("### How to read each figure") : README.index("### The report page")]
+    named = set(re.findall(r"`(\w+?)(?:_\.\.\.)?`", table)) - {"nearer", "contraction"}
+    sources = [ROOT / name for name in ("train.py", "rsdyn/analysis_figures.py", "rsdyn/perturbation.py")]
+    text = "".join(path.read_text() for path in sources)
+    written = set(re.findall(r'"(fig\d\w+?)(?:_\{[^"]*)?"', text)) | {"loss"}
+    written -= {"fig1g_information_kde", "fig1h_information_kde_mean"}  # beside the paper's sum, when that is asked for
+    assert len(written) > 15
+    assert written <= {*named, "fig4d"}
+    assert {name for name in named if name.startswith("fig")} <= written | {"fig4d_teleport"}
+    assert {name for name in named if name.startswith("recovery")} == {"recovery_relative", "recovery_cosine"}
+    for figure in ("1B", "1C", "1D", "1E", "1F", "1G, H", "2A", "2B", "2C", "3A", "3B", "3C", "3D", "4A", "4B", "4C",
+                   "4D"):  # fmt: skip
+        assert f"| {figure} |" in table
+
+
+def test_what_it_says_to_cite():
+    from rsdyn import __version__
+
+    cite = README[README.index("## Cite") :]
+    (paper,) = re.findall(r"arxiv\.org/abs/([\d.]+)\)", README[: README.index("## ")])
+    assert re.search(r"eprint\s*= \{(.*)\}", cite)[1] == paper
+    assert f"version = {{{__version__}}}" in cite
+    for entry in re.findall(r"```bibtex\n(.*?)```", cite, re.DOTALL):
+        assert entry.startswith("@")
+        assert entry.count("{") == entry.count("}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -14,12 +16,17 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from rsdyn.dynamics.moments import Moments, merge, moments
 from rsdyn.errors import NonFiniteError, UserError
+from rsdyn.shuffle import Memory, Pool, Vectors, first_needed, plan
 from rsdyn.stream.cache import Shard
 from rsdyn.stream.positions import numbers
 from rsdyn.stream.text import split
 from rsdyn.stream.trajectories import TrajectoryStream
 
 Split = Literal["train", "val", "test"]
+
+# Training vectors of a process that take no more than this stay in its memory, read from the cache once; more are read
+# window by window in each epoch. A constant, so that memory does not grow with the corpus.
+KEPT_BYTES = 256 << 20
 
 
 class VectorBatch(NamedTuple):
@@ -34,6 +41,12 @@ class VectorBatch(NamedTuple):
     x: Tensor
     sublayer: Tensor
     sequence: Tensor
+
+    def to(self, device: torch.device) -> VectorBatch:
+        """The same on ``device``; Lightning calls it, and would else look through each batch for tensors."""
+        if self.x.device == device:
+            return self
+        return VectorBatch(*(t.to(device, non_blocking=device.type == "cuda") for t in self))
 
 
 class ResidualStreamDataModule(L.LightningDataModule):
@@ -85,10 +98,16 @@ class ResidualStreamDataModule(L.LightningDataModule):
         self._statistics: Moments | None = None
         self._counted: set[int] = set()
         self._pin = False
+        self._memory, self._batch_memory = Memory(), Memory()
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._reading: Future[None] = Future()
+        self._reading.set_result(None)
+        self._ahead: list[int] = []  # the shards that are being read, or were last
         self.set_process(0, 1)
 
     def set_process(self, rank: int, world_size: int) -> None:
         """Be process ``rank`` of ``world_size``: decides which shards this one owns."""
+        self._kept: Vectors | None = None
         if world_size > self.stream.n_shards:
             raise UserError(
                 f"trainer.devices: {world_size} processes for {self.stream.n_shards} shards of "
@@ -97,6 +116,7 @@ class ResidualStreamDataModule(L.LightningDataModule):
             )
         self.rank, self.world_size = rank, world_size
         counts = np.array([len(self._rows(k, "train")) for k in range(self.stream.n_shards)])
+        self._n_train = counts
         owners = balanced_owners(counts, world_size)
         self.own_shards = [k for k in range(self.stream.n_shards) if owners[k] == rank]
         per_batch = self.batch_size if self.batch_by == "sequence" else self.batch_size / self.stream.n_sublayers
@@ -117,6 +137,10 @@ class ResidualStreamDataModule(L.LightningDataModule):
             self.stream.device = self.trainer.strategy.root_device
             self._pin = self.stream.device.type == "cuda"
 
+    def teardown(self, stage: str | None = None) -> None:
+        self._kept, self._memory, self._batch_memory = None, Memory(), Memory()
+        self._ahead = []
+
     # -- batches -------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:
@@ -130,7 +154,7 @@ class ResidualStreamDataModule(L.LightningDataModule):
 
     def _loader(self, batches: _Batches) -> DataLoader:
         # no workers: the language model runs in this process, and the batches are slices of what is already in memory
-        return DataLoader(batches, batch_size=None, num_workers=0, pin_memory=self._pin)
+        return DataLoader(batches, batch_size=None, num_workers=0, pin_memory=self._pin, collate_fn=_as_it_is)
 
     def whole_sequences(self, part: Split) -> Iterator[VectorBatch]:
         """A split's sequences of this process, in order: at most a shard's share a batch, and as many trajectories as
@@ -186,61 +210,83 @@ class ResidualStreamDataModule(L.LightningDataModule):
             windows = self._windows(rng)
             unit = self.stream.n_sublayers if self.batch_by == "sequence" else 1
             step = self.batch_size * unit
-            plan = _plan([self._n_vectors(window) for window in windows], step)
-            now = next((i for i, w in enumerate(plan) if first < w.batches_after), len(plan) - 1)
-            skip = first - plan[now].batches_before
-            begin = _first_needed(plan, now, skip)
-            left: VectorBatch | None = None
-            for window, planned in zip(windows[:now], plan[:now], strict=True):
+            plans = plan([self._n_vectors(window) for window in windows], step)
+            now = next((i for i, w in enumerate(plans) if first < w.batches_after), len(plans) - 1)
+            skip = first - plans[now].batches_before
+            begin = first_needed(plans, now, skip)
+            left: _Left | None = None
+            for window, planned in zip(windows[:now], plans[:now], strict=True):
                 if planned.number >= begin:
                     pool = self._window(window, rng, left)
-                    left = VectorBatch(*(t[len(t) - planned.left_after :].clone() for t in pool))
+                    left = pool.take(len(pool) - planned.left_after, len(pool))
+                    del pool
                     continue
                 self._order(window, rng)
                 for k in window if epoch == 0 else ():
                     self._shard(int(k))  # the statistics of the first epoch are those of what it has seen
         n_given = first
-        for window, planned in zip(windows[now:], plan[now:], strict=True):
+        for window, planned in zip(windows[now:], plans[now:], strict=True):
             with self._stoppable():
                 pool = self._window(window, rng, left)
+            if planned.number + 1 < len(windows):
+                self._read_ahead(windows[planned.number + 1])
             ahead = step * skip - (planned.left_before if left is None else 0)
-            stop = len(pool.x) - planned.left_after
+            stop = len(pool) - planned.left_after
             for start in range(ahead, stop, step):
                 if n_given == self.n_train_batches:
                     return
                 n_given += 1
-                yield VectorBatch(*(t[start : start + step] for t in pool))
-            left = VectorBatch(*(t[stop:].clone() for t in pool))
+                yield VectorBatch(*pool.take(start, start + step))
+            left = pool.take(stop, len(pool))
             skip = 0
+            del pool  # its memory is the next window's
 
     def _windows(self, rng: np.random.Generator) -> list[np.ndarray]:
         order = rng.permutation(self.own_shards)
         return [order[i : i + self.shuffle_shards] for i in range(0, len(order), self.shuffle_shards)]
 
     def _n_vectors(self, window: np.ndarray) -> int:
-        return sum(len(self._rows(int(k), "train")) for k in window) * self.stream.n_sublayers
+        return int(self._n_train[window].sum()) * self.stream.n_sublayers
 
     def _order(self, window: np.ndarray, rng: np.random.Generator) -> Tensor:
         """In which order the vectors (or sequences) of a window come."""
         n = self._n_vectors(window)
         return torch.from_numpy(rng.permutation(n // self.stream.n_sublayers if self.batch_by == "sequence" else n))
 
-    def _window(self, window: np.ndarray, rng: np.random.Generator, left: VectorBatch | None) -> VectorBatch:
+    def _window(self, window: np.ndarray, rng: np.random.Generator, left: _Left | None) -> Pool:
         """The training vectors of some shards, shuffled by vector or by sequence, behind what the last window left."""
-        activations, index = [], []
-        for k in window:
-            shard = self._shard(int(k))
-            rows = self._rows(int(k), "train")
-            activations.append(shard.activations[rows])
-            index.append(shard.index[rows])
-        x, sequences, order = torch.cat(activations), torch.cat(index), self._order(window, rng)
-        if self.batch_by == "sequence":
-            pool = _as_vectors(x[order], sequences[order])
-        else:
-            pool = VectorBatch(*(t[order] for t in _as_vectors(x, sequences)))
-        if left is None or len(left.x) == 0:
-            return pool
-        return VectorBatch(*(torch.cat(pair) for pair in zip(left, pool, strict=True)))
+        vectors = self._vectors()
+        self._read_ahead(window)
+        self._reading.result()
+        self._ahead = []
+        for k in window.tolist():
+            if k not in vectors.places:
+                shard = self._shard(k)
+                vectors.put(k, shard.activations, shard.index, self._rows(k, "train"))
+        order, whole = self._order(window, rng), self.batch_by == "sequence"
+        return Pool(vectors, window.tolist(), order, left, whole=whole, memory=self._batch_memory)
+
+    def _read_ahead(self, window: np.ndarray) -> None:
+        """Have a window's shards read from the disk, while this one is trained on; at once if it is not under way."""
+        shards = window.tolist()
+        if self.stream.cache is None or shards == self._ahead or (self._kept and self._kept.places.keys() >= {*shards}):
+            return
+        self._ahead = shards
+        self._reading = self._reader.submit(self.stream.cache.read_ahead, shards)
+
+    def _vectors(self) -> Vectors:
+        """Where the vectors of a window are put, or are already."""
+        if self._kept is not None:
+            return self._kept
+        counts = sorted(self._n_train[self.own_shards].tolist(), reverse=True)
+        shape = (self.stream.n_sublayers, self.stream.n_units)
+        fits = sum(counts) * math.prod(shape) * self.stream.dtype.itemsize <= KEPT_BYTES
+        # without a cache the language model runs in every epoch, as was asked for
+        if fits and self.stream.cache is not None:
+            self._kept = Vectors(torch.empty(sum(counts), *shape, dtype=self.stream.dtype))
+            return self._kept
+        largest = sum(counts[: self.shuffle_shards])  # of any epoch's windows
+        return Vectors(self._memory.empty(largest, *shape, dtype=self.stream.dtype))
 
     def records_in(self, epoch: int) -> bool:
         """Whether the language model may run in an epoch."""
@@ -309,34 +355,7 @@ class _RecordingStopped(Exception):
     pass
 
 
-class _Planned(NamedTuple):
-    """What a window of shards gives: batches before and after it, vectors left over before and after it."""
-
-    number: int
-    batches_before: int
-    batches_after: int
-    left_before: int
-    left_after: int
-
-
-def _plan(sizes: list[int], step: int) -> list[_Planned]:
-    """The windows' batches of ``step`` vectors; what does not fill one goes to the next window, the last takes all."""
-    plan, batches, left = [], 0, 0
-    for i, size in enumerate(sizes):
-        n = left + size
-        given, rest = divmod(n, step) if i < len(sizes) - 1 else (-(-n // step), 0)
-        plan.append(_Planned(i, batches, batches + given, left, rest))
-        batches, left = batches + given, rest
-    return plan
-
-
-def _first_needed(plan: list[_Planned], now: int, skip: int) -> int:
-    """The first window whose vectors are needed for the batches from the ``skip``-th of window ``now`` on."""
-    begin, needs_left = now, skip == 0
-    while needs_left and plan[begin].left_before:
-        begin -= 1
-        needs_left = plan[begin].batches_before == plan[begin].batches_after  # all it had, it left
-    return begin
+_Left = tuple[Tensor, Tensor, Tensor]  # vectors, sublayers and sequences that did not fill a batch
 
 
 def _not_finite(activations: Tensor, index: Tensor) -> NonFiniteError:
@@ -457,6 +476,10 @@ class _Batches(IterableDataset):
 
     def __len__(self) -> int:
         return self.n_batches
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _as_vectors(activations: Tensor, index: Tensor) -> VectorBatch:

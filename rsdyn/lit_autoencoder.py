@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
 from rsdyn.autoencoder import CompressingAutoencoder
 from rsdyn.datamodule import ResidualStreamDataModule, VectorBatch
@@ -56,9 +57,9 @@ class LitAutoencoder(L.LightningModule):
         self.lr, self.warmup_steps, self.bias_init = lr, warmup_steps, bias_init
         self.n_sublayers = n_sublayers
         self.autoencoder = CompressingAutoencoder(**autoencoder)
-        self.train_loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
-        self.val_loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
         self._train_loss_so_far: Tensor | None = None
+        self._logs_train_loss = False
         self.results: dict[str, Any] = {}
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -72,6 +73,9 @@ class LitAutoencoder(L.LightningModule):
             return optimizer
         rise = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1e-3, total_iters=self.warmup_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rise, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        self._logs_train_loss = False
 
     def on_train_batch_start(self, batch: VectorBatch, batch_idx: int) -> None:
         if self.current_epoch > 0:
@@ -112,13 +116,21 @@ class LitAutoencoder(L.LightningModule):
     def training_step(self, batch: VectorBatch, batch_idx: int) -> Tensor:
         loss = self._loss(batch)
         # on a GPU the look costs a wait for it; what slips through is caught in the mean, and before each checkpoint
-        if (batch_idx % 20 == 0 or loss.device.type == "cpu") and not torch.isfinite(loss):
+        if (batch_idx % 20 == 0 or loss.device.type == "cpu") and not math.isfinite(loss.item()):
             raise self._not_finite(loss, batch, f"the training loss is {loss.item()} in epoch {self.current_epoch}, ")
-        self.log("train/batch_loss", loss, on_step=True, on_epoch=False)
-        # a metric of our own, and not Lightning's mean, because it goes into the checkpoint in the middle of an epoch
-        self.train_loss.update(loss.detach(), weight=len(batch.x))
-        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
+        self._log_loss(loss.detach(), len(batch.x))
         return loss
+
+    def _log_loss(self, loss: Tensor, n: int) -> None:
+        # Lightning's log() takes longer than a step of the small autoencoder: it is called where it has an effect
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (self.global_step + 1) % every == 0 or self.trainer.should_stop:
+            self.log("train/batch_loss", loss, on_step=True, on_epoch=False)
+        # a metric of our own, and not Lightning's mean, because it goes into the checkpoint in the middle of an epoch
+        self.train_loss.update(loss, n)
+        if not self._logs_train_loss:
+            self._logs_train_loss = True
+            self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)  # the metric itself, read at the end
 
     def _not_finite(self, loss: Tensor, batch: VectorBatch, what: str) -> NonFiniteError:
         """Which number went wrong first: a parameter, an activation, or what the network makes of one."""
@@ -145,8 +157,8 @@ class LitAutoencoder(L.LightningModule):
                 f"is written. Lower cae.lr (now {self.lr:g}), raise cae.warmup_steps, or set cae.standardise=unit."
             )
         so_far = torch.zeros(self.trainer.world_size, 2, dtype=torch.float64)
-        so_far[self.global_rank, 0] = float(self.train_loss.mean_value)  # type: ignore[arg-type]
-        so_far[self.global_rank, 1] = float(self.train_loss.weight)  # type: ignore[arg-type]
+        so_far[self.global_rank, 0] = float(self.train_loss.total)
+        so_far[self.global_rank, 1] = float(self.train_loss.n)
         checkpoint["train_loss"] = self._sum(so_far).cpu()  # a row a process
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -154,9 +166,9 @@ class LitAutoencoder(L.LightningModule):
 
     def on_train_start(self) -> None:
         if self._train_loss_so_far is not None and self.trainer.fit_loop.restarting:  # in the middle of an epoch
-            mean_value, weight = self._train_loss_so_far[self.global_rank].to(self.device)
-            self.train_loss.mean_value, self.train_loss.weight = mean_value, weight
+            self.train_loss.total, self.train_loss.n = self._train_loss_so_far[self.global_rank].to(self.device).clone()
         self._train_loss_so_far = None
+        self._logs_train_loss = False
 
     def validation_step(self, batch: VectorBatch, batch_idx: int) -> None:
         if len(batch.x):
@@ -164,7 +176,7 @@ class LitAutoencoder(L.LightningModule):
             if loss.device.type == "cpu" and not torch.isfinite(loss):
                 what = f"the validation loss is {loss.item()} after epoch {self.current_epoch}, "
                 raise self._not_finite(loss, batch, what)
-            self.val_loss.update(loss, weight=len(batch.x))
+            self.val_loss.update(loss, len(batch.x))
 
     def on_validation_epoch_end(self) -> None:
         # compute() sums over the processes: each logs the same value
@@ -289,6 +301,31 @@ class LitAutoencoder(L.LightningModule):
         mean = self._sum(local.mean * local.n) / count
         away = local.mean - mean
         return Covariance(count, mean, self._sum(local.scatter + local.n * torch.outer(away, away)))
+
+
+class MeanLoss(Metric):
+    """The mean of the batches' losses, each counted with its vectors, in float64.
+
+    torchmetrics' ``MeanMetric`` leaves the weights out where it is told not to look for NaN (1.9 does), and looking for
+    it, which is done elsewhere, waits for the GPU in each step.
+    """
+
+    full_state_update = False
+    total: Tensor
+    n: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("n", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, n: int) -> None:
+        """Count ``loss``, the mean of ``n`` vectors."""
+        self.total.add_(loss.detach().double() * n)
+        self.n.add_(n)
+
+    def compute(self) -> Tensor:
+        return self.total / self.n
 
 
 def not_finite_name(tensors: Mapping[str, Tensor]) -> str | None:

@@ -12,13 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from rsdyn.errors import UserError
 from rsdyn.stream.cache import DamagedShardError, Shard, TrajectoryCache, cache_key, default_cache_dir, store
 from rsdyn.stream.cache.manifest import DamagedManifestError
+from rsdyn.stream.cache.shard import Place, pack
 
 N, S, D, PER_SHARD = 10, 4, 6, 4
 FIELDS = {"lm": "tiny", "weights": "xxh3 0", "tokens": "1", "condition": "original"}
@@ -61,6 +63,46 @@ def test_round_trip_and_the_format_is_plain_safetensors(tmp_path, dtype):
             assert torch.equal(getattr(found, name), getattr(expected, name))
             assert torch.equal(plain[name], getattr(expected, name))
     assert [again.bounds(k) for k in range(3)] == [(0, 4), (4, 8), (8, 10)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("marked", [False, True])
+def test_the_bytes_are_those_of_safetensors_and_no_tensor_is_copied(dtype, marked):
+    for n, s, d in ((1, 1, 3), (7, 4, 6), (8, 2, 8)):
+        x, index = torch.randn(n, s, d).to(dtype), torch.arange(n)
+        more = [torch.full((n,), 3, dtype=torch.int32), torch.zeros(n, dtype=torch.uint8)] * marked
+        shard = Shard(x, index, torch.full((n,), 9, dtype=torch.int32), *more)
+        place = Place("k" * 32, 5, 0, (n, s, d), dtype, n if marked else None)
+        parts = pack(shard, place)
+        whole = b"".join(parts)
+        text = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]
+        assert whole == save({name: getattr(shard, name) for name in place.names}, metadata=text)
+        assert any(np.shares_memory(np.asarray(part), x.view(torch.uint8).numpy()) for part in parts[1:])
+
+
+def test_reading_ahead_brings_a_shard_into_memory_and_passes_over_what_is_none(cache, tmp_path):
+    cache.discard(1)
+    os.mkfifo(cache.path(1))
+    cache.read_ahead([0, 1, 2, 1000])
+    if not hasattr(os, "RWF_NOWAIT"):
+        pytest.skip("the system does not say what is in memory")
+    large = new_cache(tmp_path / "large", n_units=65536)
+    large.open()
+    large.write(0, Shard(torch.ones(4, S, 65536).bfloat16(), torch.arange(4), torch.full((4,), 7, dtype=torch.int32)))
+    with large.path(0).open("rb", buffering=0) as file:
+
+        def is_in_memory():
+            try:
+                size = os.fstat(file.fileno()).st_size
+                return all(os.preadv(file.fileno(), [bytearray(1)], at, os.RWF_NOWAIT) for at in range(0, size, 65536))
+            except BlockingIOError:
+                return False
+
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if is_in_memory():
+            pytest.skip("this file system is memory")
+        large.read_ahead([0])
+        assert is_in_memory()
 
 
 def test_a_shard_written_again_has_the_same_bytes(cache):

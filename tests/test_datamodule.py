@@ -2,10 +2,12 @@
 
 from types import SimpleNamespace
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 
+from rsdyn import datamodule
 from rsdyn.datamodule import ResidualStreamDataModule, TrajectoryDataModule, balanced_owners
 from rsdyn.errors import UserError
 from rsdyn.stream.lm import LanguageModel
@@ -114,8 +116,8 @@ def test_not_finite_activations_are_never_cached(make_stream, monkeypatch):
     real = LanguageModel._record_batch
 
     @torch.inference_mode()
-    def poisoned(self, sequences, at, out, into):
-        real(self, sequences, at, out, into)
+    def poisoned(self, sequences, at, out, into, layout):
+        real(self, sequences, at, out, into, layout)
         out[into[-1], 4, 3] = float("inf")
 
     monkeypatch.setattr(LanguageModel, "_record_batch", poisoned)
@@ -221,6 +223,102 @@ def test_going_on_late_in_an_epoch_reads_only_what_is_needed(make_stream):
     again.stream.shard = lambda k, real=again.stream.shard: read.append(k) or real(k)
     assert len(all_batches(again.train_dataloader())) == 1
     assert len(read) <= 2 < stream.n_shards
+
+
+def plainly_shuffled(stream, data, epoch, batch_by, batch_size, shuffle_shards):
+    """An epoch's batches, made in whole tensors: windows of shards, what is left over first, then a permutation."""
+    rng = np.random.default_rng([data.seed, epoch, data.rank])
+    shards = rng.permutation(data.own_shards)
+    pool, batches, unit = None, [], stream.n_sublayers
+    for i in range(0, len(shards), shuffle_shards):
+        window = [stream.shard(k) for k in shards[i : i + shuffle_shards]]
+        index = torch.cat([shard.index for shard in window])
+        rows = torch.isin(index, torch.from_numpy(data.splits["train"]))
+        x, index = torch.cat([shard.activations for shard in window])[rows], index[rows]
+        new = [x.flatten(0, 1), torch.arange(unit).repeat(len(x)), index.repeat_interleave(unit)]
+        order = torch.from_numpy(rng.permutation(len(x) if batch_by == "sequence" else len(x) * unit))
+        if batch_by == "sequence":
+            order = (order[:, None] * unit + torch.arange(unit)).flatten()
+        new = [t[order] for t in new]
+        pool = new if pool is None else [torch.cat(pair) for pair in zip(pool, new, strict=True)]
+        step = batch_size * (unit if batch_by == "sequence" else 1)
+        is_last = i + shuffle_shards >= len(shards)
+        while len(pool[0]) >= step or (is_last and len(pool[0])):
+            batches.append(tuple(t[:step] for t in pool))
+            pool = [t[step:] for t in pool]
+    return batches
+
+
+@pytest.mark.parametrize("batch_by", ["vector", "sequence"])
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 30])
+def test_batches_are_those_of_a_plain_shuffle_and_may_be_kept(make_stream, monkeypatch, batch_by, kept_bytes):
+    """Whether the vectors stay in memory or come by windows; no batch is written to while somebody has it."""
+    monkeypatch.setattr(datamodule, "KEPT_BYTES", kept_bytes)
+    stream = opened(make_stream())
+    for batch_size, shuffle_shards in ((7, 3), (50, 1), (10_000, 2)):
+        options = {"batch_by": batch_by, "batch_size": batch_size, "shuffle_shards": shuffle_shards}
+        data = ResidualStreamDataModule(stream, **options)
+        for epoch in range(3):
+            data.trainer = trainer_at(epoch)
+            given = list(data.train_dataloader())
+            assert same(given, plainly_shuffled(stream, data, epoch, **options))
+
+
+@pytest.mark.parametrize(("kept_bytes", "reads"), [(0, 2), (1 << 30, 0)])
+def test_what_fits_in_memory_is_read_once(make_stream, monkeypatch, kept_bytes, reads):
+    monkeypatch.setattr(datamodule, "KEPT_BYTES", kept_bytes)
+    stream = opened(make_stream())
+    data = ResidualStreamDataModule(stream, batch_size=9, shuffle_shards=2)
+    all_batches(data.train_dataloader())
+    read = []
+    stream.shard = lambda k, real=stream.shard: read.append(k) or real(k)
+    for epoch in (1, 2):
+        data.trainer = trainer_at(epoch)
+        all_batches(data.train_dataloader())
+    assert sorted(read) == sorted(list(range(stream.n_shards)) * reads)
+    data.teardown("fit")
+    assert data._kept is None
+
+
+def test_a_batch_that_lightning_or_a_user_holds_is_not_written_to(make_stream, monkeypatch):
+    """In Lightning's own loop, training and validation; and where nobody keeps them, two or three take turns."""
+    monkeypatch.setattr(datamodule, "KEPT_BYTES", 0)
+    stream = opened(make_stream())
+
+    class Keeper(L.LightningModule):
+        def __init__(self, keep):
+            super().__init__()
+            self.keep, self.kept, self.most = keep, [], 0
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def training_step(self, batch, batch_idx):
+            loss = self.weight * batch.x.float().square().mean()
+            self.most = max(self.most, len(self.trainer.datamodule._batch_memory._lent))
+            self.seen(batch)
+            return loss
+
+        def validation_step(self, batch, batch_idx):
+            self.seen(batch)
+
+        def seen(self, batch):
+            if self.keep:
+                self.kept.append((batch, [t.clone() for t in batch]))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.0)
+
+    for keep in (True, False):
+        module, data = Keeper(keep), ResidualStreamDataModule(stream, batch_size=20, shuffle_shards=2)
+        trainer = L.Trainer(
+            max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=data)
+        if keep:
+            assert len(module.kept) > 3 * data.n_train_batches
+            assert all(torch.equal(a, b) for batch, copy in module.kept for a, b in zip(batch, copy, strict=True))
+        else:
+            assert module.most <= 3
 
 
 def test_a_wish_to_stop_ends_recording_with_an_empty_batch(make_stream):

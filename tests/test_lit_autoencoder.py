@@ -1,11 +1,13 @@
 """Training and judging the autoencoder, on streams made by hand whose statistics are known."""
 
 from itertools import pairwise
+from typing import ClassVar
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import Logger
 
 from rsdyn.datamodule import ResidualStreamDataModule
 from rsdyn.errors import NonFiniteError
@@ -49,7 +51,7 @@ def curve(n=128, seed=0, noise=0.05):
     return torch.from_numpy(x * np.geomspace(0.1, 10, D) + 3).float()
 
 
-def fit(x, *, epochs=1, callbacks=(), seed=0, **options):
+def fit(x, *, epochs=1, callbacks=(), seed=0, logger=False, **options):
     torch.manual_seed(seed)
     standardise = options.pop("standardise", "unit")
     shuffle_shards = options.pop("shuffle_shards", 2)
@@ -57,7 +59,8 @@ def fit(x, *, epochs=1, callbacks=(), seed=0, **options):
     module = LitAutoencoder(autoencoder=autoencoder, n_sublayers=S, **options)
     data = ResidualStreamDataModule(ArrayStream(x), batch_size=32, shuffle_shards=shuffle_shards)
     trainer = L.Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_epochs=epochs, accelerator="cpu", logger=logger, enable_checkpointing=False, enable_progress_bar=False,
+        log_every_n_steps=7,
         enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks),
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
@@ -106,6 +109,54 @@ def test_the_decoder_can_start_at_the_mean(standardise):
     _, _, data = fit(x, standardise=standardise, bias_init="mean", callbacks=[Watch()], shuffle_shards=100)
     expected = x[data.splits["train"]].mean((0, 1)) if standardise == "none" else torch.zeros(D)
     torch.testing.assert_close(first["bias"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_losses_are_means_over_vectors_and_are_logged_where_lightning_logs():
+    """The last batch is shorter, and a shard's share of the validation split is any size."""
+    steps, sizes, epochs = [], [], []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            steps.append(float(outputs["loss"]))
+            sizes.append(len(batch.x))
+
+        def on_train_epoch_end(self, trainer, module):
+            losses = []
+            with torch.no_grad():
+                for batch in trainer.datamodule.whole_sequences("val"):
+                    x = module.autoencoder.standardise(batch.x.float(), batch.sublayer)
+                    losses.append((module.autoencoder(x)[1] - x).square().mean(-1))
+            found = {k: float(trainer.callback_metrics[k]) for k in ("train/loss", "val/loss")}
+            epochs.append((found, np.average(steps, weights=sizes), float(torch.cat(losses).mean())))
+            steps.clear(), sizes.clear()
+
+    class Kept(Logger):
+        name = version = "kept"
+        rows: ClassVar[list] = []
+
+        def log_metrics(self, metrics, step=None):
+            self.rows.append((step, metrics))
+
+        def log_hyperparams(self, *args, **kwargs):
+            pass
+
+    every_step = []
+    real = LitAutoencoder.training_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            LitAutoencoder, "training_step", lambda *a: (loss := real(*a), every_step.append(float(loss.detach())))[0]
+        )
+        fit(curve(141), epochs=3, callbacks=[Watch()], logger=Kept())
+    assert len(epochs) == 3
+    for found, train, val in epochs:
+        assert found["train/loss"] == pytest.approx(train, rel=1e-12)
+        assert found["val/loss"] == pytest.approx(val, rel=1e-6)
+    logged = {step: row["train/batch_loss"] for step, row in Kept.rows if "train/batch_loss" in row}
+    expected = {step: every_step[step] for step in range(6, len(every_step), 7)}
+    assert logged == pytest.approx(expected)
+    assert [round(row["train/loss"], 9) for _, row in Kept.rows if "train/loss" in row] == [
+        round(train, 9) for _, train, _ in epochs
+    ]
 
 
 def test_warm_up_raises_the_rate():

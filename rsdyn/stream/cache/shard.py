@@ -8,16 +8,22 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 _LARGEST_HEADER = 1 << 16  # ours has some 400 bytes
-_NO_DIGEST = "-" * 32
+_BLOCK = 1 << 22  # bytes that are read at a time
+_NAMES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+}  # in safetensors
 _DAMAGE = {errno.ELOOP: "it is a link", errno.EIO: "the disk cannot read it", errno.EISDIR: "it is a folder"}
 
 Which = tuple[int, ...]  # a file on disk: another one, or the same one written to, gives another
@@ -106,13 +112,29 @@ def trajectory_bytes(n_sublayers: int, n_units: int, dtype: torch.dtype, *, mark
 
 
 def pack(shard: Shard, place: Place) -> list[bytes | memoryview]:
-    """The file's bytes, in two parts: the header, and the tensors that its checksum is of. Always the same bytes."""
-    header = json.dumps({"key": place.key, "shard": place.number, "xxh3": _NO_DIGEST}, sort_keys=True)
+    """The file's bytes: the header, and tensor by tensor what its checksum is of. Always the same bytes.
+
+    The tensors are not copied: they must stay as they are until they are written. What ``safetensors.torch.save`` makes
+    is these very bytes, copied twice into new memory, which took as long as writing them to the disk.
+    """
+    tensors = place.check(shard)
+    # the larger its numbers the further in front, then by name, as safetensors has it
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    parts = [tensors[name].contiguous().flatten().view(torch.uint8).numpy().data for name in names]
+    digest = xxhash.xxh3_128()  # 13 GiB/s, where sha256 gives 1
+    for part in parts:
+        digest.update(part)
+    ours = json.dumps({"key": place.key, "shard": place.number, "xxh3": digest.hexdigest()}, sort_keys=True)
     # one metadata entry: several would be written in no particular order, and the bytes would not repeat
-    data = memoryview(save(place.check(shard), metadata={"rsdyn": header}))
-    start = 8 + int.from_bytes(data[:8], "little")
-    digest = xxhash.xxh3_128_hexdigest(data[start:])  # 13 GiB/s, where sha256 gives 1
-    return [bytes(data[:start]).replace(_NO_DIGEST.encode(), digest.encode()), data[start:]]
+    header: dict[str, Any] = {"__metadata__": {"rsdyn": ours}}
+    end = 0
+    for name, part in zip(names, parts, strict=True):
+        start, end = end, end + len(part)
+        tensor = tensors[name]
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    return [len(text).to_bytes(8, "little") + text, *parts]
 
 
 def unpack(path: Path, place: Place, *, verified: Which | None = None) -> tuple[Shard, Which]:
@@ -166,6 +188,36 @@ def _verify(path: Path, place: Place, verified: Which | None) -> Which:
     return which
 
 
+def read_through(path: Path) -> None:
+    """Read what of a file is not in the operating system's memory, and keep nothing of it.
+
+    Raises ``OSError``; what is no file is left alone.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        block, size = bytearray(_BLOCK), found.st_size if stat.S_ISREG(found.st_mode) else 0
+        for start in range(0, size, _BLOCK):
+            # not its first byte: the kernel reads ahead a little, so the block before brings that one along
+            places = (min(start + _BLOCK // 2, size - 1), min(start + _BLOCK, size) - 1)
+            if not all(_is_in_memory(descriptor, place) for place in places):
+                os.preadv(descriptor, [block], start)
+    finally:
+        os.close(descriptor)
+
+
+def _is_in_memory(descriptor: int, place: int) -> bool:
+    """Whether the operating system has a file's byte at hand; False where it does not say."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    try:
+        return os.preadv(descriptor, [bytearray(1)], place, os.RWF_NOWAIT) > 0
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        return False
+
+
 def which_file(found: os.stat_result) -> Which:
     """Tell a file on disk from others, and from itself before it was last written to."""
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
@@ -174,6 +226,6 @@ def which_file(found: os.stat_result) -> Which:
 def _digest(file: IO[bytes]) -> str:
     """The checksum of all that is left in ``file``."""
     digest = xxhash.xxh3_128()
-    while block := file.read(1 << 22):
+    while block := file.read(_BLOCK):
         digest.update(block)
     return digest.hexdigest()

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
-from rsdyn.stream.lm import LanguageModel, length_sorted_batches, longrope_length
+from rsdyn.stream.batches import PACKED, SORTED, length_sorted_batches
+from rsdyn.stream.lm import LanguageModel, longrope_length
 from rsdyn.stream.source import LMSource
 from rsdyn.stream.weights import empty_model
 
@@ -35,8 +36,10 @@ class ForwardCost(NamedTuple):
     attention: float
     apart: int | None = None
 
-    def of(self, lengths: Sequence[int], batch_tokens: int) -> float:
-        """Operations for sequences of these lengths, batched and padded as :meth:`LanguageModel.record` does."""
+    def of(self, lengths: Sequence[int], batch_tokens: int, layout: str = SORTED) -> float:
+        """Operations for sequences of these lengths, batched as :meth:`LanguageModel.record` does in a layout."""
+        if layout == PACKED:
+            return sum(self.linear * n + self.attention * n**2 for n in lengths)
         total = 0.0
         for rows in length_sorted_batches(lengths, batch_tokens, self.apart):
             longest = max(lengths[i] for i in rows)

@@ -159,6 +159,7 @@ def make_stream(run: Run, source: Source, condition: str) -> TrajectoryStream:
         batch_tokens=config.lm.batch_tokens,
         lm_dtype=config.lm.dtype,
         matmul_precision=config.lm.matmul_precision,
+        layout=config.lm.layout,
     )
 
 

@@ -25,10 +25,10 @@ from rsdyn.experiment import Source, find_text, make_stream, on_gpu, open_lm, pr
 from rsdyn.perturbation import layers_of, prompts_of
 from rsdyn.probe import ResidualStreamProbe
 from rsdyn.script import Run
+from rsdyn.stream.batches import PACKED, SORTED, make_batches
 from rsdyn.stream.cache import DTYPES as CACHE_DTYPES
 from rsdyn.stream.cache import default_cache_dir, trajectory_bytes
 from rsdyn.stream.hub import hub_reachable, weights_size
-from rsdyn.stream.lm import length_sorted_batches
 from rsdyn.stream.positions import Positions
 from rsdyn.stream.source import LMSource
 from rsdyn.stream.text import split
@@ -253,7 +253,7 @@ def _memory(plan: Plan, run: Run, lm: LMSource, positions: Positions, *, needs_l
     # weights in the format they are stored in are mapped from their files on a CPU, and shared by its processes
     is_mapped = not gpu and lm.stored_dtype() == config.lm.dtype
     first = positions.lengths[: config.cache.shard_sequences].tolist()
-    batches = len(length_sorted_batches(first, config.lm.batch_tokens))
+    batches = len(make_batches(first, config.lm.batch_tokens, _layout(config)))
     at_once = 1 if gpu else min(torch.get_num_threads(), batches)
     per_shard = np.add.reduceat(counts, range(0, n, config.cache.shard_sequences))
     shard = int(per_shard.max()) * each
@@ -373,7 +373,7 @@ def _operations(plan: Plan, run: Run, lm: LMSource, positions: Positions, to_rec
     for shard in (shard for shards in to_record.values() for shard in shards):
         part = lengths[shard * size : (shard + 1) * size]
         tokens += sum(part)
-        recording += cost.of(part, config.lm.batch_tokens)
+        recording += cost.of(part, config.lm.batch_tokens, _layout(config))
     plan.numbers["recording_flops"] = recording
     each = f"{_flops(cost.linear)} a token and attention, for {tokens:,} tokens"
     again = "" if config.cache.enabled else ", each time the stream is read"
@@ -389,6 +389,11 @@ def _operations(plan: Plan, run: Run, lm: LMSource, positions: Positions, to_rec
         plan.numbers["epoch_flops"] = epoch
         epochs = config.trainer.max_epochs
         plan.say("Training", f"{_flops(epoch)} an epoch of {n_train:,} vectors, {_flops(epochs * epoch)} for {epochs}")
+
+
+def _layout(config: Any) -> str:
+    """The layout that most models are recorded in; whether this one is only its weights can tell."""
+    return SORTED if config.lm.layout == SORTED else PACKED
 
 
 def _size(n_bytes: float) -> str:

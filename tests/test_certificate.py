@@ -193,8 +193,8 @@ def test_an_expert_chosen_by_a_rounding_is_no_failure():
     errors = {3: 0.2, 2: 0.01, 1: 0.0}
     made = []
     attempt = lambda n: (made.append(n), (errors[n], str(n)))[1]  # noqa: E731
-    assert certificate._best_of(attempt, [3, 2, 1], 0.1) == (0.01, "2") and made == [3, 2]
-    assert certificate._best_of(attempt, [3, 3], 0.1) == (0.2, "3")
+    assert certificate.best_of(attempt, [3, 2, 1], 0.1) == (0.01, "2") and made == [3, 2]
+    assert certificate.best_of(attempt, [3, 3], 0.1) == (0.2, "3")
 
 
 def test_coarse_products_are_allowed_for(llama):
@@ -221,7 +221,7 @@ def test_line_and_dict():
     assert found.log_probs is None and json.loads(json.dumps(found.to_dict())) == found.to_dict()
     line = found.line()
     assert "\n" not in line and "3 layers with parallel attention in float32" in line
-    assert "parallel 0e+00" in line and "padding" in line and "log probs" not in line
+    assert "parallel 0e+00" in line and "padding" in line and "log probs" not in line and "Recorded" not in line
 
 
 def test_a_stream_is_certified_when_its_model_is_opened(tiny_llama, make_sequences, tmp_path):
@@ -232,6 +232,7 @@ def test_a_stream_is_certified_when_its_model_is_opened(tiny_llama, make_sequenc
     stream.on_certificate = lambda certificate: said.append(certificate.line())
     stream.shard(0)
     assert len(said) == 1 and "Stream certified over 3 layers in float32" in said[0]
+    assert said[0].endswith("Recorded in packed rows.") and stream.certificate["layout"] == "packed"
     assert stream.certificate["attention"] == 0 and stream.certificate["layers"] == 3
     assert stream.cache.manifest()["certificate"] == stream.certificate
     again = TrajectoryStream(find_lm(str(tiny_llama)), make_sequences(12), cache_dir=tmp_path, shard_sequences=8)

@@ -24,6 +24,7 @@ OTHER = {
     "lm.device_map": ("auto", "auto"),
     "lm.batch_tokens": ("16_384", 16384),
     "lm.matmul_precision": ("high", "high"),
+    "lm.layout": ("sorted", "sorted"),
     "data.path": ("a b.txt", "a b.txt"),
     "data.name": ("Salesforce/wikitext", "Salesforce/wikitext"),
     "data.config": ("wikitext-2-raw-v1", "wikitext-2-raw-v1"),

@@ -7,7 +7,7 @@ from family_zoo import CONTEXT, FAMILIES, LAYERS, UNITS, VOCABULARY, ZOO, config
 from transformers import AutoConfig, AutoModel
 
 from rsdyn.errors import NonFiniteError, UserError
-from rsdyn.stream.lm import LanguageModel, batches_apart, length_sorted_batches
+from rsdyn.stream.lm import LanguageModel
 from rsdyn.stream.source import find_lm
 
 
@@ -224,24 +224,6 @@ def test_overflow_on_the_way_to_storage_is_found(tiny_llama):
         model.embed_tokens.weight.mul_(1e6)
     with pytest.raises(NonFiniteError, match="float16"):
         LanguageModel(model).record(random_sequences(2), dtype=torch.float16)
-
-
-def test_length_sorted_batches():
-    lengths = [7, 3, 9, 3, 50, 8]
-    batches = length_sorted_batches(lengths, 18)
-    assert sorted(i for batch in batches for i in batch) == list(range(6))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 18
-    assert batches == [[1, 3, 0] if 3 * 7 <= 18 else [1, 3], [0, 5], [2], [4]]
-
-
-def test_batches_that_must_not_go_together():
-    lengths = [7, 3, 9, 3, 50, 8]
-    batches = length_sorted_batches(lengths, 40, apart=8)
-    assert batches == [[1, 3, 0, 5], [2], [4]]  # without it, 9 tokens would go with the shorter ones
-    assert length_sorted_batches(lengths, 45)[0] == [1, 3, 0, 5, 2]
-    assert batches_apart(batches, lengths, 8) == [[[1, 3, 0, 5]], [[2], [4]]]
-    assert batches_apart(batches, lengths, 2) == [batches] == batches_apart(batches, lengths, None)
 
 
 # -- other positions than the last -------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rsdyn.stream.lm import length_sorted_batches
+from rsdyn.stream.batches import SORTED, make_batches, tokens_computed
 
 
 class Canary(NamedTuple):
@@ -23,12 +23,14 @@ class Canary(NamedTuple):
     sublayer: int
 
 
-def canary_rows(lengths: list[int], batch_tokens: int) -> list[int]:
+def canary_rows(lengths: list[int], batch_tokens: int, layout: str = SORTED, apart: int | None = None) -> list[int]:
     """The sequences of a shard to record again: those that went through the model together, and cost least.
 
-    Together, since what goes along changes the rounding: the same machine must give the same bits.
+    Together, since what goes along changes the rounding: the same machine must give the same bits. ``layout`` and
+    ``apart`` are those of :func:`rsdyn.stream.batches.make_batches`.
     """
-    return min(length_sorted_batches(lengths, batch_tokens), key=lambda rows: len(rows) * max(lengths[i] for i in rows))
+    batches = make_batches(lengths, batch_tokens, layout, apart)
+    return min(batches, key=lambda rows: tokens_computed(lengths, [rows], layout))
 
 
 def compare(again: Tensor, cached: Tensor) -> Canary:

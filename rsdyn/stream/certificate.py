@@ -5,7 +5,7 @@ recorded before these hold on two short sequences of the run's own text:
 
 - the stream at a sublayer plus what attention or the MLP adds is the stream at the next one, in every layer;
 - the states recorded are those of a whole forward, and at resid_pre the ``hidden_states`` that transformers gives;
-- a sequence has the same stream alone and padded beside a longer one;
+- a sequence has the same stream alone and beside a longer one in a batch;
 - a recorded state, put back in a run of other tokens, brings back the rest of the trajectory: it is the whole state;
 - with the LM head, the next-token probabilities are those of the model.
 """
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rsdyn.errors import NonFiniteError, UserError
+from rsdyn.stream.batches import PACKED
 from rsdyn.stream.lm import LanguageModel
 from rsdyn.stream.tracing import output_of, stream_of
 
@@ -42,7 +43,7 @@ class Certificate:
         parallel: the same where attention and MLP are added at once; None where they are not.
         recorded: of the recorded states from those of a whole forward, relative to their norm.
         hidden_states: of these at resid_pre from transformers' own; None if the model gives none.
-        padding: of a sequence alone from the same one padded in a batch.
+        padding: of a sequence alone from the same one in a batch, padded or packed.
         replay: of a run with a recorded state put in place from the run that it was recorded in.
         log_probs: of next-token log-probabilities from the model's own; None without the LM head.
         layers, sublayers: how many were checked, which is all of them.
@@ -50,6 +51,8 @@ class Certificate:
         dtype: what the model computes in.
         tolerance: the largest value that passes; of padding and replay, which compare two forwards, the next one.
         tolerance_of_runs: see there.
+        layout: of the batches that are recorded, ``packed`` or ``sorted``, and
+        layout_reason: why they are not packed; None where they are, or nobody asked.
     """
 
     attention: float | None
@@ -66,6 +69,8 @@ class Certificate:
     dtype: str
     tolerance: float
     tolerance_of_runs: float
+    layout: str
+    layout_reason: str | None
 
     def line(self) -> str:
         """One line that says what was checked and how far off it is at worst."""
@@ -73,9 +78,12 @@ class Certificate:
         found = {name.replace("_", " "): getattr(self, name) for name in names}
         parts = ", ".join(f"{name} {value:.0e}" for name, value in found.items() if value is not None)
         kind = " with parallel attention" if self.parallel is not None else ""
+        layout = " Recorded in packed rows." if self.layout == PACKED else ""
+        if self.layout_reason is not None:
+            layout = f" Recorded in padded batches, not in packed rows: {self.layout_reason}."
         return (
             f"Stream certified over {self.layers} layers{kind} in {self.dtype}: largest relative error of {parts} "
-            f"(allowed {self.tolerance:.0e}, between two runs {self.tolerance_of_runs:.0e})."
+            f"(allowed {self.tolerance:.0e}, between two runs {self.tolerance_of_runs:.0e}).{layout}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,7 +113,7 @@ def certify(lm: LanguageModel, sequences: Sequence[np.ndarray]) -> Certificate:
     """
     if lm.n_edits:
         raise ValueError(f"lm: {lm.n_edits} interventions are open, and would change what is certified. Leave them.")
-    pair = _two(sequences)
+    pair = two_short(sequences)
     run = _run(lm, pair, hidden=True)
     _check_finite(lm, run)
     allowed, of_runs = tolerances(lm)
@@ -125,10 +133,12 @@ def certify(lm: LanguageModel, sequences: Sequence[np.ndarray]) -> Certificate:
         dtype=_dtype(lm),
         tolerance=allowed,
         tolerance_of_runs=of_runs,
+        layout=lm.layout.name,
+        layout_reason=lm.layout.reason,
     )
 
 
-def _two(sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
+def two_short(sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Two short sequences of different lengths, the shorter first, as they stand in a batch that is recorded."""
     if not len(sequences) or not max(len(s) for s in sequences):
         raise UserError("sequences: none with a token in it, so there is nothing to certify the model on.")
@@ -244,7 +254,7 @@ def _require(lm: LanguageModel, name: str, what: str, where: str, error: float, 
     )
 
 
-def _relative(a: Tensor, b: Tensor) -> Tensor:
+def relative(a: Tensor, b: Tensor) -> Tensor:
     """The distance of states over the norm of ``b``, along the last dimension."""
     a, b = a.double(), b.double()
     return (a - b).norm(dim=-1) / b.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
@@ -284,7 +294,7 @@ def _added(stream: Tensor, terms: list[Tensor]) -> Tensor:
 def _recorded(lm: LanguageModel, pair: list[np.ndarray], run: _Run, allowed: float) -> float:
     recorded = lm.record(pair, batch_tokens=2 * MAX_TOKENS).to(lm.device)
     whole = torch.stack([stream[run.last] for stream in run.streams[:-1]], 1)
-    error, where = _first(lm, _relative(recorded, whole).max(0).values, allowed)
+    error, where = _first(lm, relative(recorded, whole).max(0).values, allowed)
     _require(lm, "recorded", "equality of recorded states with those of a whole forward", where, error, allowed)
     return error
 
@@ -295,7 +305,7 @@ def _hidden_states(lm: LanguageModel, run: _Run, allowed: float) -> float | None
     worst = 0.0
     for layer in range(lm.n_layers):  # the last one is behind the final norm
         s = layer * len(lm.sites.names)
-        error = float(_relative(run.streams[s], run.hidden[layer]).max())
+        error = float(relative(run.streams[s], run.hidden[layer]).max())
         _require(lm, "hidden_states", "equality with transformers' own hidden_states", _where(lm, s), error, allowed)
         worst = max(worst, error)
     return worst
@@ -307,9 +317,9 @@ def _padding(lm: LanguageModel, pair: list[np.ndarray], allowed: float) -> float
     def attempt(n_tokens: int) -> tuple[float, str]:
         together = [shorter[:n_tokens], longer]
         alone = torch.cat([lm.record([s]) for s in together])
-        return _first(lm, _relative(lm.record(together, batch_tokens=2 * MAX_TOKENS), alone).max(0).values, allowed)
+        return _first(lm, relative(lm.record(together, batch_tokens=2 * MAX_TOKENS), alone).max(0).values, allowed)
 
-    error, where = _best_of(attempt, sorted({len(shorter), max(1, len(shorter) // 2), 1}, reverse=True), allowed)
+    error, where = best_of(attempt, sorted({len(shorter), max(1, len(shorter) // 2), 1}, reverse=True), allowed)
     what = "equality of a sequence alone and beside a longer one in a batch"
     _require(lm, "padding", what, where, error, allowed)
     return error
@@ -325,17 +335,17 @@ def _replay(lm: LanguageModel, ids: np.ndarray, allowed: float) -> float:
         def attempt(other: int, s: int = s) -> tuple[float, str]:
             with _state_at(lm, s, recorded[s]):
                 again = _run(lm, [np.append(ids[:-1], other)]).streams[s:]
-            return _first(lm, _relative(torch.stack([x[-1] for x in again]), recorded[s:]), allowed, start=s)
+            return _first(lm, relative(torch.stack([x[-1] for x in again]), recorded[s:]), allowed, start=s)
 
         others = [token for token in (*ids[:-1].tolist(), 0, 1) if token != ids[-1]]
-        error, where = _best_of(attempt, others[:3], allowed)
+        error, where = best_of(attempt, others[:3], allowed)
         what = f"bringing back the run from the state recorded at {_where(lm, s)}"
         _require(lm, "replay", what, where, error, allowed)
         worst = max(worst, error)
     return worst
 
 
-def _best_of(attempt: Callable[[int], tuple[float, str]], choices: Sequence[int], allowed: float) -> tuple[float, str]:
+def best_of(attempt: Callable[[int], tuple[float, str]], choices: Sequence[int], allowed: float) -> tuple[float, str]:
     """The first of some attempts that passes, or the best of them.
 
     For mixtures of experts in half precision: where a router stands at a tie, a rounding sends a token to another
@@ -367,7 +377,7 @@ def _state_at(lm: LanguageModel, s: int, state: Tensor) -> Iterator[None]:
 def _log_probs(lm: LanguageModel, run: _Run, allowed: float) -> float | None:
     if run.logits is None:
         return None
-    error = _relative(lm.log_probs(run.streams[-1][run.last]), run.logits.log_softmax(-1))
+    error = relative(lm.log_probs(run.streams[-1][run.last]), run.logits.log_softmax(-1))
     what = "equality of the next-token log-probabilities with the model's own"
     _require(lm, "log_probs", what, _where(lm, lm.n_sublayers), float(error.max()), allowed)
     return float(error.max())

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import closing, contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,18 +16,27 @@ from torch import Tensor, nn
 
 from rsdyn.dynamics.parallel import side_by_side
 from rsdyn.errors import NonFiniteError, UserError
+from rsdyn.stream.batches import PACKED, SORTED, batches_apart, make_batches
 from rsdyn.stream.head import behind_the_layers
+from rsdyn.stream.packing import NotPackedError, Row, one_row, packed_attention
 from rsdyn.stream.sites import RESID_PRE, find_sites, sublayer_index
 from rsdyn.stream.tracing import stream_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-EXTRACTOR_VERSION = 1  # raise it whenever recording would give other numbers: it is part of the cache's key
+EXTRACTOR_VERSION = 2  # raise it whenever recording would give other numbers: it is part of the cache's key
 
 
 class _StopForwardError(Exception):
     """Raised by the last hook: nothing behind the last site is needed."""
+
+
+class Layout(NamedTuple):
+    """How sequences lie in a batch, ``packed`` or ``sorted`` (``batches.py``), and why not packed, in a clause."""
+
+    name: str
+    reason: str | None = None
 
 
 class LanguageModel:
@@ -42,6 +51,7 @@ class LanguageModel:
         config: of the language model; a part of the whole config where the model also sees or hears.
         head: the LM head alone, or None.
         n_edits: how many interventions are open (``rsdyn.interventions``).
+        layout: of the batches that :meth:`record` makes; sorted, until ``layout.choose_layout`` has tried to pack.
     """
 
     def __init__(self, base: PreTrainedModel, *, name: str = "lm", causal: PreTrainedModel | None = None):
@@ -49,6 +59,7 @@ class LanguageModel:
         self.causal = None if causal is None else causal.eval().requires_grad_(False)
         self.head: nn.Module | None = None if causal is None else causal.get_output_embeddings()
         self.n_edits = 0
+        self.layout = Layout(SORTED)
         self.config = base.config.get_text_config()
         self.name = name
         self.sites = find_sites(base)
@@ -104,7 +115,7 @@ class LanguageModel:
         sequences: Sequence[np.ndarray],
         *,
         positions: Sequence[np.ndarray] | None = None,
-        batch_tokens: int = 1024,
+        batch_tokens: int = 512,
         dtype: torch.dtype | None = None,
         first_index: int = 0,
         on_batch: Callable[[int], object] = lambda n: None,
@@ -116,22 +127,25 @@ class LanguageModel:
             positions: which tokens of each instead, BOS being 0, at least one of each; then the result is
                 ``(n, S, D)``, the trajectories of a sequence together, in the order given.
             batch_tokens: at most so many tokens, padding included, go through the model together (one sequence at
-                least). What goes together depends on ``sequences`` and this number alone.
+                least). What goes together depends on ``sequences``, this number and ``layout`` alone.
             dtype: of the result; default the model's.
             first_index: index of ``sequences[0]`` in its corpus, for messages.
             on_batch: called with the number of sequences after each batch.
 
-        Sequences are sorted by length and padded on the *right*, without an attention mask: a causal model never looks
-        right, and left padding without position ids changes activations silently. Raises ``NonFiniteError`` naming
-        sequence and sublayer when the stream is not finite, and ``ValueError`` for sequences of several lengths, or in
-        several batches, while an intervention is open, which edits the last column of each batch.
+        With ``layout`` packed, sequences stand end to end in one row, without padding, and attend to themselves alone
+        (``packing.py``). Else, and while an intervention is open, they are sorted by length and padded on the *right*,
+        without an attention mask: a causal model never looks right, and left padding without position ids changes
+        activations silently. Raises ``NonFiniteError`` naming sequence and sublayer when the stream is not finite, and
+        ``ValueError`` for sequences of several lengths, or in several batches, while an intervention is open, which
+        edits the last column of each batch.
         """
         lengths = [len(s) for s in sequences]
         self._check_lengths(lengths, first_index)
         at = [np.array([n - 1]) for n in lengths] if positions is None else positions
         ends = np.cumsum([len(tokens) for tokens in at])
         out = torch.empty(int(ends[-1]), self.n_sublayers, self.n_units, dtype=dtype or self.dtype)
-        batches = length_sorted_batches(lengths, batch_tokens, apart=longrope_length(self.config))
+        layout, apart = SORTED if self.n_edits else self.layout.name, longrope_length(self.config)
+        batches = make_batches(lengths, batch_tokens, layout, apart)
         if self.n_edits and (len(batches) > 1 or len(set(lengths)) > 1):
             raise ValueError(
                 f"sequences: {len(sequences)} of several lengths, or too many for one batch, while an intervention is "
@@ -141,10 +155,10 @@ class LanguageModel:
 
         def record(rows: list[int]) -> None:
             into = np.concatenate([np.arange(ends[i] - len(at[i]), ends[i]) for i in rows])
-            self._record_batch([sequences[i] for i in rows], [at[i] for i in rows], out, torch.from_numpy(into))
+            self._record_batch([sequences[i] for i in rows], [at[i] for i in rows], out, torch.from_numpy(into), layout)
 
-        with self._hooks():
-            for group in batches_apart(batches, lengths, longrope_length(self.config)):
+        with packed_attention(self.base) if layout == PACKED else nullcontext(), self._hooks():
+            for group in batches_apart(batches, lengths, apart):
                 work = side_by_side(record, group, self.device, one_by_one=self.is_spread)
                 # closed before the hooks go, so that no thread is left running without them after an exception
                 with closing(work) as parts:
@@ -166,14 +180,19 @@ class LanguageModel:
         return out
 
     @torch.inference_mode()
-    def _record_batch(self, sequences: list[np.ndarray], at: list[np.ndarray], out: Tensor, into: Tensor) -> None:
-        """Record tokens ``at`` of one padded batch into the rows ``into`` of ``out``, on the CPU."""
-        ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
-        for row, sequence in zip(ids, sequences, strict=True):
-            row[: len(sequence)] = torch.from_numpy(np.asarray(sequence, dtype=np.int64))
-        rows = torch.arange(len(sequences)).repeat_interleave(torch.tensor([len(tokens) for tokens in at]))
-        tokens = torch.from_numpy(np.concatenate(at))
-        wanted: dict[torch.device, tuple[Tensor, Tensor]] = {}  # on each device that layers lie on
+    def _record_batch(
+        self, sequences: list[np.ndarray], at: list[np.ndarray], out: Tensor, into: Tensor, layout: str
+    ) -> None:
+        """Record tokens ``at`` of one batch into the rows ``into`` of ``out``, on the CPU."""
+        lengths = [len(s) for s in sequences]
+        is_packed = layout == PACKED
+        width = sum(lengths) if is_packed else max(lengths)
+        starts = np.cumsum([0, *lengths[:-1]]) if is_packed else np.arange(len(lengths)) * width
+        ids = torch.zeros(width if is_packed else len(lengths) * width, dtype=torch.int64)
+        for start, sequence in zip(starts, sequences, strict=True):
+            ids[start : start + len(sequence)] = torch.from_numpy(np.asarray(sequence, dtype=np.int64))
+        tokens = torch.from_numpy(np.concatenate([start + here for start, here in zip(starts, at, strict=True)]))
+        wanted: dict[torch.device, Tensor] = {}  # on each device that layers lie on
         # the copy takes the wanted tokens only: a view of them would keep the whole activation alive. A GPU fills a
         # buffer of its own first, since to wait for it at each site takes longer; a CPU needs none.
         buffer, rows_there = out, into
@@ -184,11 +203,16 @@ class LanguageModel:
 
         def take(sublayer: int, stream: Tensor) -> None:
             if stream.device not in wanted:
-                wanted[stream.device] = (rows.to(stream.device), tokens.to(stream.device))
-            states = stream[wanted[stream.device]].to(self.dtype)
+                wanted[stream.device] = tokens.to(stream.device)
+            states = stream.index_select(0, wanted[stream.device]).to(self.dtype)
             buffer[rows_there, sublayer] = states.to(buffer.device, buffer.dtype)
 
-        self._forward(ids.to(self.device), take)
+        ids = ids.view(-1, width).to(self.device)
+        if is_packed:
+            with one_row(lengths) as row:
+                self._forward(ids, take, row)
+        else:
+            self._forward(ids, take)
         if buffer is not out:
             out[into] = buffer.to("cpu").to(out.dtype)
 
@@ -198,8 +222,8 @@ class LanguageModel:
 
         def hook(sublayer: int) -> Any:
             def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                # some families flatten the tokens of all rows into one dimension
-                self._running.take(sublayer, stream_of(args, kwargs).view(*self._running.shape, self.n_units))
+                # some families flatten the tokens of all rows into one dimension themselves
+                self._running.take(sublayer, stream_of(args, kwargs).reshape(self._running.n_tokens, self.n_units))
                 self._running.fired += 1
                 if sublayer == self.n_sublayers - 1:
                     raise _StopForwardError
@@ -226,16 +250,22 @@ class LanguageModel:
                     "it. Truncate the sequences."
                 )
 
-    def _forward(self, ids: Tensor, take: Callable[[int, Tensor], None]) -> None:
-        """One forward over ``ids`` ``(B, T)``, inside :meth:`_hooks`; it stops at the last site.
+    def _forward(self, ids: Tensor, take: Callable[[int, Tensor], None], row: Row | None = None) -> None:
+        """One forward over ``ids`` ``(B, T)``, or over a packed row of them, inside :meth:`_hooks`.
 
-        ``take(sublayer, stream (B, T, D))`` is called at each site, in order, in this thread.
+        ``take(sublayer, stream (B T, D))`` is called at each site, in order, in this thread; at the last one it stops.
         """
-        self._running.take, self._running.fired, self._running.shape = take, 0, ids.shape
+        self._running.take, self._running.fired, self._running.n_tokens = take, 0, ids.numel()
+        places = {}
+        if row is not None:  # each sequence's own positions, from 0 on
+            places["position_ids"] = torch.cat([torch.arange(stop - start) for start, stop in row.bounds])[None]
         with suppress(_StopForwardError):
-            self.base(input_ids=ids, use_cache=False)
+            self.base(input_ids=ids, use_cache=False, **{k: v.to(ids.device) for k, v in places.items()})
         if self._running.fired != self.n_sublayers:
             raise RuntimeError(f"{self._running.fired} of {self.n_sublayers} sites of {self.name} were reached.")
+        attending = self.n_layers - (len(self.sites.names) == 1)  # it stops before the last layer's parallel attention
+        if row is not None and row.calls != attending:
+            raise NotPackedError(f"{row.calls} of {attending} layers called the attention function that it was given")
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
@@ -261,28 +291,3 @@ def longrope_length(config: PreTrainedConfig) -> int | None:
     text = config.get_text_config()
     lengths = [r.get("original_max_position_embeddings") for r in _rope_types(text) if r["rope_type"] == "longrope"]
     return next((int(n) for n in lengths if n is not None), None)
-
-
-def batches_apart(batches: list[list[int]], lengths: Sequence[int], apart: int | None) -> list[list[list[int]]]:
-    """Groups of batches that must not run at the same time: up to ``apart`` tokens, and beyond."""
-    if apart is None:
-        return [batches]
-    is_long = [lengths[batch[-1]] > apart for batch in batches]
-    groups = [[b for b, long in zip(batches, is_long, strict=True) if long == which] for which in (False, True)]
-    return [group for group in groups if group]
-
-
-def length_sorted_batches(lengths: Sequence[int], batch_tokens: int, apart: int | None = None) -> list[list[int]]:
-    """Group sequences of like length: lists of positions whose padded size is at most ``batch_tokens`` tokens.
-
-    Shortest first; ties in the order given, so the grouping depends on the arguments alone. A sequence longer than
-    ``batch_tokens`` gets a batch of its own. Sequences of up to ``apart`` tokens share none with longer ones.
-    """
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        crosses = apart is not None and batches and lengths[batches[-1][-1]] <= apart < lengths[i]
-        if batches and not crosses and (len(batches[-1]) + 1) * lengths[i] <= batch_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches

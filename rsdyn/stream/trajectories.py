@@ -19,7 +19,8 @@ from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.stream.cache import DTYPES, DamagedShardError, Shard, TrajectoryCache
 from rsdyn.stream.canary import canary_rows, compare, tolerance
 from rsdyn.stream.certificate import Certificate, certify
-from rsdyn.stream.lm import EXTRACTOR_VERSION, LanguageModel
+from rsdyn.stream.layout import choose_layout
+from rsdyn.stream.lm import EXTRACTOR_VERSION, LanguageModel, longrope_length
 from rsdyn.stream.positions import Positions, kinds
 from rsdyn.stream.source import LMSource
 from rsdyn.stream.text import Sequences
@@ -45,6 +46,7 @@ class TrajectoryStream:
         dtype: of the stored activations, ``bfloat16`` or ``float32``.
         shard_sequences: sequences a shard.
         batch_tokens, lm_dtype, matmul_precision: how the model runs, see :meth:`LanguageModel.record`.
+        layout: ``auto``, ``packed`` or ``sorted``, see :func:`rsdyn.stream.layout.choose_layout`.
 
     ``device`` is where the model goes (set it before the first shard), ``on_record`` is called with the number of
     sequences after each batch that went through the model.
@@ -61,9 +63,10 @@ class TrajectoryStream:
         cache_dir: str | Path | None = None,
         dtype: str = "bfloat16",
         shard_sequences: int = 256,
-        batch_tokens: int = 1024,
+        batch_tokens: int = 512,
         lm_dtype: str = "float32",
         matmul_precision: str = "highest",
+        layout: str = "auto",
     ):
         self.lm, self.sequences = lm, sequences
         self.n_sequences, self.n_sublayers, self.n_units = len(sequences), lm.n_sublayers, lm.n_units
@@ -72,6 +75,7 @@ class TrajectoryStream:
         self.n_shards = -(-self.n_sequences // shard_sequences)
         self.positions = Positions(positions, sequences.lengths, seed=position_seed)
         self.batch_tokens, self.lm_dtype, self.matmul_precision = batch_tokens, lm_dtype, matmul_precision
+        self.layout = layout
         self.device: torch.device | str = "cpu"
         self.on_record: Callable[[int], None] = lambda n: None
         self.n_recorded = 0
@@ -89,6 +93,7 @@ class TrajectoryStream:
                 "lm_dtype": lm_dtype,
                 "matmul_precision": matmul_precision,
                 "batch_tokens": batch_tokens,
+                "layout": layout,
                 "extractor": EXTRACTOR_VERSION,
                 "trust_remote_code": lm.trust_remote_code,
                 **(made_from or {}),
@@ -250,8 +255,10 @@ class TrajectoryStream:
 
     def _certify(self, model: LanguageModel) -> None:
         """See that what is recorded is the model's stream, and say in the manifest how well it is (METHOD 2)."""
+        texts = [self.sequences[i] for i in range(min(32, self.n_sequences))]
         with self.precision():
-            certificate = certify(model, [self.sequences[i] for i in range(min(32, self.n_sequences))])
+            model.layout = choose_layout(model, texts, self.layout)
+            certificate = certify(model, texts)
         self.certificate = certificate.to_dict()
         self.on_certificate(certificate)
         if self.cache is not None:
@@ -267,7 +274,9 @@ class TrajectoryStream:
             return
         k, shard = found
         start, stop = self.bounds(k)
-        numbers = [start + i for i in canary_rows(self.sequences.lengths[start:stop].tolist(), self.batch_tokens)]
+        lengths = self.sequences.lengths[start:stop].tolist()
+        together = canary_rows(lengths, self.batch_tokens, model.layout.name, longrope_length(model.config))
+        numbers = [start + i for i in together]
         rows = torch.cat([self.rows_of(k, np.array([i])) for i in numbers])
         try:
             again = self._trajectories(model, numbers)

@@ -33,7 +33,7 @@ def open_stream(folder: Path, n: int, s: int, d: int):
     from rsdyn.stream.trajectories import TrajectoryStream
 
     lm = SimpleNamespace(n_sublayers=s, n_units=d, label="made-up", site_names=("resid_pre", "resid_mid"))
-    lm.identity = lambda: "none"
+    lm.identity, lm.trust_remote_code = lambda: "none", False
     offsets = np.arange(n + 1, dtype=np.int64)
     sequences = Sequences(np.zeros(n, np.int32), offsets, n_rows=n, n_truncated=0, bos_id=0, bos_note=None)
     stream = TrajectoryStream(lm, sequences, cache_dir=folder, dtype="bfloat16", shard_sequences=250)

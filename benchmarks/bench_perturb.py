@@ -20,13 +20,14 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
-import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from inputs import random_llama
+from peers import bridge
+from timing import least
 from torch import Tensor, nn
 
 from rsdyn.stream.continuation import continue_all, continue_from, run_reference
@@ -40,34 +41,8 @@ PEER_GOALS = {15: "20 ×", 64: "-"}  # against the faster one
 Batched = Callable[[Tensor, int, Tensor], Tensor]  # prompt (T,), layer, states (P, D) -> streams (P, S, D)
 
 
-def least(repeats: int, works: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Least CPU seconds of each work; they take turns, after one turn to warm up."""
-    seconds = dict.fromkeys(works, float("inf"))
-    for turn in range(repeats + 1):
-        for name, work in works.items():
-            start = time.process_time()
-            work()
-            if turn > 0:
-                seconds[name] = min(seconds[name], time.process_time() - start)
-    return seconds
-
-
 def open_model(width: int | None, layers: int) -> LanguageModel:
-    if width is None:
-        return find_lm().load(head=True)
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    config = LlamaConfig(
-        hidden_size=width,
-        intermediate_size=width * 7 // 2,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        num_key_value_heads=max(1, width // 256),
-        vocab_size=4096,
-    )
-    torch.manual_seed(0)
-    causal = AutoModelForCausalLM.from_config(config)
-    return LanguageModel(causal.base_model, name=f"Llama, L{layers} D{width}, random", causal=causal)
+    return find_lm().load(head=True) if width is None else random_llama(width, layers, head=True)
 
 
 @torch.inference_mode()
@@ -94,13 +69,7 @@ def hooked(lm: LanguageModel, ids: Tensor, sublayer: int, states: Tensor) -> Ten
 
 
 def transformer_lens(lm: LanguageModel) -> Batched:
-    from transformer_lens.model_bridge import TransformerBridge
-
-    with tempfile.TemporaryDirectory() as folder:
-        lm.config.save_pretrained(folder)
-        bridge = TransformerBridge.boot_transformers(
-            folder, hf_model=copy.deepcopy(lm.causal), tokenizer=find_lm().tokenizer(), device="cpu"
-        )
+    model = bridge(lm)
 
     @torch.inference_mode()
     def run(ids: Tensor, layer: int, states: Tensor) -> Tensor:
@@ -113,7 +82,7 @@ def transformer_lens(lm: LanguageModel) -> Batched:
             return stream
 
         names = [f"blocks.{i}.hook_resid_{site}" for i in range(lm.n_layers) for site in ("pre", "mid")]
-        bridge.run_with_hooks(
+        model.run_with_hooks(
             ids.expand(len(states), -1),
             fwd_hooks=[(name, partial(take, s=s)) for s, name in enumerate(names)],
             return_type=None,

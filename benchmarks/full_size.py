@@ -174,7 +174,7 @@ def main() -> None:
     config = json.loads((args.folder / "config.json").read_text())
     print(f"{config['num_hidden_layers']} layers of {config['hidden_size']} units, {args.limit} sequences")
     settings = [
-        *("--config", "paper", f"lm.name={args.folder}", "lm.batch_tokens=1024"),
+        *("--config", "paper", f"lm.name={args.folder}", "lm.batch_tokens=512"),
         *("data.name=null", "data.config=null", f"data.limit={args.limit}", "data.val_size=0.2", "data.test_size=0.2"),
         *("trainer.max_epochs=1", f"cache.dir={work / 'cache'}", "tracking.mode=disabled", *args.settings),
     ]

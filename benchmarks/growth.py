@@ -1,0 +1,271 @@
+"""How time and memory grow: extraction, analysis, training and perturbation against N, D, S, and processes.
+
+    python benchmarks/growth.py                       # about ten minutes; prints the table, draws growth.png
+    python benchmarks/growth.py extraction training   # some of them
+
+N is sequences (of a perturbation, points), D units, S sublayers. Each point is a process of its own, on one thread;
+time is that of the work alone, without imports, models and inputs, and memory what the work adds beside them, without
+what it maps from files. The exponent is the slope of a line through the logarithms, of all points and of the last two:
+where a constant share weighs at the small end, the second is nearer to the truth.
+
+The language model has the 8B's ratios and random weights; the cached stream of analysis and training is made up, as
+bench_analysis.py makes it. Analysis has every measure; training is one epoch of the paper's autoencoder at batch 512.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from inputs import random_llama, sequences
+from timing import in_a_child, peak_memory, table
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+# of each work: where all axes cross, and the values of each axis
+AXES: dict[str, tuple[dict[str, int], dict[str, list[int]]]] = {
+    "extraction": (
+        {"N": 32, "D": 128, "S": 16},
+        {"N": [64, 256, 1024, 4096], "D": [128, 256, 512, 1024], "S": [4, 16, 64, 256]},
+    ),
+    "analysis": (
+        {"N": 500, "D": 128, "S": 16},
+        {"N": [250, 1000, 4000, 16000], "D": [128, 256, 512, 1024], "S": [4, 16, 64, 256]},
+    ),
+    "training": (
+        {"N": 500, "D": 128, "S": 16},
+        {"N": [500, 2000, 8000], "D": [128, 256, 512, 1024], "S": [4, 16, 64, 256]},
+    ),
+    "perturbation": (
+        {"N": 100, "D": 128, "S": 16},
+        {"N": [100, 400, 1600, 6400], "D": [128, 256, 512, 1024], "S": [4, 16, 64, 256]},
+    ),
+}
+# what each must cost: an axis that is not named here is linear in time and constant in memory
+MUST = {
+    ("extraction", "D"): ("2, the products", "between 0 and 1"),
+    ("analysis", "D"): ("1, and 3 for the eigenvectors of PCA", "1, and 2 for the covariances of PCA"),
+    ("training", "D"): ("2, the widest layers", "2, weights and Adam"),
+    ("perturbation", "D"): ("2, the products", "1, the curves of all points"),
+    ("perturbation", "N"): ("1", "1, the curves of all points"),
+    ("perturbation", "S"): ("1", "1, the curves of all points"),
+    ("analysis", "S"): ("1", "1"),
+}
+
+
+def extraction(n: int, d: int, s: int, folder: Path) -> Callable[[], object]:
+    """Recording into shards of 64 sequences, which are let go one after another as the cache does."""
+    lm, texts = random_llama(d, s // 2), sequences(n)
+    lm.record(texts[:2])  # what is done once
+
+    def work() -> None:
+        for start in range(0, n, 64):
+            lm.record(texts[start : start + 64], dtype=torch.bfloat16)
+
+    return work
+
+
+def cached_stream(n: int, d: int, s: int, folder: Path) -> Any:
+    from bench_analysis import fill, open_stream
+
+    fill(folder, n, s, d)
+    stream = open_stream(folder, n, s, d)
+    for k in range(stream.n_shards):
+        stream.shard(k)  # verified, and in the page cache
+    return stream
+
+
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+
+
+def analysis(n: int, d: int, s: int, folder: Path) -> Callable[[], object]:
+    import lightning as L
+    from bench_analysis import MEASURES, NULLS
+
+    from rsdyn import analysis
+    from rsdyn.datamodule import TrajectoryDataModule
+    from rsdyn.probe import ResidualStreamProbe
+
+    stream = cached_stream(n, d, s, folder)
+
+    def work() -> None:
+        probe = ResidualStreamProbe(n_sublayers=s, n_units=d, measures=MEASURES)
+        trainer = L.Trainer(accelerator="cpu", devices=1, **QUIET)
+        trainer.test(probe, datamodule=TrajectoryDataModule(stream, passes=probe.n_passes), verbose=False)
+        analysis.activations(probe)
+        analysis.correlation(probe)
+        analysis.cosine(probe)
+        analysis.velocity(probe)
+        analysis.information(probe, "kde", 0)
+        analysis.rotations(probe, NULLS, n=100, shared=False, window=8, sites_per_layer=2, seed=0)
+        analysis.principal_components(probe, 0)
+
+    return work
+
+
+def training(n: int, d: int, s: int, folder: Path) -> Callable[[], object]:
+    import lightning as L
+
+    from rsdyn.datamodule import ResidualStreamDataModule
+    from rsdyn.lit_autoencoder import LitAutoencoder
+
+    stream = cached_stream(n, d, s, folder)
+
+    def work() -> None:
+        model = LitAutoencoder(autoencoder={"d_in": d, "n_sublayers": s, "standardise": "unit"}, n_sublayers=s)
+        datamodule = ResidualStreamDataModule(stream)
+        trainer = L.Trainer(
+            accelerator="cpu", devices=1, max_epochs=1, num_sanity_val_steps=0, use_distributed_sampler=False, **QUIET
+        )
+        trainer.fit(model, datamodule=datamodule)
+
+    return work
+
+
+def perturbation(n: int, d: int, s: int, folder: Path) -> Callable[[], object]:
+    from rsdyn.stream.continuation import continue_all, run_reference
+
+    lm = random_llama(d, s // 2, head=True)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 4096, (32,), generator=generator)
+    reference = run_reference(lm, ids)
+    sublayers = sorted({2 * round(f * (lm.n_layers - 1)) for f in (0, 7 / 31, 15 / 31, 23 / 31, 1)})
+    states = [(k, reference.stream[k] + torch.randn(n, d, generator=generator)) for k in sublayers]
+    continue_all(lm, reference, [(k, x[:2]) for k, x in states])
+
+    def work() -> None:
+        for _ in continue_all(lm, reference, states):
+            pass
+
+    return work
+
+
+WORKS = {"extraction": extraction, "analysis": analysis, "training": training, "perturbation": perturbation}
+
+
+def point(name: str, n: int, d: int, s: int) -> dict[str, float]:
+    """Seconds and added memory of one work at one size, in this process."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        work = WORKS[name](n, d, s, Path(folder))
+        with peak_memory() as found:
+            start = time.process_time()
+            work()
+            seconds = time.process_time() - start
+    return {"seconds": seconds, "mib": found["added_mib"]}
+
+
+def slopes(x: list[int], y: list[float]) -> tuple[float, float]:
+    """Of the line through all logarithms, and between the last two."""
+    a, b = np.log(x), np.log(np.maximum(y, 1e-9))
+    return float(np.polyfit(a, b, 1)[0]), float((b[-1] - b[-2]) / (a[-1] - a[-2]))
+
+
+def processes() -> list[list[str]]:
+    """The scripts on one process and on two of one thread each: seconds of the whole, recording included or not."""
+    rows = []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as scratch:
+        plans = {
+            "train.py, three epochs, recording": ("train.py", ["trainer.max_epochs=3", "{cold}"], ("seconds", "fit")),
+            "train.py, three epochs, cached": ("train.py", ["trainer.max_epochs=3", "{warm}"], ("seconds", "fit")),
+            "analyze.py, original text, cached": (
+                "analyze.py",
+                ["analysis.conditions=[original]", "analysis.rotation.surrogates=200", "{warm}"],
+                ("seconds", "total"),
+            ),
+        }
+        for title, (script, words, where) in plans.items():
+            seconds = []
+            for n in (1, 2):
+                folder = Path(scratch) / f"{len(rows)}-{n}"
+                cache = {"{cold}": f"cache.dir={folder}-cache", "{warm}": f"cache.dir={scratch}/0-1-cache"}
+                command = [sys.executable, str(ROOT / script), f"run.dir={folder}", "tracking.mode=disabled"]
+                command += ["trainer.accelerator=cpu", f"trainer.devices={n}", *(cache.get(w, w) for w in words)]
+                done = subprocess.run(command, capture_output=True, text=True, env=environment)
+                if done.returncode:
+                    raise SystemExit(done.stderr[-3000:])
+                seconds.append(json.loads((folder / "summary.json").read_text())[where[0]][where[1]])
+            rows.append([title, *(f"{t:.1f}" for t in seconds), f"{seconds[0] / seconds[1]:.2f} ×"])
+    return rows
+
+
+def draw(found: dict[str, dict[str, list[tuple[int, float, float]]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(2, len(found), figsize=(3.1 * len(found), 5.6), squeeze=False, layout="constrained")
+    colours = {"N": "#0072b2", "D": "#d55e00", "S": "#009e73"}
+    for column, (name, axes) in enumerate(found.items()):
+        for row, what in enumerate(("seconds", "MiB added")):
+            panel = panels[row][column]
+            for axis, points in axes.items():
+                x = [p[0] for p in points]
+                y = [max(p[1 + row], 1e-3) for p in points]
+                last = slopes(x, y)[1]
+                panel.loglog(x, y, "o-", color=colours[axis], label=f"{axis}: slope {last:.2f} at the end", ms=4)
+            panel.set_title(name if row == 0 else "")
+            panel.set_ylabel(what if column == 0 else "")
+            panel.set_xlabel("N, D or S" if row else "")
+            panel.legend(fontsize=7, frameon=False)
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.set_ylim(bottom=0.1 if row else None)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("works", nargs="*", help=f"of {', '.join(AXES)}, processes; default all")
+    parser.add_argument("--point", nargs=4, metavar=("WORK", "N", "D", "S"), help=argparse.SUPPRESS)
+    parser.add_argument("--picture", type=Path, default=HERE / "growth.png")
+    options = parser.parse_args()
+    if options.point:
+        name, *size = options.point
+        print(json.dumps(point(name, *map(int, size))))
+        return
+    wanted = options.works or [*AXES, "processes"]
+    found: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
+    rows = []
+    for name in [w for w in wanted if w in AXES]:
+        base, axes = AXES[name]
+        found[name] = {}
+        for axis, values in axes.items():
+            points = []
+            for value in values:
+                size = {**base, axis: value}
+                got = in_a_child(__file__, ["--point", name, *(str(size[k]) for k in "NDS")])
+                points.append((value, got["seconds"], got["mib"]))
+                print(f"{name} {axis}={value}: {got['seconds']:.2f} s, {got['mib']:.0f} MiB", file=sys.stderr)
+            found[name][axis] = points
+            cells = [name, axis, ", ".join(str(p[0]) for p in points), ", ".join(f"{p[1]:.2g}" for p in points)]
+            cells.append("{:.2f}, {:.2f}".format(*slopes(values, [p[1] for p in points])))
+            cells.append(", ".join(f"{p[2]:.0f}" for p in points))
+            memory = slopes(values, [p[2] for p in points])
+            cells.append("{:.2f}, {:.2f}".format(*memory) if all(math.isfinite(m) for m in memory) else "-")
+            cells.extend(MUST.get((name, axis), ("1", "0")))
+            rows.append(cells)
+    if rows:
+        columns = ["work", "against", "values", "CPU seconds", "exponent: all, last two", "MiB added"]
+        columns += ["exponent: all, last two", "time must be", "memory must be"]
+        print(table(columns, rows))
+        draw(found, options.picture)
+    if "processes" in wanted:
+        print()
+        print(table(["work", "one process, s", "two processes, s", "ratio"], processes()))
+
+
+if __name__ == "__main__":
+    main()

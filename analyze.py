@@ -155,8 +155,8 @@ def _report(run: Run, summary: dict[str, Any], results: dict[str, dict[str, Any]
     """Write results, findings, figures and summary; send them to W&B; print the findings."""
     import numpy as np
 
-    from rsdyn import figures
-    from rsdyn.analysis_figures import panels, sublayer_curves
+    from rsdyn import figures, show
+    from rsdyn.analysis_figures import panels, portrait_units, sublayer_curves
     from rsdyn.findings import (
         as_json,
         as_markdown,
@@ -169,7 +169,6 @@ def _report(run: Run, summary: dict[str, Any], results: dict[str, dict[str, Any]
     )
     from rsdyn.report import write_report
     from rsdyn.run_folder import write_json, write_text
-    from rsdyn.tracking import log_figures, log_sublayer_curves, log_summary
 
     conditions, measures, sites = summary["conditions"], summary["measures"], summary["sites_per_layer"]
     main = results[conditions[0]]
@@ -201,11 +200,11 @@ def _report(run: Run, summary: dict[str, Any], results: dict[str, dict[str, Any]
     title = f"# {summary['lm']} on {summary['text']}, {summary['n_sequences']} sequences{several}\n\n"
     below = "".join(f"\n{line}\n" for line in words + notes)
     write_text(run.folder / "findings.md", title + as_markdown(table, conditions) + below)
-    for condition in conditions:
-        named = {f"{condition}/{k}": v for k, v in curves[condition].items()}
-        log_sublayer_curves(run.logger, named, summary["n_sublayers"])
-    log_figures(run.logger, drawn)
-    log_summary(run.logger, {k: v for k, v in summary.items() if k != "curves"})
+    rotation, units = run.config.analysis.rotation, []
+    if "rotation" in measures:
+        units = portrait_units(main["rotation"], rotation.units, run.config.seed)
+    shared = show.Shared(run.logger, run.folder, streams, list(drawn), run.config.tracking.artifacts)
+    show.analysis(shared, summary=summary, table=table, results=results, units=units)
     run.say()
     for line in as_text(table, conditions):
         run.say(line)

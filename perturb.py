@@ -52,18 +52,17 @@ def perturb(run: Run) -> None:
         )
     with stream.precision(), stage_bar(f"{settings.kind} and controls", len(prompts), "prompts") as done:
         found = measure(lm, prompts, sublayers, plane, trajectories, settings, seed=config.seed, done=done)
-    _report(run, source, plane, found, layers)
+    _report(run, source, stream, plane, found, layers)
 
 
-def _report(run: Run, source: Any, plane: Any, found: Any, layers: list[int]) -> None:
+def _report(run: Run, source: Any, stream: Any, plane: Any, found: Any, layers: list[int]) -> None:
     """Write results, figures and summary; send them to W&B; print the closing table."""
     import numpy as np
 
-    from rsdyn import figures
+    from rsdyn import figures, show
     from rsdyn.perturbation import closing_table, panels, words
     from rsdyn.report import write_report
     from rsdyn.run_folder import write_json
-    from rsdyn.tracking import log_figures, log_summary
 
     settings: Any = run.config.perturb
     drawn = panels(found, plane, settings)
@@ -92,13 +91,13 @@ def _report(run: Run, source: Any, plane: Any, found: Any, layers: list[int]) ->
         "seconds": {"total": time.time() - run.started},
     }
     write_json(run.folder / "summary.json", summary)
-    log_figures(run.logger, drawn)
-    log_summary(run.logger, {k: v for k, v in summary.items() if k != "rows"} | {"rows": found.named_rows()})
     run.say()
     for line in [*closing_table(found), "", *notes, ""]:
         run.say(line)
     run.say(f"Time:        {summary['seconds']['total']:.0f} s in all")
     write_report(run.folder)
+    shared = show.Shared(run.logger, run.folder, [stream], list(drawn), run.config.tracking.artifacts)
+    show.perturbation(shared, summary=summary, found=found, checkpoint=settings.checkpoint)
     run.say(f"Run folder:  {run.folder}")
     run.say("             report.html, summary.json, results.npz, figures/")
 

@@ -223,11 +223,10 @@ def _report(
     """Write results, figures and summary; send them to W&B; print the closing table."""
     import numpy as np
 
-    from rsdyn import figures
+    from rsdyn import figures, show
     from rsdyn.analysis_figures import sublayer_curves
     from rsdyn.report import write_report
     from rsdyn.run_folder import write_json
-    from rsdyn.tracking import log_figures, log_sublayer_curves, log_summary
 
     n_sites = len(stream.lm.site_names)
     n_latent = module.autoencoder.widths[-1]
@@ -260,15 +259,8 @@ def _report(
         summary["analysis"] = sublayer_curves(measured)
     write_json(run.folder / "summary.json", summary)
     write_report(run.folder)
-    curves = {
-        "explained_variance": results["ev_cae"],
-        "explained_variance_pca": results["ev_pca"],
-        "latent_distance": distance,
-        **sublayer_curves(measured),
-    }
-    log_sublayer_curves(run.logger, curves, stream.n_sublayers)
-    log_figures(run.logger, panels)
-    log_summary(run.logger, summary)
+    shared = show.Shared(run.logger, run.folder, [stream], list(panels), run.config.tracking.artifacts)
+    show.training(shared, summary=summary, results=results, measured=measured)
     _closing_table(run, stream, summary, pca_name)
 
 

@@ -133,7 +133,7 @@ def _rotation(
 ) -> dict[str, Figure]:
     r = main["rotation"]
     drawn = {}
-    chosen = _portrait_units(r, units, seed)
+    chosen = portrait_units(r, units, seed)
     a = main["rotation_mean_trajectory"][:, chosen]
     path = portrait(a)
     drawn["fig2a_portraits"] = figures.portraits(path.x, path.y, [f"unit {u}" for u in chosen], r[chosen], **sites)
@@ -150,7 +150,7 @@ def _rotation(
     return drawn
 
 
-def _portrait_units(r: Tensor, units: Sequence[int] | None, seed: int) -> list[int]:
+def portrait_units(r: Tensor, units: Sequence[int] | None, seed: int) -> list[int]:
     """The units asked for, else the three that turn most clockwise and three others at random."""
     if units is not None:
         return list(units)[:12]

@@ -120,7 +120,7 @@ def _no_equals(word: str, value: str) -> UserError:
     if word in sections():
         return _section_error(word, COMMAND_LINE)
     keys = nearest_keys(word)
-    if word in _preset_names() or Path(word).suffix in (".yaml", ".yml"):
+    if word in preset_names() or Path(word).suffix in (".yaml", ".yml"):
         cure = f"Did you mean --config {word}?"
     elif keys:
         cure = f"Write {keys[0]}={value}, without spaces around the '='."
@@ -132,12 +132,13 @@ def _no_equals(word: str, value: str) -> UserError:
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-def _preset_names() -> list[str]:
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+def preset_names() -> list[str]:
+    """The presets in ``configs/``; what is named sweep-* there is for ``wandb sweep``."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("sweep-"))
 
 
 def _presets() -> str:
-    return f"The presets are {', '.join(_preset_names()) or 'missing (no configs folder beside the package)'}."
+    return f"The presets are {', '.join(preset_names()) or 'missing (no configs folder beside the package)'}."
 
 
 def _read(name: str) -> tuple[str, str]:
@@ -145,8 +146,8 @@ def _read(name: str) -> tuple[str, str]:
     path, shown = Path(os.path.expanduser(name)), name
     if not (path.suffix in (".yaml", ".yml") or path.name != name or path.is_file()):
         path, shown = CONFIGS / f"{name}.yaml", f"configs/{name}.yaml"
-        if not path.is_file():
-            near = difflib.get_close_matches(name, _preset_names(), n=1)
+        if name not in preset_names():
+            near = difflib.get_close_matches(name, preset_names(), n=1)
             cure = f"Did you mean --config {near[0]}?" if near else "A file of your own needs its path or its .yaml."
             raise UserError(f"--config {name}: no preset has this name. {_presets()} {cure}")
     try:
@@ -410,7 +411,7 @@ def help_text(script: str) -> str:
         "",
         "  --config NAME_OR_FILE  a preset or YAML file; several merge left to right. Presets:",
         *textwrap.wrap(
-            ", ".join(_preset_names()), 118, initial_indent=" " * 25, subsequent_indent=" " * 25, break_on_hyphens=False
+            ", ".join(preset_names()), 118, initial_indent=" " * 25, subsequent_indent=" " * 25, break_on_hyphens=False
         ),
         "  key=value              overrides them, for example cae.lr=3e-4; null unsets a key that takes null",
         "  --print-config         print the settings that result, as YAML, and exit",

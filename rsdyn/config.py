@@ -332,6 +332,9 @@ class TrackingConfig:
     )
     project: str = setting("rsdyn", "Project that the run belongs to.")
     entity: str | None = setting(None, "User or team that owns the project; null is the key's own.")
+    artifacts: bool = setting(
+        True, "Whether results, the best checkpoint and the cache's manifest become artifacts; shards never do."
+    )
 
 
 @dataclass

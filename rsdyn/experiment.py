@@ -199,7 +199,7 @@ def start_records(run: Run, source: Source, streams: Mapping[str, TrajectoryStre
         if stream.certificate is not None:
             record_certificate(run, name, stream.certificate)
         stream.on_certificate = partial(_say_certificate, run, name)
-    run.start_tracking(group=lm.label, tags=[lm.label, source.text, *streams])
+    run.start_tracking(group=lm.label, tags=list(dict.fromkeys([lm.label, source.text, *streams])))
 
 
 def record_certificate(run: Run, condition: str, certificate: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rsdyn import figures
 from rsdyn.autoencoder import CompressingAutoencoder
 from rsdyn.dynamics.projection import PCA, Projection
-from rsdyn.dynamics.recovery import Recovery, bootstrap, kl, recovery, summary
+from rsdyn.dynamics.recovery import Recovery, bootstrap, kl, nearer, rates, recovery, summary
 from rsdyn.errors import UserError
 from rsdyn.interventions import (
     grid_ranges,
@@ -226,10 +226,6 @@ class Found:
                 table.append(row)
         return table
 
-    def named_rows(self) -> dict[str, dict[str, float]]:
-        """The same for W&B, which takes no lists."""
-        return {f"layer {row['layer']}, {row['condition']}": {k: row[k] for k in COLUMNS} for row in self.rows()}
-
     def arrays(self) -> dict[str, Any]:
         """Everything as arrays: means ``(prompts, ...)``, ends of every point ``(prompts, points)``, and the curves of
         the first prompt's points. A prompt with fewer states to swap in has NaN for the points it lacks.
@@ -390,6 +386,8 @@ def _add(
         "cosine_put": measured.cosine[:, 0],
         "cosine": measured.cosine[:, -1],
         "kl": divergence,
+        "nearer": torch.minimum(nearer(measured.distance), nearer(measured.relative)),
+        "contraction": rates(measured.distance, measured.norm).contraction,
     }.items():
         ends.setdefault(name, []).append(value.cpu())
     if first:

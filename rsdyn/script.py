@@ -33,10 +33,10 @@ from rsdyn.run_folder import (
     write_text,
 )
 from rsdyn.signals import GRACE, Interrupted, Stop, exit_code_of, how_it_ended
-from rsdyn.tracking import finish, make_wandb_logger, wandb_mode
+from rsdyn.tracking import finish, make_wandb_logger, update_config, wandb_mode
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import WandbLogger
+    from rsdyn.wandb_logger import RunLogger
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Run:
     stop: Stop = field(default_factory=Stop)
     resume: Path | None = None
     held: HeldFolder | None = None
-    logger: WandbLogger | None = None
+    logger: RunLogger | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     kept: Callable[[], str] = lambda: "nothing was recorded yet"
 
@@ -68,6 +68,7 @@ class Run:
         self.provenance |= extra
         if is_rank_zero():
             write_json(self.folder / PROVENANCE, self.provenance)
+            update_config(self.logger, provenance=self.provenance)
 
     def discard_if_unused(self) -> None:
         """Remove the folder of a run that ended before it did anything, so that the corrected command can have it."""
@@ -83,7 +84,8 @@ class Run:
             mode, line = wandb_mode(tracking.mode, run_dir=self.folder)
             self.say(line)
             if "wandb_id" not in self.provenance:  # a run that goes on has the id of the one it goes on with
-                self.record_provenance(wandb_id=secrets.token_hex(4))
+                in_a_sweep = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+                self.record_provenance(wandb_id=in_a_sweep or secrets.token_hex(4))  # the sweep's agent gives the id
             self.logger = make_wandb_logger(
                 run_id=self.provenance["wandb_id"],
                 mode=mode,

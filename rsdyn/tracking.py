@@ -2,19 +2,20 @@
 
 W&B is asked for nothing it could wait on: the mode is chosen here (`wandb_mode`), no call prompts, and all of its
 files stay in the run folder. Every function that takes a ``logger`` does nothing when that is None, which is what
-`make_wandb_logger` returns when tracking is off and in every process but rank zero.
+`make_wandb_logger` returns when tracking is off and in every process but rank zero. What is logged is in
+`rsdyn.dashboard` and `rsdyn.artifacts`.
 """
 
 from __future__ import annotations
 
 import configparser
-import io
 import netrc
 import os
 import socket
 import threading
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 from rsdyn.errors import UserError
 from rsdyn.provenance import redact
 from rsdyn.run_folder import is_rank_zero, plain
+from rsdyn.sending import sending
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import WandbLogger
-    from matplotlib.figure import Figure
+    from rsdyn.wandb_logger import RunLogger
 
 MODES = ("auto", "online", "offline", "disabled")
 
@@ -134,7 +135,7 @@ def make_wandb_logger(
     group: str | None = None,
     tags: Sequence[str] = (),
     run_id: str | None = None,
-) -> WandbLogger | None:
+) -> RunLogger | None:
     """Start a W&B run inside ``run_dir`` and return Lightning's logger around it, or None (disabled, rank above zero).
 
     Hand it to the Trainer as ``logger or False``: for None, Lightning would make a logger of its own. ``config`` is
@@ -149,7 +150,8 @@ def make_wandb_logger(
     if mode == "disabled" or not is_rank_zero():
         return None
     import wandb
-    from lightning.pytorch.loggers import WandbLogger
+
+    from rsdyn.wandb_logger import RunLogger
 
     run_dir = Path(run_dir).absolute()
     files = run_dir / "wandb"
@@ -197,16 +199,17 @@ def make_wandb_logger(
             f"W&B ({mode}) did not start: {reason}. Check the key and the network, or use tracking.mode=offline."
         ) from error
 
-    # The first rule that matches wins, so `*` comes last; the logger, given a run, adds no rule of its own.
-    run.define_metric("trainer/global_step")
+    # No two rules may match one name: wandb-core expands globs in a random order, whatever stands first. Axes and what
+    # ends up in the summary by itself stay out of automatic panels and of the runs table.
     for axis in ("sublayer", "depth"):
-        run.define_metric(axis, hidden=True)
-    run.define_metric("sublayer/*", step_metric="sublayer")
-    for losses in ("train/*", "val/*", "*"):
-        run.define_metric(losses, step_metric="trainer/global_step", step_sync=True)
-    logger = WandbLogger(experiment=run, project=project, save_dir=str(run_dir))
-    logger._rsdyn_before = before  # type: ignore[attr-defined]
-    return logger
+        run.define_metric(axis, hidden=True, summary="none")
+        run.define_metric(f"{axis}/*", step_metric=axis, step_sync=False, summary="none")
+    run.define_metric("trainer/global_step", hidden=True, summary="none")
+    run.define_metric("epoch", step_metric="trainer/global_step", hidden=True, summary="none")
+    run.define_metric("train/*", step_metric="trainer/global_step", summary="none")
+    run.define_metric("val/*", step_metric="trainer/global_step")
+    run.define_metric("test/*", step_metric="trainer/global_step", hidden=True)  # one value each: for the table
+    return RunLogger(run, project=project, save_dir=str(run_dir), variables=before)
 
 
 def _restore(before: Mapping[str, str | None]) -> None:
@@ -217,77 +220,26 @@ def _restore(before: Mapping[str, str | None]) -> None:
             os.environ[variable] = value
 
 
-def log_sublayer_curves(logger: WandbLogger | None, curves: Mapping[str, Any], n_sublayers_total: int) -> None:
-    """Log curves over depth, one row a sublayer, as ``sublayer/<name>`` against the step ``sublayer``.
-
-    Each row also carries ``depth`` in [0, 1], so that models of different depth overlay. ``curves`` hold S values, or
-    S - 1 for transitions, which stand at the sublayer they leave. Values that are not finite are left out.
-
-    Raises ValueError for any other length.
-    """
-    if logger is None:
-        return
-    total = n_sublayers_total
-    series = {name: plain(curve) for name, curve in curves.items()}
-    for name, values in series.items():
-        if len(values) not in (total, total - 1):
-            raise ValueError(
-                f"curves[{name!r}] has {len(values)} values, but must have one a sublayer ({total}) "
-                f"or one a transition ({total - 1}): check n_sublayers_total."
-            )
-    for s in range(total):
-        row = {f"sublayer/{name}": v[s] for name, v in series.items() if s < len(v) and v[s] is not None}
-        logger.experiment.log({"sublayer": s, "depth": s / max(total - 1, 1), **row})
-
-
-def log_figures(logger: WandbLogger | None, figures: Mapping[str, Figure]) -> None:
-    """Log matplotlib figures as images named ``figures/<name>``, all in one row."""
-    if logger is None or not figures:
-        return
-    import wandb
-    from PIL import Image
-
-    images = {}
-    for name, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=200)
-        images[f"figures/{name}"] = wandb.Image(Image.open(buffer))
-    logger.experiment.log(images)
-
-
-def log_summary(logger: WandbLogger | None, summary: Mapping[str, Any]) -> None:
-    """Put the numbers and texts of a nested dictionary into the run's summary under ``section/name`` keys.
-
-    Lists are skipped (they are curves, see `log_sublayer_curves`), and so are None, NaN and infinities.
-    """
+def update_config(logger: RunLogger | None, **more: Any) -> None:
+    """Add to the run's config what became known after its start, such as the complete ``provenance``; redacted."""
     if logger is not None:
-        logger.experiment.summary.update(redact(_flatten(plain(summary))))
+        with sending(logger, "the config"):
+            logger.experiment.config.update(redact(plain(more)), allow_val_change=True)
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}/"))
-        elif value is not None and not isinstance(value, list):
-            flat[prefix + key] = value
-    return flat
-
-
-def finish(logger: WandbLogger | None, exit_code: int = 0) -> None:
+def finish(logger: RunLogger | None, exit_code: int = 0) -> None:
     """Close the run with its exit code, without which W&B would show it as running for ever; a second call is free.
 
-    A failure to close is a warning, so that it never hides the error that ended the run.
+    What W&B did not take, the end itself included, is one warning: it never hides the error that ended the run.
     """
-    before = getattr(logger, "_rsdyn_before", None)
-    if logger is None or before is None:
+    if logger is None or logger.variables is None:
         return
-    logger._rsdyn_before = None  # type: ignore[attr-defined]
+    before, logger.variables = logger.variables, None
     try:
-        logger.experiment.finish(exit_code=exit_code)
-    except Exception as error:
-        import warnings
-
-        warnings.warn(f"W&B did not close the run: {redact(str(error))}", stacklevel=2)
+        with sending(logger, "the end of the run"):
+            logger.experiment.finish(exit_code=exit_code)
     finally:
         _restore(before)
+    if logger.lost:
+        reasons = "; ".join(f"{what} ({reason})" for what, reason in logger.lost.items())
+        warnings.warn(f"W&B did not get {reasons}. All results are in the run folder.", stacklevel=2)

@@ -23,6 +23,8 @@ from rsdyn.experiment import find_source, make_stream
 from rsdyn.lit_autoencoder import LitAutoencoder
 from rsdyn.probe import ResidualStreamProbe
 from rsdyn.script import Run
+from rsdyn.stream.batches import PACKED
+from rsdyn.stream.layout import choose_layout
 from rsdyn.stream.lm import LanguageModel
 from rsdyn.stream.sites import site_names
 from rsdyn.stream.source import LMSource, find_lm
@@ -105,6 +107,12 @@ def test_operations_of_recording(family):
     cost = estimates.forward_cost(lm)
     counted = counter.get_total_flops()
     assert cost.of([len(s) for s in sequences], 40) == pytest.approx(counted, rel=0.02 if family == "mixtral" else 1e-9)
+    recorder.layout = choose_layout(recorder, sequences)
+    if recorder.layout.name == PACKED:
+        with FlopCounterMode(display=False) as counter:
+            recorder.record(sequences, batch_tokens=40)
+        packed = cost.of([len(s) for s in sequences], 40, PACKED)
+        assert packed < counted and packed == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_operations_of_training():

@@ -84,11 +84,10 @@ def test_a_name_lookup_that_hangs_costs_two_seconds(tmp_path, monkeypatch):
 
 SCRIPT = """
 import os, sys, time
-import torch, wandb
+import PIL.Image, plotly.graph_objects, torch, wandb
 from lightning.pytorch.loggers import WandbLogger
-from matplotlib.figure import Figure
 start = time.monotonic()  # from here on it is ours: the imports are not
-from rsdyn import provenance, run_folder, tracking
+from rsdyn import artifacts, dashboard, provenance, run_folder, tracking
 run_dir = run_folder.create_run_folder("train", "demo", sys.argv[1])
 run_folder.write_json(run_dir / "provenance.json", provenance.provenance(seed=7))
 logger = tracking.make_wandb_logger(
@@ -100,11 +99,20 @@ logger = tracking.make_wandb_logger(
 for epoch in range(3):
     logger.log_metrics({"train/loss": 1.0 / (epoch + 1), "epoch": epoch}, step=10 * (epoch + 1))
     logger.log_metrics({"val/loss": 2.0 / (epoch + 1), "epoch": epoch}, step=10 * (epoch + 1))
-curves = {"explained_variance": torch.tensor([0.1, float("nan"), 0.3, 0.4]), "latent_distance": [1.0, 2.0, 3.0]}
-tracking.log_sublayer_curves(logger, curves, n_sublayers_total=4)
-figure = Figure(figsize=(2, 1)); figure.subplots().plot([0, 1])
-tracking.log_figures(logger, {"latent_trajectory": figure})
-tracking.log_summary(logger, {"test": {"mse": torch.tensor(0.25), "curve": [1, 2], "bad": float("inf")}, "note": "ok"})
+curves = {"explained_variance": {"pca": torch.tensor([0.1, float("nan"), 0.3, 0.4])},
+          "latent_distance": {"autoencoder": [1.0, 2.0, 3.0]}}
+dashboard.log_curves(logger, curves, n_sublayers=4)
+PIL.Image.new("RGB", (20, 10)).save(run_dir / "latent_trajectory.png")
+dashboard.log_figures(logger, run_dir, ["latent_trajectory"])
+rows = [["a", 1, float("nan"), torch.tensor(0.5, dtype=torch.bfloat16)], ["b", 2, float("inf"), None]]
+dashboard.log_tables(logger, {"massive_units": dashboard.Table(["condition", "unit", "x", "y"], rows)})
+dashboard.log_charts(logger, {"speed": plotly.graph_objects.Figure({"data": [{"type": "scatter", "y": [1, 2]}]})})
+tracking.update_config(logger, provenance={"argv": ["late"], "note": sys.argv[2]})
+dashboard.log_summary(logger, {"test": {"mse": torch.tensor(0.25), "curve": [1, 2], "bad": float("inf")}, "note": "ok"})
+(run_dir / "results.npz").write_bytes(b"numbers")
+run_folder.write_json(run_dir / "summary.json", {"n": 1})
+artifacts.log_results(logger, run_dir)
+assert logger.lost == {}, logger.lost
 tracking.finish(logger, exit_code=int(sys.argv[3]))
 tracking.finish(logger, exit_code=0)
 assert not [k for k in os.environ if k.startswith("WANDB") and k.endswith("_DIR")]
@@ -142,7 +150,7 @@ def test_it_neither_prompts_nor_waits_nor_chats(offline_run):
     _, done = offline_run
     assert done.stdout.startswith("seconds ") and len(done.stdout.splitlines()) == 1, done.stdout
     assert "wandb" not in done.stderr.lower(), done.stderr
-    assert float(done.stdout.split()[1]) < 10  # 2 to 3 s on an idle machine; a prompt or a time-out takes 20 and more
+    assert float(done.stdout.split()[1]) < 20  # 2 to 4 s on an idle machine; a prompt takes 28 s, a time-out 100 s
 
 
 def test_it_writes_nothing_outside_the_run_folder(offline_run):
@@ -168,7 +176,9 @@ def test_the_summary_a_dashboard_shows(offline_run):
     assert run["state"] == "failed" and run["exit_code"] == 1 and run["project"] == "rsdyn" and run["name"] == "demo"
     assert run["config"]["seed"] == 7 and run["config"]["cae"]["lr"] == 1e-3 and run["config"]["cae"]["bad"] is None
     assert run["config"]["lm"] == {"token": "***", "note": "*** *** ***"}
-    assert run["config"]["provenance"]["argv"][2] == "*** *** ***"
+    # what became known later is in the config too, redacted
+    assert run["config"]["provenance"]["argv"] == ["late"]
+    assert run["config"]["provenance"]["note"] == "*** *** ***"
     assert run["tags"] == ["original", "x" * 64] and run["console"] == []
     assert run["summary"]["test/mse"] == 0.25 and run["summary"]["note"] == "ok"
     assert not {"test/curve", "test/bad"} & set(run["summary"])
@@ -184,18 +194,33 @@ def test_the_panels_and_their_axes(offline_run):
     assert run["job_type"] == "train" and run["run_group"] == "embedded"
     metrics = [r["metric"] for r in records if r["type"] == "metric"]
     axes = {m.get("name") or m["glob_name"]: m.get("step_metric") for m in metrics}
-    assert axes["sublayer/*"] == "sublayer"
-    assert axes["train/*"] == axes["val/*"] == axes["*"] == "trainer/global_step"
-    assert list(axes)[-1] == "*"  # the first rule that matches wins
+    assert axes["sublayer/*"] == "sublayer" and axes["depth/*"] == "depth"
+    assert axes["train/*"] == axes["val/*"] == "trainer/global_step"
+    assert "*" not in axes  # of two rules that match a name, W&B takes either
 
     history = [r["history"]["item"] for r in records if r["type"] == "history"]
     rows = [row for row in history if "sublayer" in row]
     assert [(row["sublayer"], row["depth"]) for row in rows] == [(s, pytest.approx(s / 3)) for s in range(4)]
-    curve = [row.get("sublayer/explained_variance") for row in rows]
+    curve = [row.get("sublayer/explained_variance/pca") for row in rows]
+    assert [row.get("depth/explained_variance/pca") for row in rows] == curve
     assert curve[1] is None and curve[::2] + curve[3:] == pytest.approx([0.1, 0.3, 0.4], rel=1e-6)
-    assert [row.get("sublayer/latent_distance") for row in rows] == [1, 2, 3, None]
+    assert [row.get("sublayer/latent_distance/autoencoder") for row in rows] == [1, 2, 3, None]
     losses = [(row["trainer/global_step"], row["val/loss"]) for row in history if "val/loss" in row]
     assert losses == [(10, 2.0), (20, 1.0), (30, pytest.approx(2 / 3))]
+
+
+def test_the_table_is_clean_and_the_chart_whole(offline_run):
+    base, _ = offline_run
+    summary = json.loads(_inspect(base / "run", "--summary"))["summary"]
+    (files,) = (base / "run" / "wandb").glob("offline-run-*/files")
+    table = json.loads((files / summary["tables/massive_units"]["path"]).read_text())
+    assert table["columns"] == ["condition", "unit", "x", "y"]
+    assert table["data"] == [["a", 1, None, 0.5], ["b", 2, None, None]]
+    chart = json.loads((files / summary["charts/speed"]["path"]).read_text())
+    assert chart["data"][0]["y"] == [1, 2]
+    # neither curves nor losses of the last step stand in the runs table; what the best model is judged by does
+    assert not [k for k in summary if k.startswith(("sublayer", "depth", "train/", "trainer/", "epoch"))]
+    assert summary["val/loss"] == pytest.approx(2 / 3)
 
 
 def test_a_run_that_goes_on_keeps_its_id(tmp_path):
@@ -225,13 +250,6 @@ def test_without_a_logger_nothing_happens(tmp_path, monkeypatch):
     assert tracking.make_wandb_logger(mode="disabled", **arguments) is None
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert tracking.make_wandb_logger(mode="offline", **arguments) is None
-    tracking.log_sublayer_curves(None, {"a": [1]}, 1)
-    tracking.log_figures(None, {"a": None})
-    tracking.log_summary(None, {"a": 1})
+    tracking.update_config(None, a=1)
     tracking.finish(None, 1)
     assert not any(tmp_path.iterdir())
-
-
-def test_a_curve_of_the_wrong_length_is_named():
-    with pytest.raises(ValueError, match=r"curves\['ev'\] has 3 values.*\(8\).*\(7\)"):
-        tracking.log_sublayer_curves(object(), {"ev": [1, 2, 3]}, 8)

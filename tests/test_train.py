@@ -237,7 +237,7 @@ def test_wandb_shows_losses_curves_images_and_summary(runs):
 
     rows = [json.loads(line) for line in read().splitlines() if line.strip()]
     text = json.dumps(rows)
-    for name in ("train/loss", "val/loss", "sublayer/explained_variance", "sublayer/latent_distance"):
+    for name in ("train/loss", "val/loss", "sublayer/explained_variance/pca", "sublayer/latent_distance/autoencoder"):
         assert name in text
     for name in FIGURES:
         assert f"figures/{name}" in text

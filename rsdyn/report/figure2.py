@@ -24,7 +24,7 @@ def figure2(streams: Sequence[Stream]) -> tuple[list[Plot], dict[str, Any]]:
     if not some:
         return [], {}
     data = {"streams": {s.key: _units(s) for s in some}}
-    return [*_explorer(some, data), _distribution(some)], {"units": data}
+    return [*_explorer(some, data), distribution(some)], {"units": data}
 
 
 def _nulls(stream: Stream) -> list[str]:
@@ -199,7 +199,8 @@ def _explorer(streams: list[Stream], data: dict[str, Any]) -> list[Plot]:
     return [portrait, place, by_unit]
 
 
-def _distribution(streams: list[Stream]) -> Plot:
+def distribution(streams: list[Stream]) -> Plot:
+    """Turns over units, of every stream and beside the nulls (Fig. 2B)."""
     main = streams[0]
     rows: list[tuple[str, np.ndarray, str]] = []
     for stream in streams:

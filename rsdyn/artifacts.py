@@ -1,0 +1,125 @@
+"""W&B artifacts with their lineage: cache → checkpoint → results, small files alone.
+
+A run that recorded into a cache logs it, others use it; `train.py` logs the checkpoint, `perturb.py` uses it; each logs
+its results. An artifact is known by its contents: one that is there already is not uploaded again. Offline the records
+and the paths of the files are in the run folder, and ``wandb sync`` uploads them from where they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+from safetensors import safe_open
+
+from rsdyn.provenance import redact
+from rsdyn.run_folder import PROVENANCE, SUMMARY, plain
+from rsdyn.sending import sending
+from rsdyn.stream.cache import MANIFEST, TrajectoryCache
+
+if TYPE_CHECKING:
+    from wandb import Artifact
+
+    from rsdyn.wandb_logger import RunLogger
+
+MAX_BYTES = 1 << 30  # of a file that is uploaded
+
+
+def log_cache(logger: RunLogger | None, cache: TrajectoryCache | None, *, recorded: bool) -> None:
+    """Log, if this run ``recorded`` any of it, or else use ``cache-<folder>``.
+
+    It is the manifest, and references with the checksums of the shards that are on disk; shards are never uploaded.
+    """
+    if logger is None or cache is None:
+        return
+    with sending(logger, f"the artifact of the cache {cache.folder.name}"):
+        artifact = _artifact(f"cache-{cache.folder.name}", "cache", {"made_from": cache.fields, "key": cache.key})
+        _add_file(artifact, cache.folder / MANIFEST)
+        for k in range(cache.n_shards):
+            if cache.has(k):
+                _add_reference(artifact, cache.path(k))
+        _log(logger, artifact, uses=not recorded)
+
+
+def log_checkpoint(logger: RunLogger | None, path: Path, **metadata: Any) -> None:
+    """Log a checkpoint as ``checkpoint-<run id>``."""
+    if logger is None:
+        return
+    with sending(logger, f"the artifact of {path.name}"):
+        artifact = _artifact(f"checkpoint-{logger.experiment.id}", "model", metadata)
+        _add_file(artifact, path)
+        _log(logger, artifact)
+
+
+def use_checkpoint(logger: RunLogger | None, path: Path) -> None:
+    """Use the checkpoint of another run: ``checkpoint-<its id>``, or by its checksum where its folder does not say."""
+    if logger is None:
+        return
+    with sending(logger, f"the artifact of {path.name}"):
+        name = _id_of(path.parent.parent) or xxhash.xxh3_64_hexdigest(path.read_bytes())
+        artifact = _artifact(f"checkpoint-{name}", "model", {})
+        _add_file(artifact, path)
+        _log(logger, artifact, uses=True)
+
+
+def log_results(logger: RunLogger | None, folder: Path, **metadata: Any) -> None:
+    """Log ``results.npz`` and ``summary.json`` as ``results-<run id>``."""
+    if logger is None:
+        return
+    with sending(logger, "the artifact of the results"):
+        artifact = _artifact(f"results-{logger.experiment.id}", "results", metadata)
+        for name in ("results.npz", SUMMARY):
+            _add_file(artifact, folder / name)
+        _log(logger, artifact)
+
+
+def _artifact(name: str, kind: str, metadata: dict[str, Any]) -> Artifact:
+    import wandb
+
+    return wandb.Artifact(name[:128], type=kind, metadata=redact(plain(metadata)))
+
+
+def _add_file(artifact: Artifact, path: Path) -> None:
+    """Add a file where it lies, without a copy; ``OSError`` for one that is too large to upload unasked."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise OSError(f"{path.name} has {size / 2**30:.1f} GiB, and no more than {MAX_BYTES / 2**30:.0f} are uploaded")
+    artifact.add_file(str(path), name=path.name, policy="immutable")
+
+
+def _add_reference(artifact: Artifact, path: Path) -> None:
+    """Add where a shard lies, with the checksum that its own header has: W&B's own way would read it all again."""
+    from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
+    from wandb.sdk.lib.paths import LogicalPath
+
+    with safe_open(path, framework="numpy") as shard:
+        digest = json.loads(shard.metadata()["rsdyn"])["xxh3"]
+    artifact.manifest.add_entry(
+        ArtifactManifestEntry(
+            path=LogicalPath(path.name), ref=path.absolute().as_uri(), digest=digest, size=path.stat().st_size
+        )
+    )
+
+
+def _log(logger: RunLogger, artifact: Artifact, *, uses: bool = False) -> None:
+    # `use_artifact` refuses offline runs and waits for the server online; the call underneath does neither
+    logger.experiment._log_artifact(artifact, is_user_created=True, use_after_commit=uses)
+
+
+def _id_of(folder: Path) -> str | None:
+    """The W&B id of a run by its folder."""
+    try:
+        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # a checkpoint that was moved out of its run
+    name = found.get("wandb_id") if isinstance(found, dict) else None
+    return name if isinstance(name, str) and name.isalnum() else None
+
+
+def log_caches(logger: RunLogger | None, streams: Iterable[Any]) -> None:
+    """Log or use the caches of some `TrajectoryStream`."""
+    for stream in streams:
+        log_cache(logger, stream.cache, recorded=stream.n_recorded > 0)

@@ -1,0 +1,80 @@
+"""What is refused before it reaches W&B, what is thinned, and that nothing happens without a logger."""
+
+import pytest
+
+from rsdyn import dashboard
+from rsdyn.dashboard import Table
+
+
+class Recorder:
+    """A logger whose run keeps what it is given."""
+
+    def __init__(self):
+        self.rows, self.lost = [], {}
+        self.experiment = self
+        self.summary = {}
+
+    def log(self, row):
+        self.rows.append(row)
+
+
+def test_a_curve_of_the_wrong_length_is_named():
+    with pytest.raises(ValueError, match=r"curves\['speed'\]\['original'\] has 3 values.*\(8\).*\(7\)"):
+        dashboard.log_curves(Recorder(), {"speed": {"original": [1, 2, 3]}}, 8)
+
+
+def test_a_measure_that_no_panel_has_is_named():
+    with pytest.raises(KeyError, match=r"'sped'.*speed"):
+        dashboard.log_curves(Recorder(), {"sped": {"original": [1, 2, 3]}}, 3)
+
+
+def test_curves_are_a_row_a_sublayer_on_both_axes():
+    logger = Recorder()
+    dashboard.log_curves(logger, {"speed": {"original": [1.0, float("inf")], "untrained": [3.0, 4.0]}}, 3)
+    assert logger.rows == [
+        {"sublayer": 0, "depth": 0.0, "sublayer/speed/original": 1.0, "depth/speed/original": 1.0,
+         "sublayer/speed/untrained": 3.0, "depth/speed/untrained": 3.0},
+        {"sublayer": 1, "depth": 0.5, "sublayer/speed/untrained": 4.0, "depth/speed/untrained": 4.0},
+        {"sublayer": 2, "depth": 1.0},
+    ]  # fmt: skip
+
+
+def test_a_stream_of_one_sublayer_has_a_depth():
+    logger = Recorder()
+    dashboard.log_curves(logger, {"dimensions": {"original": [1.0]}}, 1)
+    assert logger.rows[0]["depth"] == 0.0
+
+
+def test_a_long_table_is_thinned_and_says_so(monkeypatch):
+    monkeypatch.setattr(dashboard, "MAX_ROWS", 3)
+    logger = Recorder()
+    dashboard.log_tables(logger, {"long": Table(["n"], [[i] for i in range(5)]), "short": Table(["n"], [[1]])})
+    assert logger.rows[0]["tables/long"].data == [[0], [1], [2]] and logger.rows[0]["tables/short"].data == [[1]]
+    assert logger.summary == {"thinned/long": "the first 3 of 5 rows; all are in results.npz"}
+
+
+def test_the_summary_is_flat_and_has_no_lists():
+    logger = Recorder()
+    dashboard.log_summary(logger, {"test": {"a": 1, "b": [1, 2], "c": {"d": float("nan"), "e": "text"}}})
+    assert logger.summary == {"test/a": 1, "test/c/e": "text"}
+
+
+def test_what_wandb_refuses_is_kept_for_the_end(monkeypatch):
+    logger = Recorder()
+
+    def refuse(row):
+        raise RuntimeError("disk full")
+
+    logger.log = refuse
+    dashboard.log_curves(logger, {"speed": {"original": [1.0, 2.0]}}, 3)
+    dashboard.log_tables(logger, {"t": Table(["n"], [[1]])})
+    assert logger.lost == {"the curves over depth": "disk full", "the tables": "disk full"}
+
+
+def test_without_a_logger_nothing_happens(tmp_path):
+    dashboard.log_curves(None, {"sped": {"a": [1]}}, 1)
+    dashboard.log_charts(None, {"a": None})
+    dashboard.log_tables(None, {"a": None})
+    dashboard.log_figures(None, tmp_path, ["a"])
+    dashboard.log_summary(None, {"a": 1})
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,366 @@
+"""What each script shows in W&B, read back from small offline runs of all three by W&B's own reader."""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from leet import inspect  # noqa: E402
+
+import analyze  # noqa: E402
+import perturb  # noqa: E402
+import train  # noqa: E402
+from rsdyn import figures  # noqa: E402
+from rsdyn.panels import CHARTS, PANELS  # noqa: E402
+
+N, S, D = 40, 6, 32
+SCRIPTS = ("train", "analyze", "perturb")
+CONDITIONS = ("original", "token_shuffled")
+NULLS = ("layer_shuffle", "increment_shuffle_windowed", "token_shuffled")
+
+
+def small(figure, folder, name):
+    """A small picture: what takes seconds, and is looked at elsewhere, is how large it is."""
+    folder.mkdir(exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=20)
+
+
+def run(script, words):
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        patch.setenv("RSDYN_RUN_DIR", "")
+        patch.setattr(figures, "save", small)
+        assert script.main(words) == 0
+    return [str(w.message) for w in said if "W&B" in str(w.message)]
+
+
+@pytest.fixture(scope="module")
+def common(tiny_llama, tmp_path_factory):
+    return [f"lm.name={tiny_llama}", f"data.limit={N}", "data.l_max=220", "cache.shard_sequences=16",
+            f"cache.dir={tmp_path_factory.mktemp('cache')}", "tracking.mode=offline",
+            "trainer.accelerator=cpu"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(common, tmp_path_factory):
+    """One finished run of each script; the perturbation is in the plane of the autoencoder that was trained."""
+    base = tmp_path_factory.mktemp("runs")
+    own = {
+        train: ["trainer.max_epochs=2", "analysis.on_train=true", "analysis.measures=[activations,cosine]",
+                "cae.layers=3"],
+        analyze: ["analysis.rotation.surrogates=40", f"analysis.rotation.nulls=[{','.join(NULLS)}]",
+                  "analysis.conditions=[original,token_shuffled]"],
+        perturb: ["perturb.grid.n=3", "perturb.samples=30", "perturb.from_text=2", "perturb.space=cae",
+                  f"perturb.checkpoint={base / 'train' / 'checkpoints' / 'best.ckpt'}"],
+    }  # fmt: skip
+    for script, words in own.items():
+        assert run(script, [*common, *words, f"run.dir={base / script.__name__}"]) == []
+    return base
+
+
+@pytest.fixture(scope="module")
+def shown(folders):
+    return {name: inspect(folders / name) for name in SCRIPTS}
+
+
+def summary_of(folders, name):
+    return json.loads((folders / name / "summary.json").read_text())
+
+
+def arrays_of(folders, name):
+    with np.load(folders / name / "results.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+# -- every run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_job_type_group_tags_config_and_provenance(shown, folders, tiny_llama, name):
+    found = shown[name]
+    model = summary_of(folders, name)["lm"]
+    assert found.run["job_type"] == name and found.run["run_group"] == model and found.run["project"] == "rsdyn"
+    assert found.run["display_name"] == name
+    conditions = CONDITIONS if name == "analyze" else ("original",)
+    assert found.summed["tags"] == [model, "embedded", *conditions]
+    assert found.config["data"]["limit"] == N and found.config["trainer"]["accelerator"] == "cpu"
+    # complete: what is known only once the model ran is there too
+    provenance = json.loads((folders / name / "provenance.json").read_text())
+    assert found.config["provenance"] == provenance and provenance["certificates"]["original"]["sublayers"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_no_rule_overlaps_another_and_each_curve_has_its_axis(shown, name):
+    """Where two globs match one name, W&B takes either of them at random."""
+    metrics, history = shown[name].metrics, shown[name].history
+    keys = {key for row in history for key in row}
+    for key in keys:
+        matching = [rule for rule in metrics if rule == key or (rule.endswith("*") and key.startswith(rule[:-1]))]
+        assert len(matching) <= 1, (key, matching)
+    for axis in ("sublayer", "depth"):
+        assert metrics[axis]["options"]["hidden"] and metrics[axis]["summary"] == {"none": True}
+        assert metrics[f"{axis}/*"]["step_metric"] == axis and metrics[f"{axis}/*"]["summary"] == {"none": True}
+    assert metrics["val/*"]["step_metric"] == "trainer/global_step"
+    curves = {key for key in keys if key.startswith("sublayer/")}
+    assert curves and {key.replace("sublayer/", "depth/", 1) for key in curves} == {
+        key for key in keys if key.startswith("depth/")
+    }
+    assert {key.split("/")[1] for key in curves} <= {panel.measure for panel in PANELS}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_same_curve_stands_over_sublayers_and_over_depth(shown, name):
+    found = shown[name]
+    key = next(k for row in found.history for k in row if k.startswith("sublayer/"))
+    over_sublayers, over_depth = found.curve(key), found.curve(key.replace("sublayer/", "depth/", 1), "depth")
+    assert len(over_sublayers) in (S, S - 1)
+    assert [s / (S - 1) for s, _ in over_sublayers] == pytest.approx([d for d, _ in over_depth])
+    assert [v for _, v in over_sublayers] == [v for _, v in over_depth]
+    assert sum("sublayer" in row for row in found.history) == S  # a row a sublayer for all curves together
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_picture_of_the_run_folder_is_an_image(shown, folders, name):
+    pictures = {path.stem: path for path in (folders / name / "figures").glob("*.png")}
+    images = shown[name].media("figures/")
+    assert images.keys() == pictures.keys()
+    for picture, image in images.items():
+        assert image["_type"] == "image-file"
+        assert (shown[name].folder / "files" / image["path"]).read_bytes() == pictures[picture].read_bytes()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_measure_has_a_chart_that_is_complete(shown, name):
+    found = shown[name]
+    measures = {key.split("/")[1] for row in found.history for key in row if key.startswith("sublayer/")}
+    charts = found.media("charts/")
+    others = {chart for chart, (_, _, script) in CHARTS.items() if script == name}
+    assert charts.keys() == measures | others
+    for chart, media in charts.items():
+        assert media["_type"] == "plotly-file"
+        figure = json.loads((found.folder / "files" / media["path"]).read_text())
+        assert figure["data"] and figure["layout"]["title"]["text"].startswith(("Fig. ", "Loss"))
+        assert "bdata" not in json.dumps(figure) and '"@' not in json.dumps(figure)
+        if chart in measures:
+            drawn = {trace["legendgroup"] for trace in figure["data"]}
+            series = {key.split("/")[2] for row in found.history for key in row if key.startswith(f"sublayer/{chart}/")}
+            assert drawn == {s for s in series if not s.endswith(("_low", "_high", "_null", "_without_massive"))}
+            bands = sum("fill" in trace for trace in figure["data"])
+            assert bands == sum(s.endswith("_low") for s in series)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_summary_holds_neither_lists_nor_the_last_values_of_curves(shown, name):
+    allowed = ("charts/", "figures/", "tables/", "_")
+    rest = {k: v for k, v in shown[name].summary.items() if not k.startswith(allowed)}
+    assert not any(isinstance(v, (list, dict)) for v in rest.values())
+    heads = {k.split("/")[0] for k in rest}
+    own = {"train": {"test", "best", "fit", "val", "condition"}, "analyze": {"findings", "n_massive_units"},
+           "perturb": {"recovery", "kind", "space", "n_prompts"}}[name]  # fmt: skip
+    assert heads - own <= {"lm", "text", "n_sublayers", "n_units", "n_sequences", "seconds"}
+    assert own <= heads
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_all_that_would_be_uploaded_is_in_the_run_folder(shown, folders, name):
+    """Of ``wandb sync`` this is what can be seen without a server: each file that the record names is there."""
+    named = shown[name].named_files()
+    assert len(named) > 5
+    for path in named:
+        assert path.is_file() and (
+            path.is_relative_to(folders) or path.name == "manifest.json"  # of the cache, which is not the run's
+        )
+        assert path.suffix != ".safetensors"
+
+
+# -- each script -------------------------------------------------------------------------------------------------------
+
+
+def test_training_shows_losses_curves_and_the_test(shown, folders):
+    found, arrays, summary = shown["train"], arrays_of(folders, "train"), summary_of(folders, "train")
+    losses = [(row["trainer/global_step"], row["val/loss"]) for row in found.history if "val/loss" in row]
+    assert [v for _, v in losses] == pytest.approx([v for _, v in summary["history"]["val"]])
+    curve = dict(found.curve("sublayer/explained_variance/autoencoder"))
+    wanted = {s: v for s, v in enumerate(arrays["ev_cae"].tolist()) if np.isfinite(v)}
+    assert curve == pytest.approx(wanted, rel=1e-6)
+    low = [v for _, v in found.curve("sublayer/latent_distance/autoencoder_low")]
+    assert low == pytest.approx((arrays["latent_distance"] - arrays["latent_distance_std"]).tolist(), rel=1e-5)
+    # measured while it recorded (analysis.on_train)
+    assert [v for _, v in found.curve("sublayer/cosine/original")] == pytest.approx(
+        arrays["analysis/cosine"].tolist(), rel=1e-6
+    )
+    assert found.summary["test/r2_cae"] == pytest.approx(summary["test"]["r2_cae"])
+    assert found.summary["best/epoch"] == summary["best_epoch"]
+    assert found.metrics["test/*"]["options"]["hidden"]
+
+
+def test_analysis_shows_every_condition_with_interval_and_null(shown, folders):
+    found, arrays = shown["analyze"], arrays_of(folders, "analyze")
+    measures = {key.split("/")[1] for row in found.history for key in row if key.startswith("sublayer/")}
+    assert measures == {p.measure for p in PANELS if p.script == "analyze"} - {"paper_literal"}
+    for condition in CONDITIONS:
+        for series, key, row in (("", "speed", ...), ("_low", "speed_interval", 0), ("_high", "speed_interval", 1)):
+            curve = [v for _, v in found.curve(f"sublayer/speed/{condition}{series}")]
+            assert curve == pytest.approx(arrays[f"{condition}/{key}"][row].tolist(), rel=1e-6)
+        null = [v for _, v in found.curve(f"sublayer/mutual_information/{condition}_null")]
+        assert null == pytest.approx(arrays[f"{condition}/mi_floor"].tolist(), rel=1e-6)
+        share = [v for _, v in found.curve(f"sublayer/participation/{condition}")]
+        assert share == pytest.approx((arrays[f"{condition}/participation"] / D).tolist(), rel=1e-6)
+
+
+def test_findings_are_numbers_of_the_runs_table_and_rows_of_a_table(shown, folders):
+    found, summary = shown["analyze"], summary_of(folders, "analyze")
+    by_statistic = {row["statistic"]: row["values"] for row in summary["findings"]}
+    for key, statistic in (
+        ("1c_correlation/first", "mean correlation, first transition"),
+        ("1f_speed/cross_over_within", "cross over within"),
+        ("2_rotation/turns", "mean |R| of the mean trajectory"),
+    ):
+        for condition in CONDITIONS:
+            value = by_statistic[statistic][condition]["value"]
+            assert found.summary[f"findings/{key}/{condition}"] == pytest.approx(value)
+    beyond = by_statistic["  units beyond it, p < .05 (chance: 5 %)"]  # of the last null, tokens shuffled
+    assert found.summary["findings/2_rotation/token_shuffled_beyond/original"] == pytest.approx(
+        beyond["original"]["value"] / 100
+    )
+    columns, rows = found.table("findings")
+    assert columns[:6] == ["claim", "paper", "statistic", "condition", "value", "low"]
+    assert len(rows) == sum(len(row["values"]) for row in summary["findings"])
+    for row in rows:
+        if row["key"] and row["value"] is not None:
+            assert found.summary[row["key"]] == pytest.approx(row["value"])
+    assert not any("/other/" in key for key in found.summary)  # every statistic has a key of its own
+
+
+def test_units_by_rotation_have_every_null_and_the_strongest_first(shown, folders):
+    found, arrays = shown["analyze"], arrays_of(folders, "analyze")
+    columns, rows = found.table("units_by_rotation")
+    assert columns == ["condition", "null", "unit", "turns", "null mean", "null std", "z", "p", "q"]
+    pairs = {(r["condition"], r["null"]) for r in rows}
+    assert pairs == {("original", null) for null in NULLS} | {("token_shuffled", null) for null in NULLS[:2]}
+    assert len(rows) == D * len(pairs)
+    for condition, null in pairs:
+        some = [r for r in rows if (r["condition"], r["null"]) == (condition, null)]
+        sizes = [abs(r["z"]) for r in some if r["z"] is not None]
+        assert sizes == sorted(sizes, reverse=True) and sorted(r["unit"] for r in some) == list(range(D))
+        for r in some[:5]:
+            assert r["turns"] == pytest.approx(-arrays[f"{condition}/rotation"][r["unit"]])
+            assert r["p"] == pytest.approx(arrays[f"{condition}/null_{null}_p"][r["unit"]])
+            assert r["q"] == pytest.approx(arrays[f"{condition}/null_{null}_q"][r["unit"]])
+            # clockwise: the sign of z is that of turns less the null's
+            assert np.sign(r["z"]) == np.sign(r["turns"] - r["null mean"])
+
+
+def test_perturbation_shows_recovery_by_layer_and_control(shown, folders):
+    found, arrays, summary = shown["perturb"], arrays_of(folders, "perturb"), summary_of(folders, "perturb")
+    for layer in summary["layers"]:
+        curve = found.curve(f"sublayer/recovery_cosine/layer{layer:02d}_teleport")
+        means = arrays[f"layer{layer}/teleport/cosine_curve"].mean(0)
+        assert [s for s, _ in curve] == list(range(2 * layer, S))  # from the injection on
+        assert [v for _, v in curve] == pytest.approx(means.tolist(), rel=1e-6)
+        low = dict(found.curve(f"sublayer/recovery_cosine/layer{layer:02d}_teleport_low"))
+        assert all(low[s] <= v for s, v in curve)
+        row = next(r for r in summary["rows"] if (r["layer"], r["condition"]) == (layer, "teleport"))
+        assert found.summary[f"recovery/layer{layer:02d}_teleport/nearer"] == pytest.approx(row["nearer"])
+
+
+def test_perturbation_points_are_those_of_the_run(shown, folders):
+    found, arrays, summary = shown["perturb"], arrays_of(folders, "perturb"), summary_of(folders, "perturb")
+    columns, rows = found.table("perturbation_points")
+    assert {"layer", "control", "prompt", "point", "coordinate 1", "distance put", "nearer"} <= set(columns)
+    for row in summary["rows"]:
+        layer, control = row["layer"], row["condition"]
+        key = f"layer{layer}/{control.replace(' ', '_')}"
+        some = [r for r in rows if (r["layer"], r["control"]) == (layer, control)]
+        first = [r for r in some if r["prompt"] == 0]
+        put = arrays[f"{key}/points_latents"][:, 0]
+        assert np.allclose([[r["coordinate 1"], r["coordinate 2"]] for r in first], put, rtol=1e-5)
+        ends = arrays[f"{key}/ends_cosine"][0]
+        assert [r["cosine at the end"] for r in first] == pytest.approx(ends.tolist(), rel=1e-6)
+        assert {r["prompt"] for r in some} == {0, 1}
+        for name, column in (("nearer", "nearer"), ("contraction", "contraction")):
+            of_prompts = [[r[column] for r in some if r["prompt"] == p and r[column] is not None] for p in (0, 1)]
+            if all(of_prompts):
+                assert np.mean([np.mean(v) for v in of_prompts]) == pytest.approx(row[name], rel=1e-5, abs=1e-9)
+
+
+# -- artifacts ---------------------------------------------------------------------------------------------------------
+
+
+def test_lineage_from_the_cache_over_the_checkpoint_to_the_results(shown, folders):
+    ids = {name: json.loads((folders / name / "provenance.json").read_text())["wandb_id"] for name in SCRIPTS}
+    caches = json.loads((folders / "analyze" / "provenance.json").read_text())["caches"]
+    cache, shuffled = (f"cache-{Path(caches[c]['cache_folder']).name}" for c in CONDITIONS)
+    kinds = {name: {a: v["type"] for a, v in shown[name].artifacts.items()} for name in SCRIPTS}
+    results = {name: f"results-{ids[name]}" for name in SCRIPTS}
+    checkpoint = f"checkpoint-{ids['train']}"
+    assert kinds["train"] == {cache: "cache", checkpoint: "model", results["train"]: "results"}
+    assert kinds["analyze"] == {cache: "cache", shuffled: "cache", results["analyze"]: "results"}
+    assert kinds["perturb"] == {cache: "cache", checkpoint: "model", results["perturb"]: "results"}
+
+    def uses(name, artifact):
+        return bool(shown[name].artifacts[artifact].get("use_after_commit"))
+
+    assert not uses("train", cache) and not uses("analyze", shuffled)  # they recorded them
+    assert uses("analyze", cache) and uses("perturb", cache) and uses("perturb", checkpoint)
+    assert not uses("train", checkpoint) and not any(uses(name, results[name]) for name in SCRIPTS)
+    # the same contents, so that the server takes them for the same version
+    digests = [shown[name].artifacts[artifact]["digest"] for artifact, name in (
+        (cache, "train"), (cache, "analyze"), (cache, "perturb"))]  # fmt: skip
+    assert len(set(digests)) == 1
+    assert shown["train"].artifacts[checkpoint]["digest"] == shown["perturb"].artifacts[checkpoint]["digest"]
+
+
+def test_shards_are_references_with_their_own_checksums(shown, folders):
+    from safetensors import safe_open
+
+    caches = json.loads((folders / "train" / "provenance.json").read_text())["caches"]
+    folder = Path(caches["original"]["cache_folder"])
+    contents = shown["train"].artifacts[f"cache-{folder.name}"]["manifest"]["contents"]
+    by_path = {entry["path"]: entry for entry in contents}
+    shards = {path.name for path in folder.glob("shard-*.safetensors")}
+    assert len(shards) == 3 and by_path.keys() == {"manifest.json", *shards}
+    assert by_path["manifest.json"]["local_path"] == str(folder / "manifest.json")
+    for name in shards:
+        with safe_open(folder / name, framework="numpy") as file:
+            header = json.loads(file.metadata()["rsdyn"])
+        assert by_path[name]["digest"] == header["xxh3"] and by_path[name]["ref"] == (folder / name).as_uri()
+        assert "local_path" not in by_path[name] and int(by_path[name]["size"]) == (folder / name).stat().st_size
+
+
+def test_without_artifacts_there_are_none(common, tmp_path):
+    assert (
+        run(train, [*common, "trainer.max_epochs=1", "tracking.artifacts=false", f"run.dir={tmp_path / 'run'}"]) == []
+    )
+    assert inspect(tmp_path / "run").artifacts == {}
+
+
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_wandb_refuses_is_one_warning_and_loses_no_result(common, tmp_path, monkeypatch):
+    """From the first epoch on, W&B takes nothing: as when its process died, or the disk of its files is full."""
+    import wandb
+
+    def refuse(self, *args, **kwargs):
+        raise wandb.errors.CommError("the service has gone")
+
+    from wandb.sdk.wandb_run import Run
+
+    for method in ("log", "_log_artifact"):
+        monkeypatch.setattr(Run, method, refuse)
+    folder = tmp_path / "run"
+    (said,) = run(train, [*common, "trainer.max_epochs=1", f"run.dir={folder}"])
+    for what in ("losses", "curves over depth", "charts", "figures", "the cache ", "best.ckpt", "of the results"):
+        assert what in said, what
+    assert "the service has gone" in said and "in the run folder" in said
+    for file in ("summary.json", "results.npz", "report.html", "checkpoints/best.ckpt", "figures/loss.png"):
+        assert (folder / file).stat().st_size > 0
+    assert not [name for name in os.environ if name.startswith("WANDB") and name.endswith("_DIR")]

@@ -1,0 +1,156 @@
+"""``configs/sweep-cae.yaml``, through W&B's own agent: the command that it builds is one that train.py takes."""
+
+import itertools
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from wandb import wandb_agent
+
+from rsdyn.autoencoder import geometric_widths
+from rsdyn.cli import CONFIGS, load_config, preset_names
+from rsdyn.config import options
+from rsdyn.errors import UserError
+from rsdyn.workspace.__main__ import METRIC
+
+ROOT = Path(__file__).parents[1]
+PATH = CONFIGS / "sweep-cae.yaml"
+SWEEP = yaml.safe_load(PATH.read_text(encoding="utf-8"))  # as `wandb sweep` reads it
+
+
+def samples(parameter):
+    """Values that a sweep can draw: all of them, or the ends and the middle."""
+    if "values" in parameter:
+        return parameter["values"]
+    assert parameter["distribution"] == "log_uniform_values"
+    low, high = parameter["min"], parameter["max"]
+    assert isinstance(low, float) and isinstance(high, float)  # not "1e-4", which YAML reads as a text
+    return [low, math.sqrt(low * high), high]
+
+
+def drawn():
+    """What a sweep can draw: each value of each parameter beside the middle of the others, and ten at random."""
+    all_values = {name: samples(parameter) for name, parameter in SWEEP["parameters"].items()}
+    middle = {name: values[len(values) // 2] for name, values in all_values.items()}
+    rng = random.Random(0)
+    ones = [middle | {name: value} for name, values in all_values.items() for value in values]
+    return ones + [{name: rng.choice(values) for name, values in all_values.items()} for _ in range(10)]
+
+
+@pytest.fixture
+def agent(tmp_path, monkeypatch):
+    """W&B's agent of this sweep, in the checkout, without a server; what it writes goes to ``tmp_path``."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SWEEP_ID", "swp12345")
+    for variable in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):  # the agent sets them for each run
+        monkeypatch.setenv(variable, "")
+    made = wandb_agent.Agent(api=None, queue=None, sweep_id="swp12345")
+    made._sweep_command = list(SWEEP["command"])
+    return made
+
+
+def give(agent, values, run_id="run12345"):
+    """Have the agent start a run with these values, as when the server sends them."""
+    args = {name: {"value": value} for name, value in values.items()}
+    agent._command_run({"type": "run", "run_id": run_id, "program": SWEEP["program"], "args": args})
+
+
+class Started:
+    """What the agent would have started."""
+
+    last_sigterm_time = None
+
+    def __init__(self, *, command, **more):
+        self.command = command
+
+
+def test_each_value_comes_from_the_command_line_that_the_agent_builds(agent, monkeypatch):
+    monkeypatch.setattr(wandb_agent, "AgentProcess", Started)
+    for i, values in enumerate(drawn()):
+        give(agent, values, f"run{i}")
+        env, python, program, *words = agent._run_processes[f"run{i}"].command
+        assert (env, python, program) == ("/usr/bin/env", "python", "train.py")
+        assert (ROOT / program).is_file()
+        config = load_config(words, "train")
+        for key, value in values.items():
+            section, _, name = key.partition(".")
+            assert getattr(getattr(config, section), name) == value
+
+
+def test_no_two_settings_are_the_same_network():
+    shapes = set()
+    layers, bottlenecks = (SWEEP["parameters"][key]["values"] for key in ("cae.layers", "cae.bottleneck"))
+    for k, latents in itertools.product(layers, bottlenecks):
+        widths = geometric_widths(128, latents, k)
+        assert (len(widths), widths[-1]) == (k, latents)
+        shapes.add(tuple(widths))
+    assert len(shapes) == len(layers) * len(bottlenecks)
+
+
+def test_what_is_varied_is_all_that_can_be_chosen():
+    assert {"cae.layers", "cae.bottleneck", "cae.standardise", "cae.lr"} == SWEEP["parameters"].keys()
+    assert set(samples(SWEEP["parameters"]["cae.standardise"])) == set(options()["cae.standardise"].rules.choices)
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20:wandb_workspaces")
+def test_the_layout_shows_what_is_varied_and_what_came_of_it():
+    from rsdyn.workspace.plots import SWEPT
+
+    assert SWEPT.keys() == SWEEP["parameters"].keys()
+    assert [key for key, log in SWEPT.items() if log] == ["cae.lr"]
+    assert SWEEP["metric"]["name"] == METRIC
+
+
+def test_a_sweep_is_no_preset():
+    assert PATH.stem not in preset_names()
+    with pytest.raises(UserError, match="no preset has this name"):
+        load_config(["--config", PATH.stem], "train")
+
+
+def test_the_sweep_is_valid_by_wandbs_own_schema():
+    sweeps = pytest.importorskip(
+        "sweeps", reason="needs `pip install --no-deps sweeps jsonref`: sweeps asks for an older numpy"
+    )
+    assert sweeps.schema_violations_from_proposed_config(SWEEP) == []
+    for _ in range(20):
+        values = {key: entry["value"] for key, entry in sweeps.next_run(SWEEP, []).config.items()}
+        load_config([f"{key}={value}" for key, value in values.items()], "train")
+
+
+def test_the_agent_runs_train_py_which_logs_the_metric(agent, tmp_path, monkeypatch):
+    values = {"cae.layers": 3, "cae.bottleneck": 2, "cae.standardise": "unit_sublayer", "cae.lr": 0.003}
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("RSDYN_RUN_DIR", raising=False)
+    run = tmp_path / "run"
+    words = ["data.limit=60", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
+    agent._sweep_command += [*words, f"run.dir={run}", f"cache.dir={tmp_path / 'cache'}"]
+    give(agent, values)
+    assert agent._run_processes["run12345"].wait() == 0
+    (log,) = run.glob("wandb/offline-run-*-run12345/*.wandb")  # the run that the server knows
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(log)]
+    logged = json.loads(subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=60).stdout)
+    metric = json.loads((run / "summary.json").read_text())["test"]["test_mse"]
+    assert SWEEP["metric"] == {"name": "test/test_mse", "goal": "minimize"}
+    assert find(logged, SWEEP["metric"]["name"]) == pytest.approx(metric, rel=1e-6)
+    assert find(logged, "cae.lr") == 0.003  # as W&B's sweep page names it
+    assert json.loads((run / "provenance.json").read_text())["wandb_id"] == "run12345"
+    config = yaml.safe_load((run / "config.yaml").read_text())["cae"]
+    assert [config[key.partition(".")[2]] for key in values] == list(values.values())
+
+
+def find(tree, key):
+    """The value under ``key``, wherever it lies."""
+    if isinstance(tree, dict):
+        if key in tree:
+            return tree[key]
+        tree = list(tree.values())
+    found = [find(branch, key) for branch in tree] if isinstance(tree, list) else []
+    return next((value for value in found if value is not None), None)

@@ -63,7 +63,7 @@ def analyze(run: Run) -> None:
         )
     probes: dict[str, ResidualStreamProbe] = {}
     results: dict[str, dict[str, Any]] = {}
-    n_recorded = 0
+    n_recorded: list[int] = []  # of each stream, in all processes
     run.kept = lambda: _kept(streams, settings.samples)
     for condition, stream in streams.items():
         probe = ResidualStreamProbe(
@@ -79,11 +79,8 @@ def analyze(run: Run) -> None:
         trainer = make_trainer(run, [ProbeProgress(datamodule, condition)])
         datamodule.set_process(0, trainer.world_size)  # too many processes are a mistake to name before they start
         trainer.test(probe, datamodule=datamodule, verbose=False)
-        n_recorded += int(
-            trainer.strategy.reduce(
-                torch.tensor(stream.n_recorded, device=trainer.strategy.root_device), reduce_op="sum"
-            )
-        )
+        here = torch.tensor(stream.n_recorded, device=trainer.strategy.root_device)
+        n_recorded.append(int(trainer.strategy.reduce(here, reduce_op="sum")))
         stream.release_lm()
         probes[condition] = probe
         out = analysis.counts(probe) | analysis.flags(probe, stream.dtype)
@@ -129,10 +126,10 @@ def analyze(run: Run) -> None:
             "n_sublayers": first.n_sublayers,
             "n_units": first.n_units,
             "sites_per_layer": sites,
-            "sequences_recorded": n_recorded,
+            "sequences_recorded": sum(n_recorded),
             "processes": trainer.world_size,
         }
-        _report(run, summary, {c: _on_cpu(r) for c, r in results.items()}, list(streams.values()))
+        _report(run, summary, {c: _on_cpu(r) for c, r in results.items()}, list(streams.values()), n_recorded)
     trainer.strategy.barrier()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -151,7 +148,13 @@ def _on_cpu(results: dict[str, Any]) -> dict[str, Any]:
     return {k: v.cpu() if hasattr(v, "cpu") else v for k, v in results.items()}
 
 
-def _report(run: Run, summary: dict[str, Any], results: dict[str, dict[str, Any]], streams: list[Any]) -> None:
+def _report(
+    run: Run,
+    summary: dict[str, Any],
+    results: dict[str, dict[str, Any]],
+    streams: list[Any],
+    n_recorded: list[int],
+) -> None:
     """Write results, findings, figures and summary; send them to W&B; print the findings."""
     import numpy as np
 
@@ -203,7 +206,7 @@ def _report(run: Run, summary: dict[str, Any], results: dict[str, dict[str, Any]
     rotation, units = run.config.analysis.rotation, []
     if "rotation" in measures:
         units = portrait_units(main["rotation"], rotation.units, run.config.seed)
-    shared = show.Shared(run.logger, run.folder, streams, list(drawn), run.config.tracking.artifacts)
+    shared = show.Shared(run.logger, run.folder, streams, n_recorded, list(drawn), run.config.tracking.artifacts)
     show.analysis(shared, summary=summary, table=table, results=results, units=units)
     run.say()
     for line in as_text(table, conditions):

@@ -96,7 +96,8 @@ def _report(run: Run, source: Any, stream: Any, plane: Any, found: Any, layers: 
         run.say(line)
     run.say(f"Time:        {summary['seconds']['total']:.0f} s in all")
     write_report(run.folder)
-    shared = show.Shared(run.logger, run.folder, [stream], list(drawn), run.config.tracking.artifacts)
+    recorded = [stream.n_recorded]
+    shared = show.Shared(run.logger, run.folder, [stream], recorded, list(drawn), run.config.tracking.artifacts)
     show.perturbation(shared, summary=summary, found=found, checkpoint=settings.checkpoint)
     run.say(f"Run folder:  {run.folder}")
     run.say("             report.html, summary.json, results.npz, figures/")

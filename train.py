@@ -36,15 +36,17 @@ def train(run: Run) -> None:
         what_decides,
     )
     from rsdyn.lit_autoencoder import LitAutoencoder
+    from rsdyn.names import stream_name
     from rsdyn.ride_along import RideAlong
 
     config: Any = run.config  # its choices are plain strings, checked when the config was read
     L.seed_everything(config.seed, verbose=False)
     source = find_source(run)
-    stream = open_stream(run, source, config.data.condition)
+    condition = stream_name(config.data.condition)
+    stream = open_stream(run, source, condition)
     identity = what_decides(run, source, stream)
     position = start_at(run, identity)
-    start_records(run, source, {config.data.condition: stream})
+    start_records(run, source, {condition: stream})
 
     datamodule = ResidualStreamDataModule(
         stream,
@@ -130,7 +132,7 @@ def train(run: Run) -> None:
         summary = {
             "lm": stream.lm.label,
             "text": run.provenance["text"],
-            "condition": config.data.condition,
+            "condition": condition,
             "n_sequences": sizes,
             "n_trajectories": {
                 part: int(stream.positions.counts[rows].sum()) for part, rows in datamodule.splits.items()
@@ -259,7 +261,8 @@ def _report(
         summary["analysis"] = sublayer_curves(measured)
     write_json(run.folder / "summary.json", summary)
     write_report(run.folder)
-    shared = show.Shared(run.logger, run.folder, [stream], list(panels), run.config.tracking.artifacts)
+    recorded = [summary["sequences_recorded"]]
+    shared = show.Shared(run.logger, run.folder, [stream], recorded, list(panels), run.config.tracking.artifacts)
     show.training(shared, summary=summary, results=results, measured=measured)
     _closing_table(run, stream, summary, pca_name)
 

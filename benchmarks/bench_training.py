@@ -106,7 +106,7 @@ def trainer_of(callbacks: list[L.Callback], epochs: int, *, validates: bool) -> 
 
 
 def through_lightning(data: ResidualStreamDataModule, epochs: int) -> tuple[list[float], list[float]]:
-    """As train.py does it, with all that rides along."""
+    """As train.py does it, with all that rides along but a logger: W&B's is measured elsewhere."""
     torch.manual_seed(0)
     arguments = {"d_in": data.stream.n_units, "standardise": "unit", "n_sublayers": data.stream.n_sublayers}
     module = LitAutoencoder(autoencoder=arguments, n_sublayers=data.stream.n_sublayers)

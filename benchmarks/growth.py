@@ -86,6 +86,7 @@ def cached_stream(n: int, d: int, s: int, folder: Path) -> Any:
     return stream
 
 
+RESOLUTION = 1.0  # MiB: less is not told from the allocator's own ways
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 
 
@@ -166,10 +167,11 @@ def point(name: str, n: int, d: int, s: int) -> dict[str, float]:
     return {"seconds": seconds, "mib": found["added_mib"]}
 
 
-def slopes(x: list[int], y: list[float]) -> tuple[float, float]:
-    """Of the line through all logarithms, and between the last two."""
-    a, b = np.log(x), np.log(np.maximum(y, 1e-9))
-    return float(np.polyfit(a, b, 1)[0]), float((b[-1] - b[-2]) / (a[-1] - a[-2]))
+def slopes(x: list[int], y: list[float], resolution: float = 0.0) -> tuple[float, float]:
+    """Of the line through all logarithms, and between the last two; NaN where a value is below the resolution."""
+    found = np.array([v if v > resolution else np.nan for v in y])
+    a, b = np.log(x), np.log(found)
+    return float(np.polyfit(a, b, 1)[0]) if np.isfinite(b).all() else math.nan, float((b[-1] - b[-2]) / (a[-1] - a[-2]))
 
 
 def processes() -> list[list[str]]:
@@ -214,9 +216,10 @@ def draw(found: dict[str, dict[str, list[tuple[int, float, float]]]], path: Path
             panel = panels[row][column]
             for axis, points in axes.items():
                 x = [p[0] for p in points]
-                y = [max(p[1 + row], 1e-3) for p in points]
-                last = slopes(x, y)[1]
-                panel.loglog(x, y, "o-", color=colours[axis], label=f"{axis}: slope {last:.2f} at the end", ms=4)
+                y = [p[1 + row] for p in points]
+                last = slopes(x, y, RESOLUTION if row else 0)[1]
+                said = f"slope {last:.2f} at the end" if math.isfinite(last) else "too small to tell"
+                panel.loglog(x, y, "o-", color=colours[axis], label=f"{axis}: {said}", ms=4)
             panel.set_title(name if row == 0 else "")
             panel.set_ylabel(what if column == 0 else "")
             panel.set_xlabel("N, D or S" if row else "")
@@ -230,6 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("works", nargs="*", help=f"of {', '.join(AXES)}, processes; default all")
     parser.add_argument("--point", nargs=4, metavar=("WORK", "N", "D", "S"), help=argparse.SUPPRESS)
+    parser.add_argument("--points", type=Path, help="a JSON file: what it has is not measured again")
     parser.add_argument("--picture", type=Path, default=HERE / "growth.png")
     options = parser.parse_args()
     if options.point:
@@ -237,6 +241,7 @@ def main() -> None:
         print(json.dumps(point(name, *map(int, size))))
         return
     wanted = options.works or [*AXES, "processes"]
+    known = json.loads(options.points.read_text()) if options.points and options.points.exists() else {}
     found: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
     rows = []
     for name in [w for w in wanted if w in AXES]:
@@ -246,14 +251,19 @@ def main() -> None:
             points = []
             for value in values:
                 size = {**base, axis: value}
-                got = in_a_child(__file__, ["--point", name, *(str(size[k]) for k in "NDS")])
+                key = " ".join([name, *(f"{k}={size[k]}" for k in "NDS")])
+                if key not in known:
+                    known[key] = in_a_child(__file__, ["--point", name, *(str(size[k]) for k in "NDS")])
+                    if options.points:
+                        options.points.write_text(json.dumps(known, indent=1))
+                got = known[key]
                 points.append((value, got["seconds"], got["mib"]))
                 print(f"{name} {axis}={value}: {got['seconds']:.2f} s, {got['mib']:.0f} MiB", file=sys.stderr)
             found[name][axis] = points
             cells = [name, axis, ", ".join(str(p[0]) for p in points), ", ".join(f"{p[1]:.2g}" for p in points)]
             cells.append("{:.2f}, {:.2f}".format(*slopes(values, [p[1] for p in points])))
             cells.append(", ".join(f"{p[2]:.0f}" for p in points))
-            memory = slopes(values, [p[2] for p in points])
+            memory = slopes(values, [p[2] for p in points], RESOLUTION)
             cells.append("{:.2f}, {:.2f}".format(*memory) if all(math.isfinite(m) for m in memory) else "-")
             cells.extend(MUST.get((name, axis), ("1", "0")))
             rows.append(cells)

@@ -235,7 +235,10 @@ def main() -> int:
     print(table(["work", "against", "ratio", "recorded", "verdict"], rows))
     if options.record:
         RECORDED.write_text(json.dumps({**recorded, **{k: round(v, 3) for k, v in found.items()}}, indent=2) + "\n")
-    for name in lost:
+    for name in works.keys() - recorded.keys() if not options.record else ():
+        lost.append(name)
+        print(f"guard.py: error: {name} is not in {RECORDED.name}; run with --record.", file=sys.stderr)
+    for name in found.keys() & recorded.keys() & {*lost}:
         print(f"guard.py: error: {name} is below half of the speed recorded in {RECORDED.name}.", file=sys.stderr)
     return 1 if lost else 0
 

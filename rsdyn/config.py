@@ -438,6 +438,11 @@ def check(config: Config) -> None:
             f"{show(config.trainer.devices)}, trainer.num_nodes={config.trainer.num_nodes} would load one in each "
             "process. Set trainer.devices=1 and trainer.num_nodes=1, or lm.device_map=null if the LM fits on a device."
         )
+    if config.lm.device_map is not None and config.lm.layout == "packed":
+        raise UserError(
+            f"lm.layout=packed is not allowed with lm.device_map={config.lm.device_map}: a model spread over devices "
+            "is recorded in padded batches. Set lm.layout=auto or sorted, or lm.device_map=null."
+        )
     analysis = config.analysis
     for null in ("token_shuffled", "untrained"):
         if null in (analysis.rotation.nulls or []) and null not in analysis.conditions:

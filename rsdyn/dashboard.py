@@ -80,17 +80,16 @@ def log_tables(logger: RunLogger | None, tables: Mapping[str, Table]) -> None:
         return
     import wandb
 
-    thinned, made = {}, {}
+    thinned: dict[str, str] = {}
+    made: dict[str, dict[str, Any]] = {}
+    for name, table in tables.items():
+        if len(table.rows) > MAX_ROWS:
+            thinned[f"thinned/{name}"] = f"the first {MAX_ROWS} of {len(table.rows)} rows; all are in results.npz"
+        data = [plain(row) for row in table.rows[:MAX_ROWS]]
+        made[TABLE.format(name=name)] = {"columns": list(table.columns), "data": data}
     with sending(logger, "the tables"):
-        for name, table in tables.items():
-            rows = table.rows
-            if len(rows) > MAX_ROWS:
-                thinned[name] = f"the first {MAX_ROWS} of {len(rows)} rows; all are in results.npz"
-                rows = rows[:MAX_ROWS]
-            data = [plain(row) for row in rows]
-            made[TABLE.format(name=name)] = wandb.Table(columns=list(table.columns), data=data)
-        logger.experiment.log(made)
-        logger.experiment.summary.update({f"thinned/{name}": words for name, words in thinned.items()})
+        logger.experiment.log({key: wandb.Table(**parts) for key, parts in made.items()})
+        logger.experiment.summary.update(thinned)
 
 
 def log_figures(logger: RunLogger | None, folder: Path, names: Sequence[str]) -> None:
@@ -108,9 +107,11 @@ def log_summary(logger: RunLogger | None, summary: Mapping[str, Any]) -> None:
 
     Lists, None, NaN and infinities have no place in the runs table and are left out.
     """
-    if logger is not None:
-        with sending(logger, "the summary"):
-            logger.experiment.summary.update(redact(_flatten(plain(summary))))
+    if logger is None:
+        return
+    flat = redact(_flatten(plain(summary)))
+    with sending(logger, "the summary"):
+        logger.experiment.summary.update(flat)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

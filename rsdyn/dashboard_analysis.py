@@ -172,16 +172,17 @@ def massive_table(of: Mapping[str, tuple[Tensor, Tensor]]) -> Table:
 def rotation_table(results: Mapping[str, Results]) -> Table:
     """A row a unit and null model, those first whose turns differ most from their null, in its standard deviations.
 
-    Turns are clockwise, as the paper shows them.
+    Turns are clockwise, as the paper shows them. The false discovery rate to go by is ``q_normal``, from the z-scores:
+    no p by rank is below 1 / (surrogates + 1), so with few surrogates ``q_ranks`` of many units is large in any case.
     """
     blocks = []
     for condition, r in results.items():
         for null in nulls_of(r):
             columns = [-r["rotation"], -r[f"null_{null}_mean"], r[f"null_{null}_std"], -r[f"null_{null}_z"]]
-            columns += [r[f"null_{null}_p"], r[f"null_{null}_q"]]
+            columns += [r[f"null_{null}_{name}"] for name in ("p", "q_normal", "q")]
             values = torch.stack([c.to(torch.float64) for c in columns], dim=1)
             order = values[:, 3].abs().nan_to_num(-1.0).argsort(descending=True, stable=True)
             blocks.append([[condition, null, u, *values[u].tolist()] for u in order.tolist()])
     # the strongest of every null model and condition come first, so that a table cut at its end keeps those of all
     rows = [row for together in zip(*blocks, strict=True) for row in together]
-    return Table(["condition", "null", "unit", "turns", "null mean", "null std", "z", "p", "q"], rows)
+    return Table(["condition", "null", "unit", "turns", "null mean", "null std", "z", "p", "q_normal", "q_ranks"], rows)

@@ -99,7 +99,7 @@ def _by_unit(arrays: Arrays) -> Plot:
     traces: list[dict[str, Any]] = []
     for null in nulls:
         mean, std = -arrays[f"null_{null}_mean"][kept], arrays[f"null_{null}_std"][kept]
-        p, q = arrays[f"null_{null}_p"][kept], arrays[f"null_{null}_q"][kept]
+        p, q = arrays[f"null_{null}_p"][kept], arrays[f"null_{null}_q_normal"][kept]
         traces.append({
             "type": "scatter", "mode": "markers", "x": x, "y": packed(mean), "name": f"{NAMES.get(null, null)}, 95 %",
             "marker": {"color": "@muted", "size": 3}, "when": {"null": null}, "hoverinfo": "skip",

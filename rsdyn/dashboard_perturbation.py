@@ -56,12 +56,12 @@ def points_table(found: Found) -> Table:
     """
     rows = []
     for order, ((layer, condition), ends) in enumerate(found.ends.items()):
-        latents = found.of_points[layer, condition]["latents"][:, 0]
-        for prompt in range(len(ends["relative"])):
-            for i in range(len(ends["relative"][prompt])):
-                at = [*latents[i, :2].tolist(), None][:2] if prompt == 0 else [None, None]
-                values = [float(ends[name][prompt][i]) for name in ENDS]
-                rows.append((prompt, i, order, [layer, condition, prompt, i, *at, *values]))
+        for at, prompt in enumerate(found.prompts[layer, condition]):
+            latents = found.of_points[layer, condition]["latents"] if prompt == 0 else None
+            for i in range(len(ends["relative"][at])):
+                put = [None, None] if latents is None else [*latents[i, 0, :2].tolist(), None][:2]
+                values = [float(ends[name][at][i]) for name in ENDS]
+                rows.append((prompt, i, order, [layer, condition, prompt, i, *put, *values]))
     rows.sort(key=lambda row: row[:3])
     columns = ["layer", "control", "prompt", "point", "coordinate 1", "coordinate 2", *HEADS]
     return Table(columns, [row[-1] for row in rows])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -99,9 +99,7 @@ class ResidualStreamDataModule(L.LightningDataModule):
         self._counted: set[int] = set()
         self._pin = False
         self._memory, self._batch_memory = Memory(), Memory()
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._reading: Future[None] = Future()
-        self._reading.set_result(None)
+        self._reading: threading.Thread | None = None
         self._ahead: list[int] = []  # the shards that are being read, or were last
         self.set_process(0, 1)
 
@@ -257,8 +255,9 @@ class ResidualStreamDataModule(L.LightningDataModule):
         """The training vectors of some shards, shuffled by vector or by sequence, behind what the last window left."""
         vectors = self._vectors()
         self._read_ahead(window)
-        self._reading.result()
-        self._ahead = []
+        if self._reading is not None:
+            self._reading.join()
+        self._reading, self._ahead = None, []
         for k in window.tolist():
             if k not in vectors.places:
                 shard = self._shard(k)
@@ -272,7 +271,9 @@ class ResidualStreamDataModule(L.LightningDataModule):
         if self.stream.cache is None or shards == self._ahead or (self._kept and self._kept.places.keys() >= {*shards}):
             return
         self._ahead = shards
-        self._reading = self._reader.submit(self.stream.cache.read_ahead, shards)
+        # a daemon: a run that ends does not wait for a window that nobody will want
+        self._reading = threading.Thread(target=self.stream.cache.read_ahead, args=(shards,), daemon=True)
+        self._reading.start()
 
     def _vectors(self) -> Vectors:
         """Where the vectors of a window are put, or are already."""

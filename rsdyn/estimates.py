@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
+from rsdyn.datamodule import KEPT_BYTES
 from rsdyn.stream.batches import PACKED, SORTED, length_sorted_batches
 from rsdyn.stream.lm import LanguageModel, longrope_length
 from rsdyn.stream.source import LMSource
@@ -94,9 +95,14 @@ def forward_bytes(lm: LMSource, *, dtype_bytes: int, batch_tokens: int, at_once:
     return at_once * batch_tokens * (6 * lm.n_units + 3 * inner) * dtype_bytes
 
 
-def shuffle_bytes(shard_bytes: int, shuffle_shards: int, n_shards: int) -> int:
-    """At most what the shuffled shards of training take: those before, those now, and two copies on the way."""
-    return 4 * min(shuffle_shards, n_shards) * shard_bytes
+def shuffle_bytes(*, corpus_bytes: int, window_bytes: int, vector_bytes: int, kept: bool) -> int:
+    """At most what the training vectors of a process take in memory, and the order that they come in.
+
+    ``corpus_bytes`` are those of all it has, ``window_bytes`` of what is shuffled together; ``kept`` says whether they
+    may stay in memory (:data:`rsdyn.datamodule.KEPT_BYTES`). Batches, and what a window leaves over, are not counted.
+    """
+    held = min(corpus_bytes, max(window_bytes, KEPT_BYTES if kept else 0))
+    return held + 2 * 8 * (window_bytes // vector_bytes)  # the order, and the order on its way from numpy's generator
 
 
 def covariance_bytes(n_units: int, spaces: int) -> int:

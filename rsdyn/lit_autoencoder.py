@@ -9,7 +9,6 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from rsdyn.autoencoder import CompressingAutoencoder
 from rsdyn.datamodule import ResidualStreamDataModule, VectorBatch
@@ -24,7 +23,7 @@ from rsdyn.dynamics.moments import (
 )
 from rsdyn.dynamics.projection import PCA
 from rsdyn.errors import NonFiniteError
-from rsdyn.metrics import FirstSequences, SquaredError, StreamMoments
+from rsdyn.metrics import FirstSequences, MeanLoss, SquaredError, StreamMoments
 
 
 class LitAutoencoder(L.LightningModule):
@@ -60,6 +59,7 @@ class LitAutoencoder(L.LightningModule):
         self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
         self._train_loss_so_far: Tensor | None = None
         self._logs_train_loss = False
+        self._untold: Tensor | None = None  # the loss of this step, where it is not one that is logged
         self.results: dict[str, Any] = {}
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -124,13 +124,20 @@ class LitAutoencoder(L.LightningModule):
     def _log_loss(self, loss: Tensor, n: int) -> None:
         # Lightning's log() takes longer than a step of the small autoencoder: it is called where it has an effect
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (self.global_step + 1) % every == 0 or self.trainer.should_stop:
+        is_due = every > 0 and (self.global_step + 1) % every == 0
+        self._untold = None if is_due else loss
+        if is_due:
             self.log("train/batch_loss", loss, on_step=True, on_epoch=False)
         # a metric of our own, and not Lightning's mean, because it goes into the checkpoint in the middle of an epoch
         self.train_loss.update(loss, n)
         if not self._logs_train_loss:
             self._logs_train_loss = True
             self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)  # the metric itself, read at the end
+
+    def on_train_batch_end(self, outputs: Any, batch: VectorBatch, batch_idx: int) -> None:
+        # asked to stop, Lightning logs this step whatever its number, with the last value that it was told
+        if self.trainer.should_stop and self._untold is not None:
+            self.log("train/batch_loss", self._untold, on_step=True, on_epoch=False)
 
     def _not_finite(self, loss: Tensor, batch: VectorBatch, what: str) -> NonFiniteError:
         """Which number went wrong first: a parameter, an activation, or what the network makes of one."""
@@ -301,31 +308,6 @@ class LitAutoencoder(L.LightningModule):
         mean = self._sum(local.mean * local.n) / count
         away = local.mean - mean
         return Covariance(count, mean, self._sum(local.scatter + local.n * torch.outer(away, away)))
-
-
-class MeanLoss(Metric):
-    """The mean of the batches' losses, each counted with its vectors, in float64.
-
-    torchmetrics' ``MeanMetric`` leaves the weights out where it is told not to look for NaN (1.9 does), and looking for
-    it, which is done elsewhere, waits for the GPU in each step.
-    """
-
-    full_state_update = False
-    total: Tensor
-    n: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("n", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, loss: Tensor, n: int) -> None:
-        """Count ``loss``, the mean of ``n`` vectors."""
-        self.total.add_(loss.detach().double() * n)
-        self.n.add_(n)
-
-    def compute(self) -> Tensor:
-        return self.total / self.n
 
 
 def not_finite_name(tensors: Mapping[str, Tensor]) -> str | None:

@@ -1,5 +1,7 @@
 """What conditions, null models and the columns of a perturbation's table are called, wherever people read them."""
 
+STREAMS = {"shuffled": "token_shuffled"}  # a data.condition -> what analyze.py and the null model call the same stream
+
 NAMES = {
     "original": "original text",
     "token_shuffled": "shuffled tokens",
@@ -22,3 +24,8 @@ COLUMNS = {
     "nearer": "nearer",
     "contraction": "contraction",
 }
+
+
+def stream_name(condition: str) -> str:
+    """The one name of a stream, by which runs of different scripts stand beside each other."""
+    return STREAMS.get(condition, condition)

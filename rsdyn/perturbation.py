@@ -180,13 +180,15 @@ def encode(projection: Projection, x: Tensor, first_sublayer: int = 0) -> Tensor
 class Found:
     """What came of the points, by layer and condition.
 
-    ``values`` are means over points, an entry a prompt; ``ends`` are of every point, a row a prompt; ``of_points`` are
-    the curves of every point of the first prompt, which the figures draw.
+    ``values`` are means over points and ``ends`` are of every point, an entry for each prompt that has the condition:
+    ``prompts`` are their numbers, since a prompt may find no other state to swap in. ``of_points`` are the curves of
+    every point of the first prompt, which the figures draw.
     """
 
     n_prompts: int
     n_points: int
     sublayers: dict[int, int]
+    prompts: dict[tuple[int, str], list[int]] = field(default_factory=dict)
     values: dict[tuple[int, str], dict[str, list[Tensor]]] = field(default_factory=dict)
     ends: dict[tuple[int, str], dict[str, list[Tensor]]] = field(default_factory=dict)
     of_points: dict[tuple[int, str], dict[str, Tensor]] = field(default_factory=dict)
@@ -201,7 +203,7 @@ class Found:
         return [condition for at, condition in self.values if at == layer]
 
     def mean(self, layer: int, condition: str, name: str) -> Tensor:
-        """The mean over prompts of what is already a mean over points."""
+        """The mean, over the prompts that have the condition, of what is already a mean over points."""
         return torch.stack(self.values[layer, condition][name]).mean(0)
 
     def interval(self, layer: int, condition: str, name: str) -> tuple[Tensor, Tensor] | None:
@@ -213,11 +215,12 @@ class Found:
         return found.low, found.high
 
     def rows(self) -> list[dict[str, Any]]:
-        """The closing table: a row a layer and condition, with intervals where there are several prompts."""
+        """The closing table: a row a layer and condition, with intervals where it is of several prompts."""
         table = []
         for layer in self.sublayers:
             for condition in self.conditions(layer):
-                row: dict[str, Any] = {"layer": layer, "condition": condition}
+                n = len(self.prompts[layer, condition])
+                row: dict[str, Any] = {"layer": layer, "condition": condition, "n_prompts": n}
                 for name in (*SCALARS, "kl"):
                     row[name] = float(self.mean(layer, condition, name))
                     ends = self.interval(layer, condition, name)
@@ -228,24 +231,33 @@ class Found:
 
     def arrays(self) -> dict[str, Any]:
         """Everything as arrays: means ``(prompts, ...)``, ends of every point ``(prompts, points)``, and the curves of
-        the first prompt's points. A prompt with fewer states to swap in has NaN for the points it lacks.
+        the first prompt's points. A prompt with fewer states to swap in has NaN for the points it lacks, and NaN all
+        along where it has none.
         """
         out: dict[str, Any] = {}
-        for (layer, condition), values in self.values.items():
-            key = f"layer{layer}/{condition.replace(' ', '_')}"
-            out |= {f"{key}/{name}": torch.stack(list(v)).numpy() for name, v in values.items()}
-        for (layer, condition), ends in self.ends.items():
-            key = f"layer{layer}/{condition.replace(' ', '_')}/ends"
-            out |= {
-                f"{key}_{name}": pad_sequence(v, batch_first=True, padding_value=torch.nan).numpy()
-                for name, v in ends.items()
-            }
-        for (layer, condition), points in self.of_points.items():
-            key = f"layer{layer}/{condition.replace(' ', '_')}/points"
-            out |= {f"{key}_{name}": v.numpy() for name, v in points.items()}
+        for at, values in self.values.items():
+            for name, v in values.items():
+                rows = self._of_every_prompt(at, v, torch.full_like(v[0], torch.nan))
+                out[f"{_folder(at)}/{name}"] = torch.stack(rows).numpy()
+        for at, ends in self.ends.items():
+            for name, v in ends.items():
+                rows = self._of_every_prompt(at, v, v[0][:0])
+                padded = pad_sequence(rows, batch_first=True, padding_value=torch.nan)
+                out[f"{_folder(at)}/ends_{name}"] = padded.numpy()
+        for at, points in self.of_points.items():
+            out |= {f"{_folder(at)}/points_{name}": v.numpy() for name, v in points.items()}
         if self.reference is not None:
             out["reference"] = self.reference.numpy()
         return out
+
+    def _of_every_prompt(self, at: tuple[int, str], values: list[Tensor], none: Tensor) -> list[Tensor]:
+        of = dict(zip(self.prompts[at], values, strict=True))
+        return [of.get(number, none) for number in range(self.n_prompts)]
+
+
+def _folder(at: tuple[int, str]) -> str:
+    layer, condition = at
+    return f"layer{layer}/{condition.replace(' ', '_')}"
 
 
 def measure(
@@ -299,7 +311,7 @@ def measure(
                 log_probs=True,
             )
             for layer, result in zip(states, continued, strict=True):
-                _add(found, (layer, condition), reference, result, projection, sublayers[layer], first=number == 0)
+                _add(found, (layer, condition), reference, result, projection, sublayers[layer], number)
         if number == 0:
             found.reference = encode(projection, reference.stream).cpu()
         done(1)
@@ -365,10 +377,10 @@ def _add(
     result: Continued,
     projection: Projection,
     s: int,
-    *,
-    first: bool,
+    number: int,
 ) -> None:
-    """Measure one batch of points, and keep its means; of the first prompt, the points themselves."""
+    """Measure one batch of points of a prompt, and keep its means; of the first prompt, the points themselves."""
+    found.prompts.setdefault(key, []).append(number)
     measured: Recovery = recovery(reference.stream[s:], result.stream, projection, s)
     numbers = summary(measured)
     assert reference.log_probs is not None and result.log_probs is not None
@@ -390,7 +402,7 @@ def _add(
         "contraction": rates(measured.distance, measured.norm).contraction,
     }.items():
         ends.setdefault(name, []).append(value.cpu())
-    if first:
+    if number == 0:
         found.of_points[key] = {
             "relative": measured.relative.cpu(),
             "cosine": measured.cosine.cpu(),
@@ -437,20 +449,28 @@ def _band(found: Found, layer: int, condition: str, name: str) -> Tensor:
 def closing_table(found: Found) -> list[str]:
     """The table for a terminal."""
     widths = {name: max(11, len(head) + 2) for name, head in COLUMNS.items()}
-    lines = [f"{'layer':<6}{'':<19}" + "".join(f"{head:>{widths[name]}}" for name, head in COLUMNS.items())]
-    for row in found.rows():
+    rows = found.rows()
+    labels = [_label(found, row) for row in rows]
+    wide = max(19, *(len(label) + 1 for label in labels))
+    lines = [f"{'layer':<6}{'':<{wide}}" + "".join(f"{head:>{widths[name]}}" for name, head in COLUMNS.items())]
+    for row, label in zip(rows, labels, strict=True):
         first = row["condition"] == found.conditions(row["layer"])[0]
         cells = ""
         for name, width in widths.items():
             text = f"{100 * row[name]:.0f} %" if name == "nearer" else f"{row[name]:.4g}"
             cells += f"{'-' if row[name] != row[name] else text:>{width}}"
-        lines.append(f"{row['layer'] if first else '':<6}{row['condition']:<19}{cells}")
+        lines.append(f"{row['layer'] if first else '':<6}{label:<{wide}}{cells}")
     return [
         *lines,
         "",
         "rel. is the distance over the reference's norm; nearer, the points that end nearer than they were put, in",
         "distance and in that ratio both; contraction, the slope of the log of the two a sublayer, the larger one.",
     ]
+
+
+def _label(found: Found, row: dict[str, Any]) -> str:
+    some = row["n_prompts"] < found.n_prompts
+    return f"{row['condition']}, {row['n_prompts']} of {found.n_prompts} prompts" if some else row["condition"]
 
 
 def words(found: Found, settings: Any) -> list[str]:
@@ -475,4 +495,11 @@ def words(found: Found, settings: Any) -> list[str]:
             f"{who} that are in the prompt's own state already are not swapped in: {counts}. At the first sublayer "
             f"they {why} the same token."
         )
+    for layer, condition in found.values:
+        n = len(found.prompts[layer, condition])
+        if n < found.n_prompts:
+            lines.append(
+                f"Layer {layer}: {condition} is the mean of {n} of the {found.n_prompts} prompts; for the others no "
+                "recorded state differs from their own there."
+            )
     return lines

@@ -351,12 +351,15 @@ def _autoencoder(plan: Plan, run: Run, lm: LMSource, n: int, shard: int) -> None
     n_parameters = sum(p.numel() for p in module.parameters())
     plan.numbers["cae_parameters"] = n_parameters
     plan.say("Autoencoder", f"{n_parameters:,} parameters, widths {' '.join(map(str, module.widths))} and back")
-    n_shards = -(-n // config.cache.shard_sequences)
     plan.parts["autoencoder, its gradients and Adam"] = estimates.optimiser_bytes(
         n_parameters, config.trainer.precision
     )
-    plan.parts["shards being shuffled, at most"] = estimates.shuffle_bytes(
-        shard, config.data.shuffle_shards, math.ceil(n_shards / processes_here(run))
+    own_shards = math.ceil(-(-n // config.cache.shard_sequences) / processes_here(run))
+    plan.parts["vectors being shuffled, at most"] = estimates.shuffle_bytes(
+        corpus_bytes=own_shards * shard,
+        window_bytes=min(config.data.shuffle_shards, own_shards) * shard,
+        vector_bytes=lm.n_units * CACHE_DTYPES[config.cache.dtype].itemsize,
+        kept=config.cache.enabled,
     )
     plan.parts["PCA beside it, about"] = estimates.covariance_bytes(lm.n_units, 2)
 
@@ -393,7 +396,7 @@ def _operations(plan: Plan, run: Run, lm: LMSource, positions: Positions, to_rec
 
 def _layout(config: Any) -> str:
     """The layout that most models are recorded in; whether this one is only its weights can tell."""
-    return SORTED if config.lm.layout == SORTED else PACKED
+    return SORTED if config.lm.layout == SORTED or config.lm.device_map is not None else PACKED
 
 
 def _size(n_bytes: float) -> str:

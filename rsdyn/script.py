@@ -6,12 +6,14 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,7 @@ from rsdyn.run_folder import (
     write_text,
 )
 from rsdyn.signals import GRACE, Interrupted, Stop, exit_code_of, how_it_ended
-from rsdyn.tracking import finish, make_wandb_logger, update_config, wandb_mode
+from rsdyn.tracking import NotStarted, finish, make_wandb_logger, offline_because, update_config, wandb_mode
 
 if TYPE_CHECKING:
     from rsdyn.wandb_logger import RunLogger
@@ -70,12 +72,20 @@ class Run:
             write_json(self.folder / PROVENANCE, self.provenance)
             update_config(self.logger, provenance=self.provenance)
 
-    def discard_if_unused(self) -> None:
-        """Remove the folder of a run that ended before it did anything, so that the corrected command can have it."""
-        if is_rank_zero() and {path.name for path in self.folder.iterdir()} <= {CONFIG, PROVENANCE, LOCK}:
-            for path in self.folder.iterdir():
-                path.unlink()
-            self.folder.rmdir()
+    def discard_if_unused(self, exit_code: int) -> None:
+        """Remove the folder of a run that ended before it did anything, so that the corrected command can have it.
+
+        W&B, which knows its config alone by then, is closed first. What an earlier session told W&B is kept.
+        """
+        unused = {CONFIG, PROVENANCE, LOCK} | ({"wandb"} if "resumed" not in self.provenance else set())
+        logged = self.logger is not None and self.logger.logged
+        if logged or not is_rank_zero() or not {path.name for path in self.folder.iterdir()} <= unused:
+            return
+        finish(self.logger, exit_code)
+        try:
+            shutil.rmtree(self.folder)
+        except OSError as error:  # such as a network drive that keeps the files which W&B's process still has open
+            print(f"{self.folder} could not be removed ({error}): choose another run.dir.", file=sys.stderr)
 
     def start_tracking(self, *, group: str, tags: Sequence[str]) -> None:
         """Start W&B as ``tracking.*`` asks, and say in a line how."""
@@ -83,12 +93,13 @@ class Run:
         if is_rank_zero():
             mode, line = wandb_mode(tracking.mode, run_dir=self.folder)
             self.say(line)
-            if "wandb_id" not in self.provenance:  # a run that goes on has the id of the one it goes on with
-                in_a_sweep = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-                self.record_provenance(wandb_id=in_a_sweep or secrets.token_hex(4))  # the sweep's agent gives the id
-            self.logger = make_wandb_logger(
-                run_id=self.provenance["wandb_id"],
-                mode=mode,
+            of_sweep = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None  # its agent's word
+            run_id = of_sweep or self.provenance.get("wandb_id") or secrets.token_hex(4)  # a run that goes on keeps it
+            if run_id != self.provenance.get("wandb_id"):
+                self.record_provenance(wandb_id=run_id)
+            start = partial(
+                make_wandb_logger,
+                run_id=run_id,
                 project=tracking.project,
                 entity=tracking.entity,
                 run_dir=self.folder,
@@ -98,6 +109,13 @@ class Run:
                 tags=tags,
                 config={**to_dict(self.config), "provenance": self.provenance},
             )
+            try:
+                self.logger = start(mode=mode)
+            except NotStarted as error:
+                if tracking.mode != "auto" or mode != "online" or os.environ.get("WANDB_MODE"):
+                    raise  # somebody asked for just this
+                self.say(offline_because(f"it did not start online: {error.reason}", self.folder))
+                self.logger = start(mode="offline")
 
 
 def run_script(
@@ -149,7 +167,7 @@ def _run(
         code = error.exit_code
         print(f"{script}.py: error: {error}", file=sys.stderr)
         if run is not None:
-            run.discard_if_unused()
+            run.discard_if_unused(code)
     except Interrupted as interrupted:
         code = interrupted.exit_code
         _farewell(script, run)

@@ -23,11 +23,15 @@ HEAD = ("lm", "text", "condition", "n_sublayers", "n_units", "n_sequences", "kin
 
 
 class Shared(NamedTuple):
-    """What all scripts show: the logger, the run's folder, its streams, its pictures, and whether to make artifacts."""
+    """What all scripts show: the logger, the run's folder, its streams, its pictures, and whether to make artifacts.
+
+    ``recorded`` is how many sequences of each stream the run recorded, in all its processes.
+    """
 
     logger: RunLogger | None
     folder: Path
     streams: Sequence[Any]
+    recorded: Sequence[int]
     pictures: Sequence[str]
     artifacts: bool
 
@@ -56,7 +60,7 @@ def training(
     log_figures(shared.logger, shared.folder / "figures", shared.pictures)
     log_summary(shared.logger, _head(summary) | dashboard_training.summary_numbers(summary))
     if shared.artifacts:
-        log_caches(shared.logger, shared.streams)
+        log_caches(shared.logger, shared.streams, shared.recorded)
         log_checkpoint(
             shared.logger, shared.folder / summary["checkpoint"], widths=summary["widths"], lm=summary["lm"],
             standardise=summary["standardise"], epoch=summary["best_epoch"], val_loss=summary["best_val_loss"],
@@ -86,7 +90,7 @@ def analysis(
     numbers = dashboard_analysis.summary_numbers(table, results)
     log_summary(shared.logger, _head(summary) | counts | {"findings": numbers})
     if shared.artifacts:
-        log_caches(shared.logger, shared.streams)
+        log_caches(shared.logger, shared.streams, shared.recorded)
         log_results(shared.logger, shared.folder, script="analyze")
 
 
@@ -103,7 +107,7 @@ def perturbation(shared: Shared, *, summary: Mapping[str, Any], found: Found, ch
     log_figures(shared.logger, shared.folder / "figures", shared.pictures)
     log_summary(shared.logger, _head(summary) | {"recovery": dashboard_perturbation.summary_numbers(found)})
     if shared.artifacts:
-        log_caches(shared.logger, shared.streams)
+        log_caches(shared.logger, shared.streams, shared.recorded)
         if checkpoint is not None:
             use_checkpoint(shared.logger, Path(checkpoint).expanduser().absolute())
         log_results(shared.logger, shared.folder, script="perturb")

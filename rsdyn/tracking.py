@@ -9,6 +9,8 @@ files stay in the run folder. Every function that takes a ``logger`` does nothin
 from __future__ import annotations
 
 import configparser
+import contextlib
+import json
 import netrc
 import os
 import socket
@@ -29,6 +31,17 @@ if TYPE_CHECKING:
     from rsdyn.wandb_logger import RunLogger
 
 MODES = ("auto", "online", "offline", "disabled")
+FINISH_TIMEOUT = 120.0  # seconds; a dead network delays the end of a run, never holds it
+END = "the end of the run"
+FATAL = '"level":"ERROR+4"'  # in W&B's log, one JSON object a line
+
+
+class NotStarted(UserError):
+    """W&B did not start; ``reason`` says why, in a few words."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 def wandb_mode(mode: str, env: Mapping[str, str] | None = None, run_dir: str | Path | None = None) -> tuple[str, str]:
@@ -49,11 +62,10 @@ def wandb_mode(mode: str, env: Mapping[str, str] | None = None, run_dir: str | P
         mode = {"dryrun": "offline", "run": "online"}.get(env["WANDB_MODE"], env["WANDB_MODE"])
         if mode not in MODES[1:]:
             raise UserError(f"{source} is not a mode that rsdyn knows: set it to online, offline or disabled.")
-    sync = f"to upload: wandb sync {run_dir or '<run folder>'}/wandb/offline-run-*"
     if mode == "disabled":
         return mode, f"W&B: disabled ({source})"
     if mode == "offline":
-        return mode, f"W&B: offline ({source}); {sync}"
+        return mode, offline_because(source, run_dir)
     url = _base_url(env)
     key = _has_key(url, env)
     if mode == "online":
@@ -64,10 +76,15 @@ def wandb_mode(mode: str, env: Mapping[str, str] | None = None, run_dir: str | P
             )
         return mode, f"W&B: online ({source}), {url}"
     if not key:
-        return "offline", f"W&B: offline (no API key); {sync}"
+        return "offline", offline_because("no API key", run_dir)
     if not _answers(url, env):
-        return "offline", f"W&B: offline (no connection to {urllib.parse.urlsplit(url).hostname}); {sync}"
+        return "offline", offline_because(f"no connection to {urllib.parse.urlsplit(url).hostname}", run_dir)
     return "online", f"W&B: online, {url}"
+
+
+def offline_because(reason: str, run_dir: str | Path | None = None) -> str:
+    """The line that says why W&B is offline, and how to upload later."""
+    return f"W&B: offline ({reason}); to upload: wandb sync {run_dir or '<run folder>'}/wandb/offline-run-*"
 
 
 def _base_url(env: Mapping[str, str]) -> str:
@@ -144,7 +161,7 @@ def make_wandb_logger(
     tables and media are complete in the folder. A run that goes on gives its ``run_id`` again: online W&B goes on with
     it, offline each session has a folder of its own with that id in its name, and uploading them makes one run.
 
-    Raises UserError when an online run cannot be started (a wrong key, no answer in 20 s).
+    Raises NotStarted, a UserError, when W&B does not start (a wrong key, no answer in 20 s, a service that died).
     """
     mode, _ = wandb_mode(mode)
     if mode == "disabled" or not is_rank_zero():
@@ -153,6 +170,7 @@ def make_wandb_logger(
 
     from rsdyn.wandb_logger import RunLogger
 
+    described = redact(plain(config))
     run_dir = Path(run_dir).absolute()
     files = run_dir / "wandb"
     variables = {
@@ -164,19 +182,20 @@ def make_wandb_logger(
     }
     before = {variable: os.environ.get(variable) for variable in variables}
     os.environ.update(variables)
-    settings = wandb.Settings(
-        init_timeout=20,
-        finish_timeout=120,  # a dead network delays the end of a run, never holds it; `wandb sync` sends the rest
-        console="off",
-        silent=True,
-        disable_git=True,
-        disable_code=True,
-        save_code=False,
-        symlink=False,
-        x_disable_meta=True,
-        base_url=_base_url(os.environ),
-    )
     try:
+        settings = wandb.Settings(
+            init_timeout=20,
+            finish_timeout=FINISH_TIMEOUT,
+            finish_timeout_raises=True,  # online nothing else says that what was logged did not arrive
+            console="off",
+            silent=True,
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
+            symlink=False,
+            x_disable_meta=True,
+            base_url=_base_url(os.environ),
+        )
         run = wandb.init(
             mode=mode,  # type: ignore[arg-type]
             project=project,
@@ -186,18 +205,20 @@ def make_wandb_logger(
             job_type=job_type,
             group=group[:128] if group else None,
             tags=[tag[:64] for tag in tags],  # wandb refuses longer ones
-            config=redact(plain(config)),
+            config=described,
             settings=settings,
             reinit="finish_previous",
             id=run_id,
             resume="allow" if run_id else None,
         )
-    except (wandb.Error, TimeoutError, ValueError) as error:
+    except Exception as error:  # W&B raises of every kind: its own errors, those of its service, of its settings
+        _end_service()
         _restore(before)
         reason = redact(str(error).partition("\n")[0].rstrip(".") or type(error).__name__)
-        raise UserError(
-            f"W&B ({mode}) did not start: {reason}. Check the key and the network, or use tracking.mode=offline."
-        ) from error
+        cure = "Use tracking.mode=disabled."
+        if mode == "online":
+            cure = "Check the key and the network, or use tracking.mode=offline."
+        raise NotStarted(f"W&B ({mode}) did not start: {reason}. {cure}", reason) from error
 
     # No two rules may match one name: wandb-core expands globs in a random order, whatever stands first. Axes and what
     # ends up in the summary by itself stay out of automatic panels and of the runs table.
@@ -212,6 +233,14 @@ def make_wandb_logger(
     return RunLogger(run, project=project, save_dir=str(run_dir), variables=before)
 
 
+def _end_service() -> None:
+    """End W&B's process, which keeps the id of a run that did not start: the same run may now start offline."""
+    import wandb
+
+    with contextlib.suppress(Exception, SystemExit):  # it has failed already, and that is being told
+        wandb.teardown()
+
+
 def _restore(before: Mapping[str, str | None]) -> None:
     for variable, value in before.items():
         if value is None:
@@ -222,9 +251,18 @@ def _restore(before: Mapping[str, str | None]) -> None:
 
 def update_config(logger: RunLogger | None, **more: Any) -> None:
     """Add to the run's config what became known after its start, such as the complete ``provenance``; redacted."""
-    if logger is not None:
-        with sending(logger, "the config"):
-            logger.experiment.config.update(redact(plain(more)), allow_val_change=True)
+    if logger is None:
+        return
+    more = redact(plain(more))
+    with sending(logger, "the config"):
+        logger.experiment.config.update(more, allow_val_change=True)
+
+
+def _gave_up(log: Path) -> str | None:
+    """Why W&B's process stopped sending, as when the run was deleted: silent, it says so in its own log alone."""
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        fatal = next((line for line in lines if FATAL in line), None)
+    return None if fatal is None else str(json.loads(fatal).get("msg"))
 
 
 def finish(logger: RunLogger | None, exit_code: int = 0) -> None:
@@ -236,10 +274,21 @@ def finish(logger: RunLogger | None, exit_code: int = 0) -> None:
         return
     before, logger.variables = logger.variables, None
     try:
-        with sending(logger, "the end of the run"):
-            logger.experiment.finish(exit_code=exit_code)
+        with sending(logger, END):
+            try:
+                logger.experiment.finish(exit_code=exit_code)
+            except TimeoutError as error:
+                raise TimeoutError(f"no answer within {FINISH_TIMEOUT:g} s") from error
+            if reason := _gave_up(Path(logger.experiment.settings.log_internal)):
+                raise ConnectionError(reason)
     finally:
         _restore(before)
     if logger.lost:
         reasons = "; ".join(f"{what} ({reason})" for what, reason in logger.lost.items())
-        warnings.warn(f"W&B did not get {reasons}. All results are in the run folder.", stacklevel=2)
+        rest = ""
+        if END in logger.lost:
+            rest = (
+                "; nor whatever it had not taken by then of losses, curves, charts, tables, figures, summary and "
+                f"artifacts. To send them: wandb sync {logger.experiment.settings.sync_dir}"
+            )
+        warnings.warn(f"W&B did not get {reasons}{rest}. All results are in the run folder.", stacklevel=2)

@@ -16,16 +16,19 @@ class RunLogger(WandbLogger):
 
     Attributes:
         lost: what W&B did not take, with the reason of the first time.
+        logged: whether it was given losses or test results.
         variables: environment variables as they were before the run, None once it is closed.
     """
 
     def __init__(self, run: Any, *, project: str, save_dir: str, variables: Mapping[str, str | None]):
         super().__init__(experiment=run, project=project, save_dir=save_dir)
         self.lost: dict[str, str] = {}
+        self.logged = False
         self.variables: Mapping[str, str | None] | None = variables
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.logged = True
         with sending(self, "losses and test results"):
             super().log_metrics(metrics, step)
 

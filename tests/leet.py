@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 
@@ -38,10 +39,20 @@ class Inspected:
         return {m.get("name") or m["glob_name"]: m for m in every}
 
     @property
+    def _artifacts(self):
+        every = [r["artifact"] for r in self.records if r["type"] == "artifact"]
+        return [a for a in every if a["type"] != "run_table"]
+
+    @property
     def artifacts(self):
         """By name, without the tables, which W&B makes artifacts of by itself."""
-        every = [r["artifact"] for r in self.records if r["type"] == "artifact"]
-        return {a["name"]: a for a in every if a["type"] != "run_table"}
+        return {a["name"]: a for a in self._artifacts}
+
+    def roles(self, name):
+        """What the run is to an artifact, in turn: it ``made`` it, or ``uses`` it, which nobody then made."""
+        roles = {(False, False): "made", (True, True): "uses"}
+        keys = ("user_created", "use_after_commit")
+        return [roles[tuple(bool(a.get(key)) for key in keys)] for a in self._artifacts if a["name"] == name]
 
     def media(self, prefix):
         """The media under a prefix, by what follows it: path, type, size."""
@@ -68,10 +79,19 @@ class Inspected:
         return found
 
 
+@cache
 def inspect(run_dir):
-    """The one offline run in a run folder."""
-    (log,) = Path(run_dir).glob("wandb/offline-run-*/run-*.wandb")
+    """The one offline run in a run folder, which is finished."""
+    (found,) = sessions(run_dir)
+    return found
 
+
+def sessions(run_dir):
+    """The offline runs in a run folder, one each time it was started, the first first."""
+    return [_read(log) for log in sorted(Path(run_dir).glob("wandb/offline-run-*/run-*.wandb"))]
+
+
+def _read(log):
     def read(*options):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", *options, "--json", str(log)]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout

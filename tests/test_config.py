@@ -430,6 +430,7 @@ def test_paper_preset_is_the_papers_run():
         ("lm.device_map=auto trainer.devices=2", ["lm.device_map=auto", "trainer.devices=2", "trainer.devices=1"]),
         ("lm.device_map=auto trainer.devices=auto", ["lm.device_map=auto", "trainer.devices=auto"]),
         ("lm.device_map=auto trainer.devices=0,1", ["lm.device_map=auto", "trainer.devices=0,1"]),
+        ("lm.device_map=auto lm.layout=packed", ["lm.layout=packed", "lm.device_map=auto", "lm.layout=auto"]),
         ("lm.device_map=auto trainer.num_nodes=2", ["lm.device_map=auto", "trainer.num_nodes=2"]),
         ("--pla", ["--pla is not an option", "--plan"]),
         # lists

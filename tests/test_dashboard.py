@@ -2,7 +2,7 @@
 
 import pytest
 
-from rsdyn import dashboard
+from rsdyn import dashboard, tracking
 from rsdyn.dashboard import Table
 
 
@@ -69,6 +69,27 @@ def test_what_wandb_refuses_is_kept_for_the_end(monkeypatch):
     dashboard.log_curves(logger, {"speed": {"original": [1.0, 2.0]}}, 3)
     dashboard.log_tables(logger, {"t": Table(["n"], [[1]])})
     assert logger.lost == {"the curves over depth": "disk full", "the tables": "disk full"}
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        lambda logger: dashboard.log_tables(logger, {"t": Table(["n"], [[1]])}),
+        lambda logger: dashboard.log_summary(logger, {"a": 1}),
+        lambda logger: tracking.update_config(logger, a=1),
+    ],
+    ids=["tables", "summary", "config"],
+)
+def test_a_mistake_of_ours_is_not_taken_for_wandbs(monkeypatch, log):
+    def broken(values):
+        raise TypeError("a mistake of ours")
+
+    for module in (dashboard, tracking):
+        monkeypatch.setattr(module, "plain", broken)
+    logger = Recorder()
+    with pytest.raises(TypeError, match="a mistake of ours"):
+        log(logger)
+    assert logger.lost == {} and logger.rows == []
 
 
 def test_without_a_logger_nothing_happens(tmp_path):

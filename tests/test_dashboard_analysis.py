@@ -89,7 +89,8 @@ def test_massive_units_are_there_where_they_are_largest():
 def test_units_without_an_effect_come_last_and_every_null_comes_early():
     r = results()
     r["null_layer_shuffle_z"] = torch.tensor([0.0, torch.nan, -9.0, 1.0, 2.0, 3.0, 4.0, torch.inf])
-    r |= {f"null_sign_flip_{k}": r[f"null_layer_shuffle_{k}"].flip(0) for k in ("mean", "std", "z", "p", "q")}
+    names = ("mean", "std", "z", "p", "q", "q_normal")
+    r |= {f"null_sign_flip_{k}": r[f"null_layer_shuffle_{k}"].flip(0) for k in names}
     rows = rotation_table({"original": r}).rows
     assert [row[1:3] for row in rows[:4]] == [
         ["layer_shuffle", 7], ["sign_flip", 0], ["layer_shuffle", 2], ["sign_flip", 5]

@@ -55,13 +55,14 @@ def fit(x, *, epochs=1, callbacks=(), seed=0, logger=False, **options):
     torch.manual_seed(seed)
     standardise = options.pop("standardise", "unit")
     shuffle_shards = options.pop("shuffle_shards", 2)
+    trainer_options = {"log_every_n_steps": 7}
+    trainer_options |= {k: options.pop(k) for k in ("log_every_n_steps", "precision") if k in options}
     autoencoder = {"d_in": D, "bottleneck": 2, "layers": 4, "standardise": standardise, "n_sublayers": S}
     module = LitAutoencoder(autoencoder=autoencoder, n_sublayers=S, **options)
     data = ResidualStreamDataModule(ArrayStream(x), batch_size=32, shuffle_shards=shuffle_shards)
     trainer = L.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=logger, enable_checkpointing=False, enable_progress_bar=False,
-        log_every_n_steps=7,
-        enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks),
+        enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks), **trainer_options,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     return trainer, module, data
@@ -157,6 +158,62 @@ def test_losses_are_means_over_vectors_and_are_logged_where_lightning_logs():
     assert [round(row["train/loss"], 9) for _, row in Kept.rows if "train/loss" in row] == [
         round(train, 9) for _, train, _ in epochs
     ]
+
+
+class Rows(Logger):
+    """A logger that keeps what it is given."""
+
+    name = version = "rows"
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, metrics))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+def test_a_step_at_which_training_is_stopped_is_logged_with_its_own_loss():
+    """Lightning logs it out of turn; the loss of the last step that was due must not stand in its place."""
+    losses, rows = [], Rows()
+
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            losses.append(float(outputs["loss"]))
+            trainer.should_stop = len(losses) == 12
+
+    fit(curve(141), epochs=3, callbacks=[Stop()], logger=rows)
+    logged = {step: row["train/batch_loss"] for step, row in rows.rows if "train/batch_loss" in row}
+    assert logged[6] == pytest.approx(losses[6]) and logged[11] == pytest.approx(losses[11])
+    assert losses[11] != pytest.approx(losses[6], rel=1e-3)
+
+
+def test_losses_need_not_be_logged():
+    rows = Rows()
+    trainer, _, _ = fit(curve(64), epochs=2, logger=rows, log_every_n_steps=0)
+    assert not any("train/batch_loss" in row for _, row in rows.rows)
+    assert "train/loss" in trainer.callback_metrics
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
+def test_the_epochs_loss_is_the_mean_over_vectors_in_any_precision(precision):
+    steps, sizes, found = [], [], []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            steps.append(float(outputs["loss"]))
+            sizes.append(len(batch.x))
+
+        def on_train_epoch_end(self, trainer, module):
+            found.append((float(module.train_loss.compute()), np.average(steps, weights=sizes)))
+            steps.clear(), sizes.clear()
+
+    fit(curve(1501), epochs=2, callbacks=[Watch()], precision=precision)
+    for ours, direct in found:
+        assert ours == pytest.approx(direct, rel=1e-9)
 
 
 def test_warm_up_raises_the_rate():

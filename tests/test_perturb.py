@@ -12,11 +12,16 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import perturb  # noqa: E402
+from rsdyn import show  # noqa: E402
 from rsdyn.cli import load_config  # noqa: E402
+from rsdyn.dashboard_perturbation import points_table  # noqa: E402
 from rsdyn.dynamics.projection import PCA  # noqa: E402
 from rsdyn.errors import UserError  # noqa: E402
 from rsdyn.experiment import find_source, open_stream  # noqa: E402
 from rsdyn.perturbation import Prompt, Recorded, _usable, layers_of, prompts_of, read_trajectories  # noqa: E402
+from rsdyn.report.figure4d import figure4d  # noqa: E402
+from rsdyn.report.plots import packed  # noqa: E402
+from rsdyn.report.reading import read_run  # noqa: E402
 from rsdyn.script import Run  # noqa: E402
 from rsdyn.stream.source import find_lm  # noqa: E402
 
@@ -222,6 +227,43 @@ def test_several_prompts_have_intervals(words, tmp_path):
     assert summary["n_prompts"] == 2
 
 
+@pytest.mark.parametrize("lacks", [0, 1])
+def test_a_prompt_without_a_state_to_swap_in(words, tmp_path, monkeypatch, capsys, lacks):
+    """Every line ends in a full stop, as one of the prompts does: at layer 0 its own state is all there is."""
+    rng, some = np.random.default_rng(0), "river letter wind boat wall mill word morning drawer sea village".split()
+    (tmp_path / "text.txt").write_text("".join(f"{' '.join(rng.choice(some, 6))}.\n" for _ in range(N)))
+    prompts = ["Hello there my friend"]
+    prompts.insert(lacks, "She opened the letter.")
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    kept = []
+    monkeypatch.setattr(show, "perturbation", lambda shared, *, found, **given: kept.append(found))
+    more = {"data.path": tmp_path / "text.txt", "data.l_min": 1, "perturb.layers": "[0,2]"}
+    summary, arrays = run(words, tmp_path / "run", **more, **{"perturb.prompts": tmp_path / "prompts.txt"})
+    said, has, key = capsys.readouterr().out, 1 - lacks, "layer0/swapped-in_state/"
+    rows = {(row["layer"], row["condition"]): row for row in summary["rows"]}
+    assert {at: row["n_prompts"] for at, row in rows.items() if row["n_prompts"] < 2} == {(0, "swapped-in state"): 1}
+    assert "swapped-in state, 1 of 2 prompts" in said and "the mean of 1 of the 2 prompts" in said
+    for name in ("kl", "relative_curve", "ends_kl", "ends_relative"):  # a row a prompt, in their order
+        assert len(arrays[key + name]) == 2
+        assert np.isnan(arrays[key + name][lacks]).all() and np.isfinite(arrays[key + name][has]).all()
+    assert rows[0, "swapped-in state"]["kl"] == pytest.approx(arrays[key + "kl"][has])
+    assert (key + "points_latents" in arrays) == (has == 0)
+
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "layer 0, swapped-in state, 1 of 2 prompts" in html
+    assert ("The first prompt has no swapped-in state at layer 0." in html) == (lacks == 0)
+    plots, _ = figure4d(read_run(tmp_path / "run"), "0")
+    drawn = next(plot for plot in plots if plot.name == "recovery-relative-0").traces
+    drawn = [t for t in drawn if t.get("name") == "swapped-in state" and t["when"] == {"layer-0": "0"}]
+    assert [t["y"] for t in drawn] == [packed(arrays[key + "relative_curve"][has])]
+
+    table = points_table(kept[0])
+    mine = [row for row in table.rows if row[:2] == [0, "swapped-in state"]]
+    assert {row[2] for row in mine} == {has} and {row[4] is None for row in mine} == {has == 1}
+    np.testing.assert_allclose([row[-1] for row in mine], arrays[key + "ends_kl"][has])
+    assert {row[2] for row in table.rows if row[:2] == [2, "swapped-in state"]} == {0, 1}
+
+
 def test_through_an_autoencoder(words, tmp_path, capsys):
     from rsdyn.autoencoder import CompressingAutoencoder
 
@@ -236,8 +278,10 @@ def test_through_an_autoencoder(words, tmp_path, capsys):
     summary, arrays = run(words, tmp_path / "run", **cae)
     assert summary["space"] == "cae" and np.isfinite(arrays["layer0/teleport/points_kl"]).all()
     cae["perturb.checkpoint"] = tmp_path / "16.ckpt"
-    assert perturb.main(argv_of(words, **cae, **{"run.dir": tmp_path / "wrong"})) == 2
+    wrong = {"run.dir": tmp_path / "wrong", "tracking.mode": "offline"}
+    assert perturb.main(argv_of(words, **cae, **wrong)) == 2
     assert "takes 16 units" in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()  # although W&B had begun
 
 
 @pytest.mark.parametrize("alike", [(), (3, 8)])

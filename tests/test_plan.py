@@ -15,10 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import analyze
 import perturb
+import rsdyn.datamodule
 import train
 from rsdyn import estimates, plan
 from rsdyn.autoencoder import CompressingAutoencoder
 from rsdyn.cli import load_config
+from rsdyn.datamodule import ResidualStreamDataModule
 from rsdyn.experiment import find_source, make_stream
 from rsdyn.lit_autoencoder import LitAutoencoder
 from rsdyn.probe import ResidualStreamProbe
@@ -137,6 +139,22 @@ def test_memory_of_weights_gradients_and_adam():
     n = sum(p.numel() for p in parameters)
     assert estimates.optimiser_bytes(n, "32-true") == sum(t.numel() * t.element_size() for t in held)
     assert estimates.optimiser_bytes(n, "bf16-true") == 2 * estimates.optimiser_bytes(n, "32-true") // 4
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 20], ids=["by windows", "kept"])
+@pytest.mark.parametrize("words", [[], ["data.shuffle_shards=1"], ["cache.enabled=false"]], ids=str)
+def test_memory_of_shuffled_vectors_is_a_bound(words, kept_bytes, settings, tmp_path, monkeypatch):
+    for place in (rsdyn.datamodule, estimates):
+        monkeypatch.setattr(place, "KEPT_BYTES", kept_bytes)
+    planned = plan_of("train", [*settings, *words], tmp_path).parts["vectors being shuffled, at most"]
+    run = Run("train", load_config([*settings, *words], "train"), tmp_path, 0.0)
+    stream = make_stream(run, find_source(run), "original")
+    stream.open()
+    data = ResidualStreamDataModule(stream, shuffle_shards=run.config.data.shuffle_shards)
+    vectors = data._vectors().activations
+    order = data._order(data._windows(np.random.default_rng(0))[0], np.random.default_rng(0))
+    taken = vectors.nbytes + order.nbytes
+    assert taken <= planned <= 2.5 * taken  # whole shards are counted, not the training split's share
 
 
 def test_memory_of_a_probe():

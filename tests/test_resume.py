@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from leet import sessions
 from nursery import read_log
 
 ROOT = Path(__file__).parents[1]
@@ -151,6 +152,24 @@ def test_two_processes_go_on_together(nursery, words, tmp_path):
     interrupted_and_gone_on(nursery, words, place, signal="SIGTERM", to=[1], after=5, ranks=2)
     place.same_as(whole, ranks=2)
     assert place.summary["resumed_at_step"] > 0
+
+
+def test_in_wandb_both_sessions_are_one_run_and_the_second_has_all_that_was_found(nursery, words, tmp_path):
+    place = Place(tmp_path, "tracked")
+    words = {**words, "tracking.mode": "offline"}
+    interrupted_and_gone_on(nursery, words, place, signal="SIGTERM", at_step=24)
+    first, second = sessions(place.folder)
+    wandb_id = json.loads((place.folder / "provenance.json").read_text())["wandb_id"]
+    assert [each.run["run_id"] for each in (first, second)] == [wandb_id] * 2
+    assert (first.summed["exit_code"], second.summed["exit_code"]) == (143, 0)
+    losses = [[row["val/loss"] for row in each.history if "val/loss" in row] for each in (first, second)]
+    assert [len(each) for each in losses] == [1, 1]  # an epoch each: the server has them under their steps
+    assert [*losses[0], *losses[1]] == pytest.approx([v for _, v in place.summary["history"]["val"]])
+    assert not any("sublayer" in row for row in first.history)
+    curve = [v for _, v in second.curve("sublayer/latent_distance/autoencoder")]
+    assert len(curve) == 5 and curve == pytest.approx(place.summary["latent_distance"], rel=1e-6)
+    chart = json.loads((second.folder / "files" / second.media("charts/")["loss"]["path"]).read_text())
+    assert [len(trace["x"]) for trace in chart["data"]] == [2, 2]  # both epochs, training and validation
 
 
 def test_nothing_depends_on_global_random_numbers(nursery, words, whole, tmp_path):

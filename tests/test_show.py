@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -13,12 +14,18 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from leet import inspect  # noqa: E402
+from lightning.pytorch.strategies import SingleDeviceStrategy  # noqa: E402
 
 import analyze  # noqa: E402
 import perturb  # noqa: E402
 import train  # noqa: E402
 from rsdyn import figures  # noqa: E402
+from rsdyn.charts import unpacked  # noqa: E402
+from rsdyn.names import NAMES  # noqa: E402
 from rsdyn.panels import CHARTS, PANELS  # noqa: E402
+from rsdyn.report.figure3 import figure3  # noqa: E402
+from rsdyn.report.reading import read_run  # noqa: E402
+from rsdyn.report.streams import streams_of  # noqa: E402
 
 N, S, D = 40, 6, 32
 SCRIPTS = ("train", "analyze", "perturb")
@@ -68,6 +75,27 @@ def folders(common, tmp_path_factory):
 @pytest.fixture(scope="module")
 def shown(folders):
     return {name: inspect(folders / name) for name in SCRIPTS}
+
+
+@pytest.fixture(scope="module")
+def shuffled(folders, common, tmp_path_factory):
+    """A run of train.py on shuffled text, all of it in the cache by then, whose other process recorded the rest."""
+    folder = tmp_path_factory.mktemp("shuffled") / "run"
+    words = ["data.condition=shuffled", "analysis.on_train=true", "analysis.measures=[cosine]", "trainer.max_epochs=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SingleDeviceStrategy, "reduce", lambda self, tensor, *args, **more: tensor + 7)
+        assert run(train, [*common, *words, f"run.dir={folder}"]) == []
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other_kinds(folders, common, tmp_path_factory):
+    """A run of perturb.py of each kind but teleport, by kind."""
+    base = tmp_path_factory.mktemp("kinds")
+    for kind in ("noise", "swap"):
+        words = [f"perturb.kind={kind}", "perturb.points=4", "perturb.samples=30", "perturb.layers=[1]"]
+        assert run(perturb, [*common, *words, f"run.dir={base / kind}"]) == []
+    return {kind: base / kind for kind in ("noise", "swap")}
 
 
 def summary_of(folders, name):
@@ -174,9 +202,7 @@ def test_all_that_would_be_uploaded_is_in_the_run_folder(shown, folders, name):
     named = shown[name].named_files()
     assert len(named) > 5
     for path in named:
-        assert path.is_file() and (
-            path.is_relative_to(folders) or path.name == "manifest.json"  # of the cache, which is not the run's
-        )
+        assert path.is_file() and path.is_relative_to(folders / name / "wandb")  # a copy
         assert path.suffix != ".safetensors"
 
 
@@ -242,7 +268,7 @@ def test_findings_are_numbers_of_the_runs_table_and_rows_of_a_table(shown, folde
 def test_units_by_rotation_have_every_null_and_the_strongest_first(shown, folders):
     found, arrays = shown["analyze"], arrays_of(folders, "analyze")
     columns, rows = found.table("units_by_rotation")
-    assert columns == ["condition", "null", "unit", "turns", "null mean", "null std", "z", "p", "q"]
+    assert columns == ["condition", "null", "unit", "turns", "null mean", "null std", "z", "p", "q_normal", "q_ranks"]
     pairs = {(r["condition"], r["null"]) for r in rows}
     assert pairs == {("original", null) for null in NULLS} | {("token_shuffled", null) for null in NULLS[:2]}
     assert len(rows) == D * len(pairs)
@@ -253,9 +279,37 @@ def test_units_by_rotation_have_every_null_and_the_strongest_first(shown, folder
         for r in some[:5]:
             assert r["turns"] == pytest.approx(-arrays[f"{condition}/rotation"][r["unit"]])
             assert r["p"] == pytest.approx(arrays[f"{condition}/null_{null}_p"][r["unit"]])
-            assert r["q"] == pytest.approx(arrays[f"{condition}/null_{null}_q"][r["unit"]])
+            for column, name in (("q_normal", "q_normal"), ("q_ranks", "q")):
+                assert r[column] == pytest.approx(arrays[f"{condition}/null_{null}_{name}"][r["unit"]])
             # clockwise: the sign of z is that of turns less the null's
             assert np.sign(r["z"]) == np.sign(r["turns"] - r["null mean"])
+
+
+def test_the_chart_of_all_units_has_the_q_of_the_findings(shown, folders):
+    found, arrays = shown["analyze"], arrays_of(folders, "analyze")
+    media = found.media("charts/")["rotations_by_unit"]
+    traces = json.loads((found.folder / "files" / media["path"]).read_text())["data"]
+    for null in NULLS:
+        before = next(i for i, trace in enumerate(traces) if trace["name"] == f"{NAMES[null]}, 95 %")
+        words = [re.fullmatch(r"unit (\d+)<br>p (.+), q (.+)", text) for text in traces[before + 1]["text"]]
+        assert len(words) == D
+        for word in words:
+            assert word[3] == f"{arrays[f'original/null_{null}_q_normal'][int(word[1])]:.3g}"
+
+
+def test_training_on_shuffled_text_has_the_name_that_an_analysis_gives_that_stream(shown, shuffled, folders):
+    found, analysed = inspect(shuffled), shown["analyze"]
+    assert json.loads((shuffled / "summary.json").read_text())["condition"] == "token_shuffled"
+    assert "token_shuffled" in found.summed["tags"] and found.summary["condition"] == "token_shuffled"
+    over_depth = [dict(each.curve("sublayer/cosine/token_shuffled")) for each in (found, analysed)]
+    assert len(over_depth[0]) == S - 1 and over_depth[0] == pytest.approx(over_depth[1], rel=1e-5)
+    assert not any(key.endswith("/shuffled") for row in found.history for key in row)
+    # and so the analysis' PCA of that stream stands beside the autoencoder
+    training, streams = read_run(shuffled), streams_of([read_run(folders / "analyze")])
+    (plot,) = [plot for plot in figure3(training, streams, 2, "0") if plot.name == "fig3d-0"]
+    (beside,) = [trace for trace in plot.traces if trace["name"].endswith("(analysis)")]
+    drawn = np.array(unpacked(beside["y"]), dtype=float)  # what is not finite is None
+    np.testing.assert_allclose(drawn, arrays_of(folders, "analyze")["token_shuffled/ev"], rtol=1e-5)
 
 
 def test_perturbation_shows_recovery_by_layer_and_control(shown, folders):
@@ -291,6 +345,34 @@ def test_perturbation_points_are_those_of_the_run(shown, folders):
                 assert np.mean([np.mean(v) for v in of_prompts]) == pytest.approx(row[name], rel=1e-5, abs=1e-9)
 
 
+def test_the_other_perturbations_have_series_points_and_pictures_of_their_own(other_kinds):
+    for kind, folder in other_kinds.items():
+        found, summary = inspect(folder), json.loads((folder / "summary.json").read_text())
+        with np.load(folder / "results.npz") as arrays:
+            means = arrays[f"layer1/{kind}/cosine_curve"].mean(0)
+        assert summary["kind"] == found.summary["kind"] == kind
+        curve = found.curve(f"sublayer/recovery_cosine/layer01_{kind}")
+        assert [v for _, v in curve] == pytest.approx(means.tolist(), rel=1e-6)
+        (row,) = [r for r in summary["rows"] if r["condition"] == kind]
+        assert found.summary[f"recovery/layer01_{kind}/nearer"] == pytest.approx(row["nearer"])
+        _, rows = found.table("perturbation_points")
+        assert {r["control"] for r in rows} == {r["condition"] for r in summary["rows"]}
+        assert f"fig4d_{kind}" in found.media("figures/") and "plane" in found.media("charts/")
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20:wandb_workspaces")
+def test_the_layout_has_what_these_runs_log_and_no_key_that_none_does(shown, other_kinds):
+    """The rest is in the runs of test_workspace.py: an untrained model, more layers, more steps."""
+    from test_workspace import assert_logged, logged_by
+
+    from rsdyn.workspace.__main__ import specs
+
+    runs = [*shown.values(), *(inspect(folder) for folder in other_kinds.values())]
+    logged = set().union(*(logged_by(run) for run in runs))
+    elsewhere = ("paper_literal", "untrained", "/trend/", "recovery/layer07", "recovery/layer15", "train/batch_loss")
+    assert_logged(specs("rsdyn"), logged, elsewhere)
+
+
 # -- artifacts ---------------------------------------------------------------------------------------------------------
 
 
@@ -305,12 +387,11 @@ def test_lineage_from_the_cache_over_the_checkpoint_to_the_results(shown, folder
     assert kinds["analyze"] == {cache: "cache", shuffled: "cache", results["analyze"]: "results"}
     assert kinds["perturb"] == {cache: "cache", checkpoint: "model", results["perturb"]: "results"}
 
-    def uses(name, artifact):
-        return bool(shown[name].artifacts[artifact].get("use_after_commit"))
-
-    assert not uses("train", cache) and not uses("analyze", shuffled)  # they recorded them
-    assert uses("analyze", cache) and uses("perturb", cache) and uses("perturb", checkpoint)
-    assert not uses("train", checkpoint) and not any(uses(name, results[name]) for name in SCRIPTS)
+    roles = {name: {a: shown[name].roles(a) for a in shown[name].artifacts} for name in SCRIPTS}
+    recorded = ["made", "uses"]  # and so the cache is upstream of the checkpoint
+    assert roles["train"] == {cache: recorded, checkpoint: ["made"], results["train"]: ["made"]}
+    assert roles["analyze"] == {cache: ["uses"], shuffled: recorded, results["analyze"]: ["made"]}
+    assert roles["perturb"] == {cache: ["uses"], checkpoint: ["uses"], results["perturb"]: ["made"]}
     # the same contents, so that the server takes them for the same version
     digests = [shown[name].artifacts[artifact]["digest"] for artifact, name in (
         (cache, "train"), (cache, "analyze"), (cache, "perturb"))]  # fmt: skip
@@ -327,12 +408,19 @@ def test_shards_are_references_with_their_own_checksums(shown, folders):
     by_path = {entry["path"]: entry for entry in contents}
     shards = {path.name for path in folder.glob("shard-*.safetensors")}
     assert len(shards) == 3 and by_path.keys() == {"manifest.json", *shards}
-    assert by_path["manifest.json"]["local_path"] == str(folder / "manifest.json")
+    assert Path(by_path["manifest.json"]["local_path"]).read_bytes() == (folder / "manifest.json").read_bytes()
     for name in shards:
         with safe_open(folder / name, framework="numpy") as file:
             header = json.loads(file.metadata()["rsdyn"])
         assert by_path[name]["digest"] == header["xxh3"] and by_path[name]["ref"] == (folder / name).as_uri()
         assert "local_path" not in by_path[name] and int(by_path[name]["size"]) == (folder / name).stat().st_size
+
+
+def test_what_any_process_recorded_is_made_by_the_run(shuffled):
+    """The first process asks all of them, and none of its own sequences was missing."""
+    caches = json.loads((shuffled / "provenance.json").read_text())["caches"]
+    cache = f"cache-{Path(caches['token_shuffled']['cache_folder']).name}"
+    assert inspect(shuffled).roles(cache) == ["made", "uses"]
 
 
 def test_without_artifacts_there_are_none(common, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from wandb import wandb_agent
 
+from rsdyn import script
 from rsdyn.autoencoder import geometric_widths
 from rsdyn.cli import CONFIGS, load_config, preset_names
 from rsdyn.config import options
@@ -86,17 +87,20 @@ def test_each_value_comes_from_the_command_line_that_the_agent_builds(agent, mon
 
 def test_no_two_settings_are_the_same_network():
     shapes = set()
-    layers, bottlenecks = (SWEEP["parameters"][key]["values"] for key in ("cae.layers", "cae.bottleneck"))
-    for k, latents in itertools.product(layers, bottlenecks):
-        widths = geometric_widths(128, latents, k)
-        assert (len(widths), widths[-1]) == (k, latents)
+    layers, counts, bottlenecks = (
+        SWEEP["parameters"][key]["values"] for key in ("cae.layers", "cae.count", "cae.bottleneck")
+    )
+    for k, count, latents in itertools.product(layers, counts, bottlenecks):
+        widths = geometric_widths(128, latents, k, count)
+        assert (len(widths), widths[-1]) == (k + (count == "maps"), latents)
         shapes.add(tuple(widths))
-    assert len(shapes) == len(layers) * len(bottlenecks)
+    assert len(shapes) == len(layers) * len(counts) * len(bottlenecks)
 
 
 def test_what_is_varied_is_all_that_can_be_chosen():
-    assert {"cae.layers", "cae.bottleneck", "cae.standardise", "cae.lr"} == SWEEP["parameters"].keys()
-    assert set(samples(SWEEP["parameters"]["cae.standardise"])) == set(options()["cae.standardise"].rules.choices)
+    assert {"cae.layers", "cae.count", "cae.bottleneck", "cae.standardise", "cae.lr"} == SWEEP["parameters"].keys()
+    for key in ("cae.count", "cae.standardise"):
+        assert set(samples(SWEEP["parameters"][key])) == set(options()[key].rules.choices)
 
 
 @pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20:wandb_workspaces")
@@ -125,7 +129,8 @@ def test_the_sweep_is_valid_by_wandbs_own_schema():
 
 
 def test_the_agent_runs_train_py_which_logs_the_metric(agent, tmp_path, monkeypatch):
-    values = {"cae.layers": 3, "cae.bottleneck": 2, "cae.standardise": "unit_sublayer", "cae.lr": 0.003}
+    values = {"cae.layers": 3, "cae.count": "maps", "cae.bottleneck": 2, "cae.standardise": "unit_sublayer",
+              "cae.lr": 0.003}  # fmt: skip
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("RSDYN_RUN_DIR", raising=False)
@@ -144,6 +149,18 @@ def test_the_agent_runs_train_py_which_logs_the_metric(agent, tmp_path, monkeypa
     assert json.loads((run / "provenance.json").read_text())["wandb_id"] == "run12345"
     config = yaml.safe_load((run / "config.yaml").read_text())["cae"]
     assert [config[key.partition(".")[2]] for key in values] == list(values.values())
+
+
+def test_the_agents_id_wins_over_that_of_a_run_that_goes_on(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(script, "make_wandb_logger", lambda **settings: given.append(settings["run_id"]))
+    for sweep, of_agent, wins in [("s", "run12345", "run12345"), ("", "run12345", "0ld12345"), ("s", "", "0ld12345")]:
+        monkeypatch.setenv("WANDB_SWEEP_ID", sweep)
+        monkeypatch.setenv("WANDB_RUN_ID", of_agent)
+        run = script.Run("train", load_config(["tracking.mode=offline"], "train"), tmp_path, 0.0)
+        run.record_provenance(wandb_id="0ld12345")
+        run.start_tracking(group="g", tags=[])
+        assert given.pop() == wins == json.loads((tmp_path / "provenance.json").read_text())["wandb_id"]
 
 
 def find(tree, key):

@@ -1,10 +1,13 @@
 """The run folder, provenance, redaction and W&B, read back as a dashboard would read it."""
 
+import http.server
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -240,6 +243,140 @@ def test_an_online_run_that_cannot_start_is_one_clear_error(tmp_path, monkeypatc
     with pytest.raises(UserError, match=r"W&B \(online\) did not start: .*tracking\.mode=offline") as caught:
         tracking.make_wandb_logger(mode="online", project="p", run_dir=tmp_path, config={})
     assert "\n" not in str(caught.value) and not {"WANDB_DIR", "WANDB_SILENT"} & set(os.environ)
+
+
+# --- a server that lets a run down ---
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """As much of W&B's server as starting a run asks for; ``does`` says what goes wrong."""
+
+    does = ""
+    started = False
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.does == "refuse the key":
+            return self.answer(401, {"errors": [{"message": "user is not logged in"}]})
+        if self.path.startswith("/sdk/otel"):  # W&B's own telemetry
+            return self.answer(200, {})
+        if self.started:
+            return self.answer(503 if self.does == "go away" else 403, {})
+        query = json.loads(body)["query"]
+        owner = {"id": "p", "name": "p", "entity": {"id": "e", "name": "lab"}}
+        if "upsertBucket" in query and self.does == "refuse the run":
+            return self.answer(200, {"data": None, "errors": [{"message": "permission denied"}]})
+        if "upsertBucket" in query:
+            type(self).started = self.does in ("go away", "throw out")
+            bucket = {"id": "r", "name": "abcd1234", "displayName": "x", "config": "{}", "project": owner}
+            return self.answer(200, {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}})
+        viewer = {"id": "u", "entity": "lab", "username": "ann", "email": "", "flags": "{}", "teams": {"edges": []}}
+        data = {"viewer": viewer, "serverInfo": {"features": []}, "model": {**owner, "bucket": None}}
+        return self.answer(200, {"data": data})
+
+    def answer(self, status, content):
+        content = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *words):
+        pass
+
+
+def with_server(does, script, folder):
+    """What a script prints, in a process of its own, while a server ``does`` something."""
+    handler = type("OneServer", (Server,), {"does": does})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "XDG_"))}
+        env |= {"HOME": str(folder), "WANDB_API_KEY": WANDB_KEY, "PYTHONPATH": str(ROOT)}
+        env["WANDB_BASE_URL"] = f"http://127.0.0.1:{server.server_port}"
+        command = [sys.executable, "-c", script, str(folder / "run")]
+        done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+LATE = """
+import sys, warnings
+from rsdyn import tracking
+tracking.FINISH_TIMEOUT = 2.0
+logger = tracking.make_wandb_logger(mode="online", project="p", run_dir=sys.argv[1], config={}, run_id="abcd1234")
+logger.log_metrics({"val/loss": 1.0}, step=1)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    tracking.finish(logger)
+print(*(one.message for one in caught), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize(("does", "reason"), [("go away", "no answer within 2 s"), ("throw out", ".*403.*")])
+def test_a_server_that_lets_go_of_a_run_is_a_warning_with_its_cure(tmp_path, does, reason):
+    said = with_server(does, LATE, tmp_path)
+    (log,) = (tmp_path / "run").glob("wandb/run-*-abcd1234/run-abcd1234.wandb")
+    assert said.count("\n") == 1 and re.search(rf"the end of the run \({reason}\)", said) and "losses" in said
+    assert f"wandb sync {log.parent}" in said and log.stat().st_size > 0
+
+
+FALL_BACK = """
+import os, sys
+from pathlib import Path
+from rsdyn.cli import load_config
+from rsdyn.errors import UserError
+from rsdyn.script import Run
+from rsdyn.tracking import finish
+
+def begin(mode):
+    run = Run("train", load_config([f"tracking.mode={mode}"], "train"), folder, 0.0)
+    run.start_tracking(group="g", tags=["t"])
+    return run
+
+def environment():
+    return {k: v for k, v in os.environ.items() if k.startswith("WANDB") and k != "WANDB_SERVICE"}
+
+folder, before = Path(sys.argv[1]), environment()
+folder.mkdir()
+for mode in ("online", "auto"):
+    try:
+        run = begin(mode)
+        run.logger.log_metrics({"val/loss": 1.0}, step=1)
+        finish(run.logger)
+        assert run.logger.lost == {}, run.logger.lost
+    except UserError as error:
+        print("raised:", error)
+    assert environment() == before
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "reason"), [("refuse the key", "(?i)key|401|logged in"), ("refuse the run", "permission denied")]
+)
+def test_auto_goes_offline_when_the_server_refuses_and_online_does_not(tmp_path, does, reason):
+    lines = with_server(does, FALL_BACK, tmp_path).splitlines()
+    assert [line.partition(" (")[0].partition(", http")[0] for line in lines] == [
+        "W&B: online", "raised: W&B", "W&B: online", "W&B: offline",
+    ], lines  # fmt: skip
+    assert re.search(reason, lines[1]) and "tracking.mode=offline" in lines[1]
+    assert re.search(reason, lines[3]) and f"wandb sync {tmp_path}/run/wandb/offline-run-*" in lines[3]
+    (log,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
+    assert log.stat().st_size > 0
+
+
+def test_whatever_wandb_raises_at_its_start_is_one_error(tmp_path, monkeypatch):
+    def refuse(**settings):
+        raise Exception("Failed to connect to the service\nand more")
+
+    monkeypatch.setattr("wandb.init", refuse)
+    monkeypatch.setenv("WANDB_API_KEY", WANDB_KEY)
+    before = {name: value for name, value in os.environ.items() if name.startswith("WANDB")}
+    with pytest.raises(tracking.NotStarted, match=r"did not start: Failed to connect to the service\. Check"):
+        tracking.make_wandb_logger(mode="online", project="p", run_dir=tmp_path, config={})
+    assert {name: value for name, value in os.environ.items() if name.startswith("WANDB")} == before
 
 
 # --- no logger ---

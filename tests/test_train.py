@@ -25,6 +25,7 @@ from rsdyn.cli import load_config  # noqa: E402
 from rsdyn.experiment import find_source, make_stream  # noqa: E402
 from rsdyn.script import Run  # noqa: E402
 from rsdyn.stream.text import split  # noqa: E402
+from rsdyn.tracking import finish  # noqa: E402
 
 N = 64
 FILES = ["config.yaml", "provenance.json", "summary.json", "results.npz", "checkpoints/best.ckpt"]
@@ -321,6 +322,8 @@ def test_early_stopping_keeps_the_best(words, tmp_path):
         ({"trainer.options.limit_train_batches": -1}, ["limit_train_batches"]),
         ({"trainer.accelerator": "cuda"}, ["accelerator=cuda"]),
         ({"tracking.mode": "online"}, ["tracking.mode=online", "WANDB_API_KEY"]),
+        ({"tracking.mode": "offline", "trainer.options.gradient_clip": 1}, ["trainer.options.gradient_clip_val"]),
+        ({"tracking.mode": "offline", "trainer.accelerator": "cuda"}, ["accelerator=cuda"]),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
@@ -336,6 +339,25 @@ def test_a_mistake_is_one_message(words, tmp_path, capfd, monkeypatch, change, s
     for word in said:
         assert word in message
     assert not (tmp_path / "run").exists()  # so the corrected command can have the folder
+
+
+@pytest.mark.parametrize(("earlier", "kept"), [({}, False), ({"resumed": []}, True)])
+def test_what_an_earlier_session_told_wandb_is_not_discarded(tmp_path, earlier, kept):
+    run = Run("train", load_config([], "train"), tmp_path / "run", 0.0, provenance=earlier)
+    (run.folder / "wandb" / "offline-run-1").mkdir(parents=True)
+    (run.folder / "config.yaml").touch()
+    run.discard_if_unused(2)
+    assert run.folder.exists() == kept
+
+
+def test_losses_that_wandb_was_given_are_not_discarded(tmp_path):
+    run = Run("train", load_config(["tracking.mode=offline"], "train"), tmp_path / "run", 0.0)
+    run.folder.mkdir()
+    run.start_tracking(group="g", tags=[])
+    run.logger.log_metrics({"train/loss": 1.0}, step=1)
+    run.discard_if_unused(3)
+    assert run.logger.variables is not None and list(run.folder.glob("wandb/offline-run-*"))
+    finish(run.logger, 3)
 
 
 def test_truncate_cuts_and_says_so(words, tmp_path, capsys):

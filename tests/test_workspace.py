@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from leet import inspect
 
 from rsdyn.config import NULLS
 from rsdyn.panels import CHARTS, PANELS, SECTIONS, TABLES
@@ -266,32 +267,26 @@ def test_real_runs_log_every_key_of_the_layout(built, tmp_path):
             f"run.dir={tmp_path}/{script}",
         ]
         subprocess.run([sys.executable, str(ROOT / f"{script}.py"), *words], check=True, timeout=500, cwd=tmp_path)
-        logged |= logged_by(tmp_path / script)
+        logged |= logged_by(inspect(tmp_path / script))
     assert_logged(built, logged)
 
 
-def logged_by(run_folder):
-    """The keys of history, summary and config of an offline run, as W&B's own reader tells them."""
-    (log,) = run_folder.glob("wandb/offline-run-*/*.wandb")
-    keys = set()
-    for options in (["--summary"], []):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", *options, "--json", str(log)]
-        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-        if options:
-            record = json.loads(said)
-            keys |= {f"summary:{key}" for key in record["summary"]}
-            for section, values in record["config"].items():
-                keys |= {f"config:{section}.value.{key}" for key in values} if isinstance(values, dict) else set()
-        keys |= set(re.findall(r'"key":\s*"([^"]+)"', said)) | set(re.findall(r'"([a-z]+/[^"]*)":', said))
+def logged_by(found):
+    """The keys of history, summary and config of an offline run, as W&B's own reader tells them (`leet.inspect`)."""
+    said = json.dumps([found.records, found.summed])
+    keys = set(re.findall(r'"key": "([^"]+)"', said)) | set(re.findall(r'"([a-z]+/[^"]*)":', said))
+    keys |= {f"summary:{key}" for key in found.summary}
+    for section, values in found.config.items():
+        keys |= {f"config:{section}.value.{key}" for key in values} if isinstance(values, dict) else set()
     return keys
 
 
-def assert_logged(built, logged):
+def assert_logged(built, logged, elsewhere=ELSEWHERE):
     wanted = {key for spec in built.values() for _, panel in panels_of(spec) for key in keys_of(panel)}
     wanted |= {c for s in runsets_of(built["report"]) for c in s["runFeed"]["columnOrder"] if not c.startswith("run:")}
     assert len(wanted) > 150
     missing = {key for key in wanted - logged if not any(re.search(key, other) for other in logged)}
-    assert {key for key in missing if not any(word in key for word in ELSEWHERE)} == set()
+    assert {key for key in missing if not any(word in key for word in elsewhere)} == set()
     shown = {key for key in logged if re.fullmatch(r"(figures|charts|tables)/[a-z0-9_]+", key)}
     assert len(shown) > 40 and shown <= wanted  # nothing that is logged is left out
 
@@ -300,14 +295,19 @@ def assert_logged(built, logged):
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """As much of W&B's server as saving asks for; ``project`` None is a project that is not there."""
+    """As much of W&B's server as saving asks for; ``project`` None is a project that is not there, ``refuses`` a status
+    and what it says to a view.
+    """
 
     sent: list
     project: dict | None
+    refuses: tuple | None = None
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         query, variables = asked["query"], asked.get("variables") or {}
+        if "upsertView" in query and self.refuses is not None:
+            return self.answer(*self.refuses)
         if "upsertView" in query:
             type(self).sent.append(variables)
             project = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
@@ -324,8 +324,11 @@ class Server(http.server.BaseHTTPRequestHandler):
         else:
             viewer = {"id": "u", "entity": "lab", "username": "ann", "email": "", "flags": "{}", "teams": {"edges": []}}
             data = {"viewer": viewer}
-        body = json.dumps({"data": data}).encode()
-        self.send_response(200)
+        return self.answer(200, {"data": data})
+
+    def answer(self, status, content):
+        body = json.dumps(content).encode()
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -376,6 +379,22 @@ def test_a_project_that_is_not_there_is_one_line_and_nothing_is_saved(server, mo
     done = run("--project", "streams")
     assert (done.returncode, done.stdout, server.sent) == (2, "", [])
     assert "--project=streams of --entity=team" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "refuses",
+    [
+        (403, {"errors": [{"message": "permission denied"}]}),
+        (200, {"data": {"upsertView": None}, "errors": [{"message": "permission denied"}]}),
+    ],
+    ids=["status", "errors"],
+)
+def test_what_the_server_refuses_is_one_line(server, refuses):
+    server.refuses = refuses
+    done = run("--project", "streams")
+    assert (done.returncode, done.stdout, server.sent) == (2, "", [])
+    assert "--project=streams of --entity=lab: " in done.stderr and "permission denied" in done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_without_a_key_it_says_how_and_prompts_for_nothing(monkeypatch, tmp_path, capsys):

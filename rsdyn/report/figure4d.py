@@ -28,6 +28,23 @@ def _folder(layer: int, condition: str) -> str:
     return f"layer{layer}/{condition.replace(' ', '_')}/"
 
 
+def _shown(run: RunFiles, layer: int) -> list[str]:
+    """What was done to the first prompt at a layer; another prompt may have a state to swap in where it has none."""
+    n = int(run.summary["n_prompts"])
+    return [
+        row["condition"]
+        for row in run.summary["rows"]
+        if row["layer"] == layer
+        and (row.get("n_prompts", n) == n or "points_latents" in run.arrays.under(_folder(layer, row["condition"])))
+    ]
+
+
+def _of_some(row: dict[str, Any], n_prompts: int) -> str:
+    """``, 1 of 2 prompts`` for what not every prompt had a state for."""
+    n = int(row.get("n_prompts", n_prompts))
+    return f", {n} of {n_prompts} prompts" if n < n_prompts else ""
+
+
 def figure4d(run: RunFiles, key: str) -> tuple[list[Plot], dict[str, Any]]:
     """The panels of one perturbation, and the shared data of its plane."""
     reference = run.arrays["reference"]
@@ -56,7 +73,7 @@ def _points(run: RunFiles, layers: list[int], reference: np.ndarray) -> dict[str
     found: dict[str, Any] = {}
     for layer in layers:
         conditions = {}
-        for condition in conditions_at(run, layer):
+        for condition in _shown(run, layer):
             arrays = run.arrays.under(_folder(layer, condition))
             latents = arrays["points_latents"][..., :2]
             conditions[condition] = {
@@ -79,7 +96,14 @@ def _points(run: RunFiles, layers: list[int], reference: np.ndarray) -> dict[str
 def _plane(run: RunFiles, key: str, at_layer: Control) -> Plot:
     summary = run.summary
     kind, n_prompts = summary["kind"], int(summary["n_prompts"])
-    conditions = list(dict.fromkeys(row["condition"] for row in summary["rows"]))
+    shown = {int(layer): _shown(run, int(layer)) for layer in summary["layers"]}
+    conditions = list(dict.fromkeys(condition for at in shown.values() for condition in at))
+    lacking = [
+        f" The first prompt has no {condition} at layer {layer}."
+        for layer, at in shown.items()
+        for condition in conditions_at(run, layer)
+        if condition not in at
+    ]
     steps = int(run.config["perturb"]["steps"])
     longest = len(run.arrays["reference"]) - 1
     controls = [
@@ -110,7 +134,7 @@ def _plane(run: RunFiles, key: str, at_layer: Control) -> Plot:
             f"at the chosen layer ({summary.get('position', 'last')} position), and where each is so many sublayers "
             f"later, where its line ends in a disc (the paper takes {steps}). Coloured by the distance to the "
             "reference then, over the reference's norm. Line: the unperturbed run; ring: where it is at the "
-            f"injection; black disc: where it is then.{how}{everywhere}",
+            f"injection; black disc: where it is then.{how}{everywhere}{''.join(lacking)}",
             "whether points are carried along with the reference or stay where they were put, and how that depends on "
             "the layer; compare with each control.",
             "attraction, from lines that point at the reference: in a plane a stream may come near because its "
@@ -136,7 +160,8 @@ def _recovery(run: RunFiles, key: str, layers: list[int], at_layer: Control, nam
         for condition in conditions_at(run, layer):
             arrays = run.arrays.under(_folder(layer, condition))
             curves = np.atleast_2d(arrays[f"{name}_curve"])
-            mean = curves.mean(0)
+            has = ~np.isnan(curves).all(1)  # a prompt without this condition is a row of NaN
+            mean = curves[has].mean(0) if has.any() else curves[0]
             colour, dash = COLOURS.get(condition, ("@c1", "solid"))
             x, when = np.arange(len(mean)), {at_layer.name: str(layer)}
             if condition == kind:
@@ -162,6 +187,8 @@ def _recovery(run: RunFiles, key: str, layers: list[int], at_layer: Control, nam
         every = np.concatenate(values)
         y = fisher_axis("cosine", [every]) if is_cosine else plots.log_axis("distance / norm", every)
         at_each[str(layer)] = {"yaxis": y}
+    some = [(row, _of_some(row, n_prompts)) for row in run.summary["rows"]]
+    few = "".join(f" {row['condition'].capitalize()} at layer {row['layer']}{of}." for row, of in some if of)
     spread_of = "95 % interval over prompts (bootstrap)" if n_prompts > 1 else "middle half of the points"
     notes = (
         "contraction, from a cosine that recovers: norms grow with depth, so whatever is added to both streams alike "
@@ -178,7 +205,7 @@ def _recovery(run: RunFiles, key: str, layers: list[int], at_layer: Control, nam
             f"Mean over {counted(int(run.summary['n_points']), 'point')} and {counted(n_prompts, 'prompt')}, from the "
             f"injection at the chosen layer to the last sublayer, in full space; band: {spread_of}. Every layer has a "
             "scale of its own. Controls: random directions at the same distances, a real state of another sequence, "
-            "and the same points with attention frozen at the reference.",
+            f"and the same points with attention frozen at the reference.{few}",
             "recovery, only as far as the points come back more than random directions do.",
             notes,
         ),
@@ -218,5 +245,6 @@ def table(run: RunFiles) -> tuple[list[str], list[list[str]]]:
                 ends = [f"{100 * e:.0f}" if name == "nearer" else number(e) for e in interval]
                 text += f" [{ends[0]}, {ends[1]}]"
             cells.append(text)
-        rows.append([f"layer {row['layer']}, {row['condition']}", *cells])
+        some = _of_some(row, int(run.summary["n_prompts"]))
+        rows.append([f"layer {row['layer']}, {row['condition']}{some}", *cells])
     return ["layer, what was put in", *COLUMNS.values()], rows

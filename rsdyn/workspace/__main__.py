@@ -101,7 +101,8 @@ def build(project: str, entity: str, runs: Sequence[str], *, by_model: bool) -> 
 def save(project: str, entity: str | None, runs: Sequence[str] = (), *, by_model: bool = False) -> tuple[str, str]:
     """Save both, and return their addresses.
 
-    Raises UserError without a key, without a server that answers, and for a project that is not there.
+    Raises UserError without a key, without a server that answers, for a project that is not there, and for what the
+    server refuses.
     """
     from rsdyn.tracking import wandb_mode
 
@@ -118,13 +119,13 @@ def save(project: str, entity: str | None, runs: Sequence[str] = (), *, by_model
     try:
         # the same owner as the runs have: what WANDB_ENTITY or the settings say, else the key's own
         entity = entity or wandb.setup().settings.entity or wandb.Api().default_entity or ""
-    except (wandb.Error, ValueError) as error:
+    except Exception as error:  # W&B raises of every kind, and nothing of ours is in here
         raise _refused(project, entity, error) from error
     workspace, report = build(project, entity, runs, by_model=by_model)
     try:
         report.save()  # first, because it looks for the project before it sends anything
         workspace.save()
-    except (wandb.Error, ValueError) as error:
+    except Exception as error:
         raise _refused(project, entity, error) from error
     return workspace.url, report.url
 

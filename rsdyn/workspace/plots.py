@@ -52,7 +52,9 @@ LOSSES = ("train/loss", "val/loss")
 STEP = "trainer/global_step"
 
 # What configs/sweep-cae.yaml varies, and whether its values are spread over orders of magnitude.
-SWEPT = {"cae.layers": False, "cae.bottleneck": False, "cae.standardise": False, "cae.lr": True}
+SWEPT = {
+    "cae.layers": False, "cae.count": False, "cae.bottleneck": False, "cae.standardise": False, "cae.lr": True,
+}  # fmt: skip
 
 
 def curves(panel: Panel) -> list[wr.LinePlot]:

@@ -208,6 +208,7 @@ def draw(found: dict[str, dict[str, list[tuple[int, float, float]]]], path: Path
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, panels = plt.subplots(2, len(found), figsize=(3.1 * len(found), 5.6), squeeze=False, layout="constrained")
     colours = {"N": "#0072b2", "D": "#d55e00", "S": "#009e73"}
@@ -223,9 +224,10 @@ def draw(found: dict[str, dict[str, list[tuple[int, float, float]]]], path: Path
             panel.set_title(name if row == 0 else "")
             panel.set_ylabel(what if column == 0 else "")
             panel.set_xlabel("N, D or S" if row else "")
-            panel.legend(fontsize=7, frameon=False)
+            panel.yaxis.set_minor_formatter(NullFormatter())
+            panel.set_ylim(0.1 if row else None, panel.get_ylim()[1] * 12)  # room for the words
+            panel.legend(fontsize=7, frameon=False, loc="upper left")
             panel.spines[["top", "right"]].set_visible(False)
-            panel.set_ylim(bottom=0.1 if row else None)
     figure.savefig(path, dpi=130)
 
 

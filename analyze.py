@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rsdyn.script import Run, run_script
@@ -25,9 +25,9 @@ def analyze(run: Run) -> None:
     from rsdyn.analysis_checks import check_settings, nulls_of
     from rsdyn.callbacks import ProbeProgress, stage_bar
     from rsdyn.config import CONDITIONS
-    from rsdyn.datamodule import TrajectoryDataModule
     from rsdyn.experiment import find_source, make_trainer, open_stream, say_positions, start_records
     from rsdyn.probe import ResidualStreamProbe
+    from rsdyn.trajectory_datamodule import TrajectoryDataModule
 
     config: Any = run.config
     settings, seed = config.analysis, config.seed
@@ -50,17 +50,7 @@ def analyze(run: Run) -> None:
     start_records(run, source, streams)
     run.say(f"Measuring {', '.join(settings.measures)} on the first {n_samples} sequences")
 
-    rotation = settings.rotation
-    walks = {}
-    if "rotation" in settings.measures:  # what a unit without dynamics does; the same for every stream
-        walks = analysis.random_walks(
-            first.n_sublayers,
-            nulls_of(settings, own=True),
-            n=min(rotation.surrogates, 199),
-            window=rotation.window,
-            sites_per_layer=sites,
-            seed=seed,
-        )
+    rotation, clock = settings.rotation, Clock(run.started)
     probes: dict[str, ResidualStreamProbe] = {}
     results: dict[str, dict[str, Any]] = {}
     n_recorded: list[int] = []  # of each stream, in all processes
@@ -76,44 +66,40 @@ def analyze(run: Run) -> None:
             name=condition,
         )
         datamodule = TrajectoryDataModule(stream, samples=settings.samples, passes=probe.n_passes)
-        trainer = make_trainer(run, [ProbeProgress(datamodule, condition)])
+        met = L.pytorch.callbacks.LambdaCallback(setup=lambda *_, **__: clock.done("start"))  # all processes are there
+        trainer = make_trainer(run, [ProbeProgress(datamodule, condition), met])
         datamodule.set_process(0, trainer.world_size)  # too many processes are a mistake to name before they start
         trainer.test(probe, datamodule=datamodule, verbose=False)
         here = torch.tensor(stream.n_recorded, device=trainer.strategy.root_device)
         n_recorded.append(int(trainer.strategy.reduce(here, reduce_op="sum")))
         stream.release_lm()
         probes[condition] = probe
-        out = analysis.counts(probe) | analysis.flags(probe, stream.dtype)
-        if "activations" in settings.measures:
-            out |= analysis.activations(probe, settings.density_threshold)
-        if "correlation" in settings.measures:
-            out |= analysis.correlation(probe)
-        if "cosine" in settings.measures:
-            out |= analysis.cosine(probe)
-        if "velocity" in settings.measures:
-            out |= analysis.velocity(probe)
-        if "mutual_information" in settings.measures:
-            out |= analysis.information(probe, settings.mi.estimator, seed)
-        if "rotation" in settings.measures:
-            out |= walks | analysis.rotations(
-                probe,
-                nulls_of(settings, own=True),
-                n=rotation.surrogates,
-                shared=rotation.shared,
-                window=rotation.window,
-                sites_per_layer=sites,
-                seed=seed,
-            )
-        if "pca" in settings.measures:
-            out |= analysis.principal_components(probe, seed)
-        results[condition] = out
-    if "rotation" in settings.measures and "original" in probes:
-        for null in nulls_of(settings, own=False):
+        clock.done("passes")
+        results[condition] = analysis.counts(probe) | analysis.flags(probe, stream.dtype)
+        for measure, measured in _measures(probe, settings, sites, seed):
+            results[condition] |= measured
+            clock.done(measure)
+    if "rotation" in settings.measures:  # what a unit without dynamics does; the same for every stream
+        walks = analysis.random_walks(
+            first.n_sublayers,
+            nulls_of(settings, own=True),
+            n=min(rotation.surrogates, 199),
+            window=rotation.window,
+            sites_per_layer=sites,
+            seed=seed,
+        )
+        for found in results.values():
+            found |= walks
+        for null in nulls_of(settings, own=False) if "original" in probes else []:
             original = results["original"]
             original |= analysis.compare_rotations(
-                probes["original"], probes[null], original, null, n=settings.rotation.surrogates, seed=seed
+                probes["original"], probes[null], original, null, n=rotation.surrogates, seed=seed
             )
+        clock.done("rotation")
 
+    results = {c: _on_cpu(r) for c, r in results.items()}
+    drawn = _draw(run, trainer, results, sites)
+    clock.done("figures")
     if trainer.is_global_zero:
         summary = {
             "lm": source.lm.label,
@@ -129,7 +115,7 @@ def analyze(run: Run) -> None:
             "sequences_recorded": sum(n_recorded),
             "processes": trainer.world_size,
         }
-        _report(run, summary, {c: _on_cpu(r) for c, r in results.items()}, list(streams.values()), n_recorded)
+        _report(run, summary, results, list(streams.values()), n_recorded, drawn, clock)
     trainer.strategy.barrier()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -144,6 +130,57 @@ def _kept(streams: dict[str, Any], samples: int | None) -> str:
     return "; ".join(parts) + ", and will not be recorded again" if parts else "nothing is kept without a cache"
 
 
+class Clock:
+    """Seconds of each part of a run, which come one after another."""
+
+    def __init__(self, started: float):
+        self.parts: dict[str, float] = {}
+        self._last = started
+
+    def done(self, part: str) -> None:
+        """Count the time since the last call for this part."""
+        now = time.time()
+        self.parts[part] = self.parts.get(part, 0.0) + now - self._last
+        self._last = now
+
+
+def _measures(probe: Any, settings: Any, sites: int, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each measure that was asked for, and what it gives."""
+    from rsdyn import analysis
+    from rsdyn.analysis_checks import nulls_of
+
+    rotation = settings.rotation
+    surrogates: Any = {"n": rotation.surrogates, "shared": rotation.shared, "window": rotation.window}
+    surrogates |= {"sites_per_layer": sites, "seed": seed}
+    ways: dict[str, Callable[[], dict[str, Any]]] = {
+        "activations": lambda: analysis.activations(probe, settings.density_threshold),
+        "correlation": lambda: analysis.correlation(probe),
+        "cosine": lambda: analysis.cosine(probe),
+        "velocity": lambda: analysis.velocity(probe),
+        "mutual_information": lambda: analysis.information(probe, settings.mi.estimator, seed),
+        "rotation": lambda: analysis.rotations(probe, nulls_of(settings, own=True), **surrogates),
+        "pca": lambda: analysis.principal_components(probe, seed),
+    }
+    for measure, measured in ways.items():
+        if measure in settings.measures:
+            yield measure, measured()
+
+
+def _draw(run: Run, trainer: Any, results: dict[str, dict[str, Any]], sites: int) -> list[str]:
+    """Draw the figures, shared out over the processes of the first node, which surely have one disk; their names."""
+    from rsdyn import figures
+    from rsdyn.analysis_figures import panels
+
+    settings = run.config.analysis
+    drawn = panels(
+        results, settings.measures, sites_per_layer=sites, units=settings.rotation.units, seed=run.config.seed
+    )
+    for name in list(drawn)[trainer.local_rank :: trainer.num_devices] if trainer.node_rank == 0 else []:
+        figures.save(drawn[name], run.folder / "figures", name)
+    trainer.strategy.barrier()
+    return list(drawn)
+
+
 def _on_cpu(results: dict[str, Any]) -> dict[str, Any]:
     return {k: v.cpu() if hasattr(v, "cpu") else v for k, v in results.items()}
 
@@ -154,12 +191,14 @@ def _report(
     results: dict[str, dict[str, Any]],
     streams: list[Any],
     n_recorded: list[int],
+    drawn: list[str],
+    clock: Clock,
 ) -> None:
-    """Write results, findings, figures and summary; send them to W&B; print the findings."""
+    """Write results, findings and summary; send them and the figures to W&B; print the findings."""
     import numpy as np
 
-    from rsdyn import figures, show
-    from rsdyn.analysis_figures import panels, portrait_units, sublayer_curves
+    from rsdyn import show
+    from rsdyn.analysis_figures import portrait_units, sublayer_curves
     from rsdyn.findings import (
         as_json,
         as_markdown,
@@ -181,10 +220,6 @@ def _report(
     notes = flags_in_words(results)
     if summary["positions"] != "last":
         notes = [*positions_in_words(results), *notes]
-    drawn = panels(results, measures, sites_per_layer=sites, units=run.config.analysis.rotation.units,
-                   seed=run.config.seed)  # fmt: skip
-    for name, figure in drawn.items():
-        figures.save(figure, run.folder / "figures", name)
     arrays: dict[str, Any] = {
         f"{c}/{k}": np.asarray(v) for c, r in results.items() for k, v in r.items() if hasattr(v, "numpy")
     }
@@ -195,7 +230,7 @@ def _report(
         "in_words": words + notes,
         "scalars": {c: _scalars(r) for c, r in results.items()},
         "curves": curves,
-        "seconds": {"total": time.time() - run.started},
+        "seconds": {"total": time.time() - run.started, "parts": clock.parts},
     }
     write_json(run.folder / "summary.json", summary)
     write_report(run.folder)
@@ -206,7 +241,7 @@ def _report(
     rotation, units = run.config.analysis.rotation, []
     if "rotation" in measures:
         units = portrait_units(main["rotation"], rotation.units, run.config.seed)
-    shared = show.Shared(run.logger, run.folder, streams, n_recorded, list(drawn), run.config.tracking.artifacts)
+    shared = show.Shared(run.logger, run.folder, streams, n_recorded, drawn, run.config.tracking.artifacts)
     show.analysis(shared, summary=summary, table=table, results=results, units=units)
     run.say()
     for line in as_text(table, conditions):

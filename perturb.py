@@ -18,10 +18,15 @@ from rsdyn.script import Run, run_script
 
 def perturb(run: Run) -> None:
     """Text and its plane; prompts and their reference runs; points and controls; recovery; figures, numbers, W&B."""
-    import torch
-
     from rsdyn.callbacks import stage_bar
-    from rsdyn.experiment import find_source, on_gpu, open_stream, record_certificate, say_positions, start_records
+    from rsdyn.experiment import (
+        device_of,
+        find_source,
+        open_stream,
+        record_certificate,
+        say_positions,
+        start_records,
+    )
     from rsdyn.perturbation import find_plane, layers_of, measure, prompts_of, read_trajectories
     from rsdyn.stream.certificate import certify
 
@@ -34,7 +39,7 @@ def perturb(run: Run) -> None:
     stream = open_stream(run, source, samples=settings.samples)
     say_positions(run, stream, settings.samples)
     start_records(run, source, {"original": stream})
-    stream.device = torch.device("cuda" if on_gpu(config) else "cpu")
+    stream.device = device_of(config)
     run.kept = lambda: f"{stream.n_sequences - stream.n_missing()} sequences are in the cache"
     with stage_bar("reading the stream", stream.shards_of(settings.samples), "shards") as done:
         trajectories = read_trajectories(stream, settings.samples, done)

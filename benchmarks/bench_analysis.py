@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,15 +43,20 @@ def open_stream(folder: Path, n: int, s: int, d: int):
 
 
 def fill(folder: Path, n: int, s: int, d: int) -> None:
-    """Write the shards: a common walk and one of each sequence in 64 shared directions and in each unit."""
+    """Write the shards of the stream that :func:`open_stream` opens."""
+    stream = open_stream(folder, n, s, d)
+    fill_shards(stream, stream.n_shards)
+
+
+def fill_shards(stream: Any, n_shards: int) -> None:
+    """Write a stream's first shards: a common walk, and one of each sequence in 64 shared directions and each unit."""
     from rsdyn.stream.cache import Shard
 
-    stream = open_stream(folder, n, s, d)
-    rng = torch.Generator().manual_seed(0)
+    s, d, rng = stream.n_sublayers, stream.n_units, torch.Generator().manual_seed(0)
     growth = torch.linspace(0.5, 2, s)[:, None]
     common = (torch.randn(s, d, generator=rng) * growth).cumsum(0)
     directions = torch.randn(64, d, generator=rng) / 8
-    for k in range(stream.n_shards):
+    for k in range(n_shards):
         start, stop = stream.bounds(k)
         own = torch.randn(stop - start, s, 64, generator=rng) @ directions + torch.randn(
             stop - start, s, d, generator=rng
@@ -65,8 +71,8 @@ def work(folder: Path, shape: tuple[int, int, int], measures: list[str], threads
     import lightning as L
 
     from rsdyn import analysis
-    from rsdyn.datamodule import TrajectoryDataModule
     from rsdyn.probe import ResidualStreamProbe
+    from rsdyn.trajectory_datamodule import TrajectoryDataModule
 
     stream = open_stream(folder, *shape)
     for k in range(stream.n_shards):  # the page cache, alike for all

@@ -9,9 +9,12 @@ turns with the others in one process (the peers once among themselves, then the 
 time counts on one thread, the least wall time on two. A way whose streams differ from ours is an error. Peers are taken
 as their documentation shows them (``peers.py``), one sequence at a time and in batches of 16, the causal LM whole.
 
-The floor is the matrix products: the linear maps of the layers, up to the last site, on the same number of tokens, 512
-rows at a time, with the same library on as many threads. Attention over the sequences, norms, rotary embeddings, SiLU
-and the recording are not in it.
+The floor is the matrix products: the linear maps of the layers, up to the last site, on the same number of tokens, as
+many rows at a time as ours, with the same library on as many threads. Attention over the sequences, norms, rotary
+embeddings, SiLU and the recording are not in it.
+
+The process keeps its pages as the scripts do (``rsdyn.allocator``), for the peers and the products too: a peer's own
+scripts would not, so no ratio owes anything to the allocator. Settings of malloc in the environment win, for all ways.
 
 Memory is what a way takes beside the loaded model, in a process of its own.
 """
@@ -38,6 +41,7 @@ from peers import PEERS, installed
 from timing import in_a_child, least, peak_memory, table
 from torch import Tensor
 
+from rsdyn.allocator import keep_pages
 from rsdyn.dynamics.parallel import side_by_side
 from rsdyn.stream.batches import PACKED, SORTED, make_batches, tokens_computed
 from rsdyn.stream.lm import LanguageModel, Layout, _StopForwardError
@@ -46,7 +50,7 @@ from rsdyn.stream.packing import packed_attention
 MODELS = {"small": (512, 16, 0.85), "wide": (1024, 8, 0.93)}  # width, layers, goal of the products' limit
 VOCABULARY = 32_000
 BATCH = 16
-BATCH_TOKENS = 512  # the default of lm.batch_tokens
+BATCH_TOKENS = 1024  # the default of lm.batch_tokens
 
 
 def ours(lm: LanguageModel, texts: Sequence[np.ndarray], layout: str, precision: str = "highest") -> Tensor:
@@ -271,6 +275,7 @@ def main() -> None:
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--process", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    kept = keep_pages()
     if options.memory_of:
         name, way, n = options.memory_of
         print(json.dumps(memory_of(name, way, int(n))))
@@ -281,11 +286,12 @@ def main() -> None:
         return
     n, turns = (16, 2) if options.quick else (options.sequences, options.turns)
     parts = options.parts.split(",")
+    print(f"Freed pages are {'kept' if kept else 'left to the C library as it is'}, for every way.")
     for name in options.models or MODELS:
         for threads in (1, 2) if "time" in parts else ():
             compare(name, threads, n, turns)
         if "memory" in parts:
-            memory(name, (32, 128))
+            memory(name, (16, 64) if options.quick else (32, 128))
         if "processes" in parts:
             two_processes(name, 128)
 

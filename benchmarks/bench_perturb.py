@@ -12,7 +12,8 @@ same), so one depth is timed and counted for all. All take turns, on the same we
 
 The matrix products' limit: the linear maps of the suffix layers alone, one token a point, with weights and numbers of
 rows as ours (each depth apart, or the batch growing from depth to depth: the faster of the two). The attention of a
-point over the prompt is not in it.
+point over the prompt is not in it. All ways, the products too, run with the pages kept as the scripts keep them
+(``rsdyn.allocator``).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from peers import bridge
 from timing import least
 from torch import Tensor, nn
 
+from rsdyn.allocator import keep_pages
 from rsdyn.stream.continuation import continue_all, continue_from, run_reference
 from rsdyn.stream.lm import LanguageModel
 from rsdyn.stream.source import find_lm
@@ -202,6 +204,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_pages()
     lm = open_model(args.width, args.layers)
     n_parameters = sum(w.numel() for w in suffix(lm, 0))
     print(

@@ -15,6 +15,8 @@ bench_analysis.py makes it. Analysis has every measure; training is one epoch of
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import os
@@ -28,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from inputs import random_llama, sequences
+from inputs import random_llama, sequences, thin_llama
 from timing import in_a_child, peak_memory, table
 
 HERE = Path(__file__).parent
@@ -95,8 +97,8 @@ def analysis(n: int, d: int, s: int, folder: Path) -> Callable[[], object]:
     from bench_analysis import MEASURES, NULLS
 
     from rsdyn import analysis
-    from rsdyn.datamodule import TrajectoryDataModule
     from rsdyn.probe import ResidualStreamProbe
+    from rsdyn.trajectory_datamodule import TrajectoryDataModule
 
     stream = cached_stream(n, d, s, folder)
 
@@ -174,32 +176,77 @@ def slopes(x: list[int], y: list[float], resolution: float = 0.0) -> tuple[float
     return float(np.polyfit(a, b, 1)[0]) if np.isfinite(b).all() else math.nan, float((b[-1] - b[-2]) / (a[-1] - a[-2]))
 
 
-def processes() -> list[list[str]]:
-    """The scripts on one process and on two of one thread each: seconds of the whole, recording included or not."""
-    rows = []
+WIDE = (1000, 32, 1024)  # the stream that analyze.py shares out: sequences, sublayers, units
+
+
+def made_up_stream(folder: Path) -> list[str]:
+    """Words that have analyze.py read a made-up stream of the ``WIDE`` shape, all of it in the cache."""
+    from bench_analysis import fill_shards
+
+    from rsdyn.cli import load_config
+    from rsdyn.experiment import find_source, make_stream
+    from rsdyn.script import Run
+
+    n, s, d = WIDE
+    words = [f"lm.name={thin_llama(folder / 'model', d, s // 2)}", f"cache.dir={folder / 'cache'}"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = Run("analyze", load_config([*words, "analysis.conditions=[original]"], "analyze"), folder, time.time())
+        stream = make_stream(run, find_source(run), "original")
+    stream.open()
+    fill_shards(stream, stream.shards_of(n))
+    return words
+
+
+def on_processes(n: int, script: str, words: list[str], folder: Path) -> dict[str, Any]:
+    """Seconds of a script on ``n`` processes of one thread each, in all and as its summary has them."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / script), f"run.dir={folder}", "tracking.mode=disabled"]
+    start = time.perf_counter()
+    done = subprocess.run(
+        [*command, "trainer.accelerator=cpu", f"trainer.devices={n}", *words],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    found = json.loads((folder / "summary.json").read_text())["seconds"]
+    return {**found, "in all": time.perf_counter() - start}
+
+
+def processes() -> list[list[str]]:
+    """The scripts on one process and on two of one thread each: seconds of the whole, and of analyze.py's parts."""
+    rows = []
+
+    def row(title: str, one: float, two: float) -> None:
+        rows.append([title, f"{one:.1f}", f"{two:.1f}", f"{one / two:.2f} ×"])
+
     with tempfile.TemporaryDirectory() as scratch:
-        plans = {
-            "train.py, three epochs, recording": ("train.py", ["trainer.max_epochs=3", "{cold}"], ("seconds", "fit")),
-            "train.py, three epochs, cached": ("train.py", ["trainer.max_epochs=3", "{warm}"], ("seconds", "fit")),
-            "analyze.py, original text, cached": (
-                "analyze.py",
-                ["analysis.conditions=[original]", "analysis.rotation.surrogates=200", "{warm}"],
-                ("seconds", "total"),
-            ),
-        }
-        for title, (script, words, where) in plans.items():
-            seconds = []
+        embedded = f"cache.dir={scratch}/train-1-cache"
+        for title in ("recording", "cached"):
+            found = []
             for n in (1, 2):
-                folder = Path(scratch) / f"{len(rows)}-{n}"
-                cache = {"{cold}": f"cache.dir={folder}-cache", "{warm}": f"cache.dir={scratch}/0-1-cache"}
-                command = [sys.executable, str(ROOT / script), f"run.dir={folder}", "tracking.mode=disabled"]
-                command += ["trainer.accelerator=cpu", f"trainer.devices={n}", *(cache.get(w, w) for w in words)]
-                done = subprocess.run(command, capture_output=True, text=True, env=environment)
-                if done.returncode:
-                    raise SystemExit(done.stderr[-3000:])
-                seconds.append(json.loads((folder / "summary.json").read_text())[where[0]][where[1]])
-            rows.append([title, *(f"{t:.1f}" for t in seconds), f"{seconds[0] / seconds[1]:.2f} ×"])
+                cache = embedded if n == 1 or title == "cached" else f"cache.dir={scratch}/train-2-cache"
+                words = ["trainer.max_epochs=3", cache]
+                found.append(on_processes(n, "train.py", words, Path(scratch) / f"train-{title}-{n}")["fit"])
+            row(f"train.py, three epochs, {title}", *found)
+        n, s, d = WIDE
+        streams = {
+            "embedded model": [embedded],
+            f"{n} x {s} x {d}, made up": made_up_stream(Path(scratch) / "made-up"),
+        }
+        for title, words in streams.items():
+            words = [*words, "analysis.conditions=[original]", "analysis.rotation.surrogates=200"]
+            folder = Path(scratch) / f"analyze-{len(rows)}"
+            one, two = (on_processes(n, "analyze.py", words, folder / str(n)) for n in (1, 2))
+            row(f"analyze.py, {title}, cached, in all", one["in all"], two["in all"])
+            # the interpreter and its imports come before the run's own clock starts
+            starts = [run["in all"] - run["total"] + run["parts"].pop("start") for run in (one, two)]
+            row("- of that until the first pass", *starts)
+            row("- the rest", *(run["in all"] - start for run, start in zip((one, two), starts, strict=True)))
+            for part in one["parts"]:
+                if one["parts"][part] > 0.5:
+                    row(f"- - {part}", one["parts"][part], two["parts"][part])
+            row("- - findings, report, end", *(run["in all"] - start - sum(run["parts"].values())
+                                               for run, start in zip((one, two), starts, strict=True)))  # fmt: skip
     return rows
 
 

@@ -4,8 +4,9 @@
     python benchmarks/guard.py --record        # writes the ratios found into guard.json, on an idle machine
     python benchmarks/guard.py correlation     # some of them
 
-One thread, CPU time, the two sides of a ratio in turns in the same process: what else the machine does touches both.
-A ratio below half of the recorded one is measured again, twice as long, before it counts as lost.
+One thread, CPU time, the two sides of a ratio in turns in the same process, which keeps its pages as the scripts do
+(``rsdyn.allocator``): what else the machine does touches both. A ratio below half of the recorded one is measured
+again, twice as long, before it counts as lost.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 from timing import least, table
+
+from rsdyn.allocator import keep_pages
 
 RECORDED = Path(__file__).parent / "guard.json"
 Pair = tuple[str, Callable[[], object], Callable[[], object], float]  # baseline's name, ours, it, ours over its work
@@ -228,6 +231,7 @@ def main() -> int:
     if unknown := [name for name in options.works if name not in WORKS]:
         parser.error(f"{', '.join(unknown)}: must be of {', '.join(WORKS)}")
     torch.set_num_threads(1)
+    keep_pages()
     quiet()
     recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
     works = {name: make for name, make in WORKS.items() if not options.works or name in options.works}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,6 +33,31 @@ def random_llama(
     causal = AutoModelForCausalLM.from_config(config, dtype=dtype)
     name = f"Llama, L{layers} D{width}, random"
     return LanguageModel(causal.base_model, name=name, causal=causal if head else None)
+
+
+def thin_llama(folder: Path, width: int, layers: int) -> Path:
+    """Write the embedded model's tokenizer and a Llama as wide as asked whose blocks have next to no weights.
+
+    For streams that are made up: a model that is opened, keyed and never run.
+    """
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    tokenizer = find_lm().tokenizer()
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=8,
+        num_hidden_layers=layers,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
 
 
 def lengths(n: int) -> np.ndarray:

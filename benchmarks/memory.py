@@ -18,12 +18,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CGROUPS = Path("/sys/fs/cgroup")
 V1 = (CGROUPS / "memory").is_dir()
-CGROUP = CGROUPS / "memory" / "rsdyn" if V1 else CGROUPS / "rsdyn"
+CGROUP = CGROUPS / ("memory" if V1 else "") / f"rsdyn-{os.getpid()}"
 
 
 def make_inputs(folder: Path, n: int) -> None:
@@ -50,11 +52,27 @@ def make_inputs(folder: Path, n: int) -> None:
             file.write(json.dumps({"text": " ".join(rng.choices(words, k=25))[:300].ljust(110, ".")}) + "\n")
 
 
-def peak(command: list[str], limit: float | None) -> tuple[int, dict[str, float]]:
-    """Run a command; its exit code and its peak memory in MiB, its own (anonymous) and with what is mapped of files."""
+@contextmanager
+def memory_limit(gigabytes: float | None) -> Iterator[None]:
+    """While it lasts there is a cgroup of so much memory, page cache included, for :func:`peak`; None: without one."""
+    if gigabytes is not None:
+        CGROUP.mkdir(exist_ok=True)
+        (CGROUP / ("memory.limit_in_bytes" if V1 else "memory.max")).write_text(str(int(gigabytes * 1e9)))
+    try:
+        yield
+    finally:
+        if gigabytes is not None:
+            CGROUP.rmdir()
+
+
+def peak(command: list[str], *, limited: bool) -> tuple[int, dict[str, float]]:
+    """Run a command; its exit code and its peak memory in MiB, its own (anonymous) and with what is mapped of files.
+
+    ``limited`` runs it in the cgroup of :func:`memory_limit`; a command that needs more is killed, exit code -9.
+    """
 
     def enter() -> None:
-        if limit is not None:
+        if limited:
             (CGROUP / "cgroup.procs").write_text(str(os.getpid()))
 
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=enter)
@@ -83,18 +101,11 @@ def main() -> None:
     parser.add_argument("n", nargs="*", type=int, default=[1250, 10_000])
     parser.add_argument("--limit", type=float, help="GB of memory that each run may have")
     arguments = parser.parse_args()
-    if arguments.limit is not None:
-        CGROUP.mkdir(exist_ok=True)
-        (CGROUP / ("memory.limit_in_bytes" if V1 else "memory.max")).write_text(str(int(arguments.limit * 1e9)))
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            measure(Path(folder), arguments.n, arguments.limit)
-    finally:
-        if arguments.limit is not None:
-            CGROUP.rmdir()
+    with memory_limit(arguments.limit), tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder), arguments.n, limited=arguments.limit is not None)
 
 
-def measure(folder: Path, counts: list[int], limit: float | None) -> None:
+def measure(folder: Path, counts: list[int], *, limited: bool) -> None:
     make_inputs(folder, max(counts))
     for n in counts:
         shared = [
@@ -111,7 +122,7 @@ def measure(folder: Path, counts: list[int], limit: float | None) -> None:
         for script, words in scripts.items():
             began = time.monotonic()
             run = folder / f"{script}-{n}"
-            code, most = peak([sys.executable, str(ROOT / script), *shared, *words, f"run.dir={run}"], limit)
+            code, most = peak([sys.executable, str(ROOT / script), *shared, *words, f"run.dir={run}"], limited=limited)
             print(
                 f"{script:10}  N {n:6d}  exit {code}  own {most['anonymous']:6.0f} MiB  "
                 f"resident {most['resident']:6.0f} MiB  {time.monotonic() - began:5.0f} s",

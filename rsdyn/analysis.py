@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,17 +27,20 @@ from rsdyn.dynamics.moments import (
     merge_comoments,
     participation_ratio,
 )
+from rsdyn.dynamics.parallel import side_by_side
 from rsdyn.dynamics.projection import PCA
 from rsdyn.dynamics.resampling import jackknife
 from rsdyn.dynamics.surrogates import RotationTest
 from rsdyn.dynamics.walks import smoothed_random_walks
 from rsdyn.metrics import UnitShare
 from rsdyn.probe import ResidualStreamProbe
+from rsdyn.processes import from_all, shared_out
 
 Results = dict[str, Any]
 N_JACKKNIFE_UNITS = 32  # units whose mutual information is estimated again without each group of sequences
 N_CONTROL = 100  # random walks beside the trajectories
 CONTROL_D = 256
+WALKS_AT_ONCE = 128  # of the walks that are held against the nulls: a piece for a process or a thread
 
 
 def _without_each(parts: Sequence[Any], together: Callable[[Any, Any], Any]) -> list[Any]:
@@ -166,14 +170,14 @@ def information(probe: ResidualStreamProbe, estimator: str, seed: int) -> Result
     some = _some_units(share)
     generator = torch.Generator().manual_seed(seed)
     pairing = torch.randperm(len(share.x), generator=generator).to(share.x.device)
-    floor = _gathered(share, consecutive_information(some, estimator, pairing=pairing))
+    floor = _gathered(consecutive_information(some, estimator, pairing=pairing))
     groups = share.sequence % len(probe.groups)
     without: list[Tensor] = []
     for g in groups.unique():
         if int((groups != g).sum()) < MIN_SAMPLES[estimator]:  # a few sequences, most tokens of one: no interval
             without = []
             break
-        part = _gathered(share, consecutive_information(some[groups != g], estimator))
+        part = _gathered(consecutive_information(some[groups != g], estimator))
         without.append(torch.where(part.isfinite(), part, torch.nan).nanmean(1))
     mean = finite.nanmean(1)
     if without:
@@ -196,13 +200,9 @@ def _some_units(share: UnitShare) -> Tensor:
     return share.x[..., at.to(share.x.device)]
 
 
-def _gathered(share: UnitShare, values: Tensor) -> Tensor:
+def _gathered(values: Tensor) -> Tensor:
     """The values ``(..., u)`` of all processes' chosen units side by side."""
-    if share.x.shape[-1] == share.n_units:
-        return values
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, values.cpu())
-    return torch.cat(parts, dim=-1).to(values.device)
+    return torch.cat(from_all(values, values.device), dim=-1)
 
 
 def rotations(
@@ -237,10 +237,10 @@ def rotations(
             test = surrogates.rotation_test(
                 mean[:, own], null, n, seed, shared=shared, on_block=_steps_of(done), **options
             )
-            test = _over_processes(share, test)
+            test = _over_processes(test)
             # units are correlated, so a claim about all of them needs surrogates that they share
             together = test if shared else surrogates.rotation_test(mean[:, own], null, n, seed, shared=True, **options)
-            together = test if shared else _over_processes(share, together)
+            together = test if shared else _over_processes(together)
         out |= named_results(test) | {
             f"null_{null}_population": together.population,
             f"null_{null}_population_p": together.population_p,
@@ -263,18 +263,10 @@ def _steps_of(done: Callable[[int], object]) -> Callable[[int, int], None]:
     return at
 
 
-def _over_processes(share: UnitShare, test: RotationTest) -> RotationTest:
+def _over_processes(test: RotationTest) -> RotationTest:
     """The test of all units, from those of each process."""
-    if share.x.shape[-1] == share.n_units:
-        return test
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, _on(test, "cpu"))  # else each part stays on its sender's device
-    return _on(surrogates.join(parts), test.p.device)
-
-
-def _on(test: RotationTest, device: torch.device | str) -> RotationTest:
-    moved: Any = {k: v.to(device) for k, v in test._asdict().items() if isinstance(v, Tensor)}
-    return test._replace(**moved)
+    parts = from_all(test, test.p.device)
+    return test if len(parts) == 1 else surrogates.join(parts)
 
 
 def named_results(test: RotationTest, name: str | None = None) -> Results:
@@ -294,7 +286,7 @@ def compare_rotations(
             if not torch.equal(ours.number, theirs.number):
                 raise ValueError("probe and other keep different tokens, which make no pairs: give them one text.")
             test = surrogates.paired_swap_test(ours.x, theirs.x, n=n, seed=seed, groups=ours.sequence)
-            test = _over_processes(probe.share, test)
+            test = _over_processes(test)
         else:
             test = surrogates.pooled_test(results["rotation"], rotation.rotations(other.total.mean))
         done(1)
@@ -310,11 +302,23 @@ def random_walks(
     """What units without any dynamics do: mean |R| of random walks as long, and how many of them beat each null."""
     generator = torch.Generator().manual_seed(seed)
     walks = torch.randn(n_sublayers, n_walks, generator=generator).cumsum(0)
-    out: Results = {"rotation_random_walk": rotation.rotations(walks).abs().mean()}
-    for null in nulls:
-        test = surrogates.rotation_test(walks, null, n, seed, window=window, sites_per_layer=sites_per_layer)
-        out[f"walks_beyond_{null}"] = (test.p < 0.05).to(torch.float64).mean()
-    return out
+    options: Any = {"window": window, "sites_per_layer": sites_per_layer}
+
+    def beyond(some: tuple[str, int]) -> Tensor:
+        null, first = some
+        test = surrogates.rotation_test(
+            walks[:, first : first + WALKS_AT_ONCE], null, n, seed, first_unit=first, **options
+        )
+        return (test.p < 0.05).sum()
+
+    # null by null would be uneven: one that takes a Fourier transform costs as much as all others together
+    pieces = [(null, first) for null in nulls for first in range(0, n_walks, WALKS_AT_ONCE)]
+    counts = dict(zip(pieces, shared_out(beyond, pieces, "cpu"), strict=True))
+    shares = {null: sum(int(n) for (name, _), n in counts.items() if name == null) / n_walks for null in nulls}
+    return {
+        "rotation_random_walk": rotation.rotations(walks).abs().mean(),
+        **{f"walks_beyond_{null}": torch.tensor(share, dtype=torch.float64) for null, share in shares.items()},
+    }
 
 
 def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
@@ -343,34 +347,18 @@ def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
         if len(parts) > 1
         else []
     )
-    mine = usable[share.first_unit : share.first_unit + share.x.shape[-1]]
-    grams = dimension.gram(share.x if mine.all() else share.x[..., mine])
-    if share.x.shape[-1] < share.n_units:
-        torch.distributed.all_reduce(grams)
-    with probe.bar(f"{probe.name}: dimensions", len(grams)) as done:
-        variances = dimension.spectra(grams)
-        done(len(grams))
+    variances, ratio_without, ratio_without_massive = _dimensions(probe, share)
     without_massive: Results = {}
     if probe.massive.any():
-        few = mine & ~probe.massive[share.first_unit : share.first_unit + share.x.shape[-1]]
-        rest = dimension.gram(share.x[..., few])
-        if share.x.shape[-1] < share.n_units:
-            torch.distributed.all_reduce(rest)
-        every = torch.arange(len(share.x), device=rest.device)
-        without_massive["dimensions_without_massive"] = dimension.participation_of_gram(rest, every)
         assert probe.pca_without_massive is not None
-        without_massive |= {
+        without_massive = {
+            "dimensions_without_massive": ratio_without_massive,
             "pca_ratio_without_massive": probe.pca_without_massive.explained_variance_ratio,
             "pca_components_without_massive": probe.pca_without_massive.components.T[:10],
             "ev_without_massive": unexplained(
                 probe.residual_without_massive, of_units(usable & ~probe.massive, probe.total)
             ),
         }
-    group = share.sequence % len(probe.groups)
-    ratio_without = []
-    for g in group.unique():
-        rows = (group != g).nonzero().flatten()
-        ratio_without.append(dimension.participation_of_gram(grams, rows))
     control = _control(probe, seed)
     out: Results = {
         "pca_ratio": pca.explained_variance_ratio,
@@ -379,7 +367,7 @@ def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
         "latent_mean": probe.latents.mean,
         "latent_samples": probe.latent_samples,
         **_with_interval("ev", ev, ev_without),
-        **_with_interval("dimensions", dimension.participation(variances), ratio_without),
+        **_with_interval("dimensions", dimension.participation(variances), list(ratio_without)),
         "components_90": dimension.components_for(variances, 0.9),
         **control,
         **without_massive,
@@ -388,6 +376,29 @@ def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
         a, b = (half.components for half in probe.half_pca)
         out["half_angles"] = torch.rad2deg(torch.arccos(torch.linalg.svdvals(a.T @ b).clamp(-1, 1)))
     return out
+
+
+def _dimensions(probe: ResidualStreamProbe, share: UnitShare) -> tuple[Tensor, Tensor, Tensor]:
+    """Variances ``(S, K)`` of each sublayer, and its participation ratio without each group of sequences
+    ``(groups, S)`` and without the massive units ``(S,)``; each sublayer is done by one process, whole.
+    """
+    usable, group, x = ~probe.unusable, share.sequence % len(probe.groups), share.by_sublayer()
+    chosen = torch.stack([group != g for g in group.unique()])
+    every, few, massive = torch.ones_like(chosen[:1]), ~probe.massive[usable], bool(probe.massive.any())
+    with probe.bar(f"{probe.name}: dimensions", x.shape[1]) as done:
+
+        def one(s: int) -> tuple[Tensor, Tensor, Tensor]:
+            here = dimension.centred(x[:, s] if usable.all() else x[:, s, usable])
+            rest = dimension.participation_of(here[:, few], every)[0] if massive else here.new_zeros(())
+            return dimension.spectrum(here), dimension.participation_of(here, chosen), rest
+
+        mine = []
+        for found in side_by_side(one, range(x.shape[1]), x.device):
+            mine.append(found)
+            done(1)
+    of_all = chain.from_iterable(from_all(mine, x.device))
+    variances, without, without_massive = (torch.stack(values) for values in zip(*of_all, strict=True))
+    return variances, without.T, without_massive
 
 
 def _control(probe: ResidualStreamProbe, seed: int) -> Results:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping
 from tqdm.auto import tqdm
 
-from rsdyn.datamodule import ResidualStreamDataModule, TrajectoryDataModule
+from rsdyn.datamodule import ResidualStreamDataModule
 from rsdyn.run_folder import is_rank_zero
 from rsdyn.signals import Stop
+from rsdyn.trajectory_datamodule import TrajectoryDataModule
 
 
 class Progress(L.Callback):
@@ -162,6 +164,10 @@ class Patience(EarlyStopping):
 
     def __init__(self, patience: int):
         super().__init__("val/loss", patience=patience)
+
+    @cached_property
+    def state_key(self) -> str:  # Lightning asks for it in each hook of each step
+        return super().state_key
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})

@@ -11,6 +11,7 @@ import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,6 +176,13 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(
             dirpath=folder, filename=Path(BEST).stem, monitor="val/loss", enable_version_counter=False, save_top_k=1
         )
+
+    @cached_property
+    def state_key(self) -> str:  # Lightning asks for it in each hook of each step
+        return super().state_key
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: it saves after validations, and Lightning's own would look into that in each step."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         here = Path(str(self.dirpath))

@@ -57,7 +57,7 @@ class LmConfig:
         "larger than one device (needs accelerate, and one process).",
         choices=("auto",),
     )
-    batch_tokens: int = setting(512, "Most tokens that go through the LM together.", low=1)
+    batch_tokens: int = setting(1024, "Most tokens that go through the LM together.", low=1)
     layout: str = setting(
         "auto",
         "How sequences go together: packed end to end without padding, sorted by length and padded, or packed where a "

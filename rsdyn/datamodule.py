@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -12,15 +11,16 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from rsdyn.dynamics.moments import Moments, merge, moments
 from rsdyn.errors import NonFiniteError, UserError
+from rsdyn.loading import Batches, balanced_owners
 from rsdyn.shuffle import Memory, Pool, Vectors, first_needed, plan
-from rsdyn.stream.cache import Shard
-from rsdyn.stream.positions import numbers
+from rsdyn.stream.cache import ReadAhead, Shard
 from rsdyn.stream.text import split
 from rsdyn.stream.trajectories import TrajectoryStream
+from rsdyn.trajectory_datamodule import TrajectoryBatch, pieces
 
 Split = Literal["train", "val", "test"]
 
@@ -99,8 +99,7 @@ class ResidualStreamDataModule(L.LightningDataModule):
         self._counted: set[int] = set()
         self._pin = False
         self._memory, self._batch_memory = Memory(), Memory()
-        self._reading: threading.Thread | None = None
-        self._ahead: list[int] = []  # the shards that are being read, or were last
+        self._ahead: ReadAhead | None = None
         self.set_process(0, 1)
 
     def set_process(self, rank: int, world_size: int) -> None:
@@ -137,20 +136,20 @@ class ResidualStreamDataModule(L.LightningDataModule):
 
     def teardown(self, stage: str | None = None) -> None:
         self._kept, self._memory, self._batch_memory = None, Memory(), Memory()
-        self._ahead = []
+        self._read_ahead([])
 
     # -- batches -------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(_Batches(self._train_batches, self.n_train_batches))
+        return self._loader(Batches(self._train_batches, self.n_train_batches))
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(_Batches(lambda: self._eval_batches("val"), self._n_eval_batches("val")))
+        return self._loader(Batches(lambda: self._eval_batches("val"), self._n_eval_batches("val")))
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(_Batches(lambda: self._eval_batches("test"), self._n_eval_batches("test")))
+        return self._loader(Batches(lambda: self._eval_batches("test"), self._n_eval_batches("test")))
 
-    def _loader(self, batches: _Batches) -> DataLoader:
+    def _loader(self, batches: Batches) -> DataLoader:
         # no workers: the language model runs in this process, and the batches are slices of what is already in memory
         return DataLoader(batches, batch_size=None, num_workers=0, pin_memory=self._pin, collate_fn=_as_it_is)
 
@@ -212,6 +211,7 @@ class ResidualStreamDataModule(L.LightningDataModule):
             now = next((i for i, w in enumerate(plans) if first < w.batches_after), len(plans) - 1)
             skip = first - plans[now].batches_before
             begin = first_needed(plans, now, skip)
+            self._read_ahead(windows[begin:])
             left: _Left | None = None
             for window, planned in zip(windows[:now], plans[:now], strict=True):
                 if planned.number >= begin:
@@ -226,8 +226,6 @@ class ResidualStreamDataModule(L.LightningDataModule):
         for window, planned in zip(windows[now:], plans[now:], strict=True):
             with self._stoppable():
                 pool = self._window(window, rng, left)
-            if planned.number + 1 < len(windows):
-                self._read_ahead(windows[planned.number + 1])
             ahead = step * skip - (planned.left_before if left is None else 0)
             stop = len(pool) - planned.left_after
             for start in range(ahead, stop, step):
@@ -254,26 +252,25 @@ class ResidualStreamDataModule(L.LightningDataModule):
     def _window(self, window: np.ndarray, rng: np.random.Generator, left: _Left | None) -> Pool:
         """The training vectors of some shards, shuffled by vector or by sequence, behind what the last window left."""
         vectors = self._vectors()
-        self._read_ahead(window)
-        if self._reading is not None:
-            self._reading.join()
-        self._reading, self._ahead = None, []
         for k in window.tolist():
-            if k not in vectors.places:
-                shard = self._shard(k)
-                vectors.put(k, shard.activations, shard.index, self._rows(k, "train"))
+            if k in vectors.places:
+                continue
+            if self._ahead is not None:
+                self._ahead.wait(k)
+            shard = self._shard(k)
+            vectors.put(k, shard.activations, shard.index, self._rows(k, "train"))
+            if self._ahead is not None:
+                self._ahead.take(k)
         order, whole = self._order(window, rng), self.batch_by == "sequence"
         return Pool(vectors, window.tolist(), order, left, whole=whole, memory=self._batch_memory)
 
-    def _read_ahead(self, window: np.ndarray) -> None:
-        """Have a window's shards read from the disk, while this one is trained on; at once if it is not under way."""
-        shards = window.tolist()
-        if self.stream.cache is None or shards == self._ahead or (self._kept and self._kept.places.keys() >= {*shards}):
-            return
-        self._ahead = shards
-        # a daemon: a run that ends does not wait for a window that nobody will want
-        self._reading = threading.Thread(target=self.stream.cache.read_ahead, args=(shards,), daemon=True)
-        self._reading.start()
+    def _read_ahead(self, windows: list[np.ndarray]) -> None:
+        """Have the shards of these windows, and no others any more, read from the disk while others are trained on."""
+        if self._ahead is not None:
+            self._ahead.end()
+        kept = set() if self._kept is None else self._kept.places.keys()
+        shards = [k for window in windows for k in window.tolist() if k not in kept]
+        self._ahead = ReadAhead(self.stream.cache, shards) if self.stream.cache is not None and shards else None
 
     def _vectors(self) -> Vectors:
         """Where the vectors of a window are put, or are already."""
@@ -284,7 +281,7 @@ class ResidualStreamDataModule(L.LightningDataModule):
         fits = sum(counts) * math.prod(shape) * self.stream.dtype.itemsize <= KEPT_BYTES
         # without a cache the language model runs in every epoch, as was asked for
         if fits and self.stream.cache is not None:
-            self._kept = Vectors(torch.empty(sum(counts), *shape, dtype=self.stream.dtype))
+            self._kept = Vectors(self._memory.empty(sum(counts), *shape, dtype=self.stream.dtype))
             return self._kept
         largest = sum(counts[: self.shuffle_shards])  # of any epoch's windows
         return Vectors(self._memory.empty(largest, *shape, dtype=self.stream.dtype))
@@ -328,7 +325,7 @@ class ResidualStreamDataModule(L.LightningDataModule):
     def _shard(self, k: int) -> Shard:
         shard = self.stream.shard(k)
         if k not in self._counted:
-            for batch in _pieces(self.stream, k, shard, len(shard.index)):
+            for batch in pieces(self.stream, k, shard, len(shard.index)):
                 self.on_shard(batch)
             # as many at a time as a shard has sequences, which is all of them where a sequence has one trajectory
             for rows in self._rows(k, "train").split(self.stream.shard_sequences):
@@ -373,112 +370,6 @@ def _not_finite(activations: Tensor, index: Tensor) -> NonFiniteError:
     )
 
 
-class TrajectoryBatch(NamedTuple):
-    """Whole trajectories.
-
-    Attributes:
-        activations: ``(n, S, D)``, in the cache's dtype.
-        sequence: ``(n,)`` int64, the numbers of the sequences in their corpus, never falling.
-        number: ``(n,)`` int64, those of the trajectories (:func:`rsdyn.stream.positions.numbers`); None where each
-            sequence has one, and it is the sequence's.
-        kind: ``(n,)`` uint8, as in :class:`~rsdyn.stream.cache.Shard`; None there.
-    """
-
-    activations: Tensor
-    sequence: Tensor
-    number: Tensor | None = None
-    kind: Tensor | None = None
-
-
-def _pieces(stream: TrajectoryStream, k: int, shard: Shard, n: int) -> Iterator[TrajectoryBatch]:
-    """The first ``n`` trajectories of shard ``k``, as many at a time as a shard has sequences."""
-    turns = stream.turns(k)
-    for start in range(0, n, stream.shard_sequences):
-        rows = slice(start, min(start + stream.shard_sequences, n))
-        batch = TrajectoryBatch(shard.activations[rows], shard.index[rows])
-        if turns is not None:
-            batch = batch._replace(number=numbers(batch.sequence, turns[rows]))
-        yield batch if shard.kind is None else batch._replace(kind=shard.kind[rows])
-
-
-class TrajectoryDataModule(L.LightningDataModule):
-    """The trajectories of the first ``samples`` sequences of a stream, once or several times over.
-
-    For ``trainer.test``.
-
-    Each process owns a fixed set of shards and gives every sequence of them once a pass; no sequence is given twice or
-    padded in, so counts that do not divide by the processes are exact. A shard that is missing is recorded on the way.
-    Without a cache the recorded shards are kept in memory, so that a second pass does not need the LM again, where each
-    sequence has one trajectory; more would not fit, and the second pass records them again.
-
-    Args:
-        stream: where the shards come from.
-        samples: how many sequences, from the first one on; default all.
-        passes: how often; each is a dataloader of its own.
-    """
-
-    def __init__(self, stream: TrajectoryStream, *, samples: int | None = None, passes: int = 1):
-        super().__init__()
-        self.stream, self.passes = stream, passes
-        self.n_samples = min(samples or stream.n_sequences, stream.n_sequences)
-        self.n_shards = stream.shards_of(self.n_samples)
-        self._pin = False
-        self._kept: dict[int, Shard] = {}
-        self.set_process(0, 1)
-
-    def set_process(self, rank: int, world_size: int) -> None:
-        """Be process ``rank`` of ``world_size``: decides which shards this one owns."""
-        if world_size > self.n_shards:
-            raise UserError(
-                f"trainer.devices: {world_size} processes for {self.n_shards} shards of {self.stream.shard_sequences} "
-                f"sequences, so some would have nothing to do. Raise analysis.samples (now {self.n_samples}), lower "
-                "cache.shard_sequences, or use fewer devices."
-            )
-        counts = np.array([self._n_rows(k) for k in range(self.n_shards)])
-        owners = balanced_owners(counts, world_size)
-        self.own_shards = [k for k in range(self.n_shards) if owners[k] == rank]
-
-    def setup(self, stage: str | None = None) -> None:
-        if self.trainer is not None:
-            self.set_process(self.trainer.global_rank, self.trainer.world_size)
-            self.stream.device = self.trainer.strategy.root_device
-            self._pin = self.stream.device.type == "cuda"
-
-    def test_dataloader(self) -> list[DataLoader]:
-        n_batches = sum(-(-self._n_rows(k) // self.stream.shard_sequences) for k in self.own_shards)
-        batches = _Batches(self._trajectories, n_batches)
-        return [DataLoader(batches, batch_size=None, num_workers=0, pin_memory=self._pin) for _ in range(self.passes)]
-
-    def n_own_missing(self) -> int:
-        """How many sequences this process still has to record; recording goes by whole shards."""
-        missing = set(self.stream.missing(self.n_samples)) & set(self.own_shards)
-        return sum(stop - start for start, stop in map(self.stream.bounds, missing))
-
-    def _n_rows(self, k: int) -> int:
-        start, stop = self.stream.bounds(k)
-        return self.stream.n_trajectories(start, min(stop, self.n_samples))
-
-    def _trajectories(self) -> Iterator[TrajectoryBatch]:
-        for k in self.own_shards:
-            shard = self._kept.get(k) or self.stream.shard(k)
-            if self.stream.cache is None and self.stream.positions.is_last:
-                self._kept[k] = shard
-            yield from _pieces(self.stream, k, shard, self._n_rows(k))
-
-
-class _Batches(IterableDataset):
-    """A generator function with a length: Lightning needs the length for its progress and for exact restarts."""
-
-    def __init__(self, make: Callable[[], Iterator[Any]], n_batches: int):
-        self.make, self.n_batches = make, n_batches
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.make()
-
-    def __len__(self) -> int:
-        return self.n_batches
-
-
 def _as_it_is(batch: Any) -> Any:
     return batch
 
@@ -488,19 +379,3 @@ def _as_vectors(activations: Tensor, index: Tensor) -> VectorBatch:
     n, n_sublayers, n_units = activations.shape
     sublayer = torch.arange(n_sublayers).repeat(n)
     return VectorBatch(activations.reshape(-1, n_units), sublayer, index.repeat_interleave(n_sublayers))
-
-
-def balanced_owners(counts: np.ndarray, world_size: int) -> np.ndarray:
-    """An owner for each shard, so that all have about the same count: largest first, to whoever has least.
-
-    Depends on its arguments alone, so every process finds the same.
-    """
-    owners = np.zeros(len(counts), dtype=np.int64)
-    load = np.zeros(world_size)
-    n_owned = np.zeros(world_size)
-    for k in np.argsort(-counts, kind="stable"):
-        owner = int(np.lexsort((np.arange(world_size), n_owned, load))[0])
-        owners[k] = owner
-        load[owner] += counts[k]
-        n_owned[owner] += 1
-    return owners

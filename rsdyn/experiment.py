@@ -26,6 +26,7 @@ from rsdyn.callbacks import Guard
 from rsdyn.checkpoints import WholeCheckpointIO, identity
 from rsdyn.config import to_dict
 from rsdyn.errors import UserError
+from rsdyn.overhead import NoProfiler
 from rsdyn.provenance import redact
 from rsdyn.run_folder import is_rank_zero
 from rsdyn.script import Run
@@ -175,6 +176,11 @@ def on_gpu(config: Any) -> bool:
     return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
 
 
+def device_of(config: Any) -> torch.device:
+    """Where a script of one process computes."""
+    return torch.device("cuda" if on_gpu(config) else "cpu")
+
+
 def processes_here(run: Run) -> int:
     """How many processes this run has on one machine; ``perturb.py`` has one."""
     devices = run.config.trainer.devices
@@ -243,6 +249,7 @@ def make_trainer(run: Run, callbacks: list[L.Callback]) -> L.Trainer:
         "log_every_n_steps": 20,
         "use_distributed_sampler": False,
         "plugins": [WholeCheckpointIO()],
+        "profiler": NoProfiler(),
     }
     if settings.devices != 1 or settings.num_nodes > 1:
         # the buffers are equal everywhere; syncing them in each forward would hang processes with fewer batches

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from rsdyn.autoencoder import CompressingAutoencoder
 from rsdyn.datamodule import ResidualStreamDataModule, VectorBatch
@@ -24,9 +24,10 @@ from rsdyn.dynamics.moments import (
 from rsdyn.dynamics.projection import PCA
 from rsdyn.errors import NonFiniteError
 from rsdyn.metrics import FirstSequences, MeanLoss, SquaredError, StreamMoments
+from rsdyn.overhead import LeanModule
 
 
-class LitAutoencoder(L.LightningModule):
+class LitAutoencoder(LeanModule):
     """Train a :class:`CompressingAutoencoder` on stream vectors; test it beside PCA with as many components.
 
     Args:
@@ -56,7 +57,7 @@ class LitAutoencoder(L.LightningModule):
         self.lr, self.warmup_steps, self.bias_init = lr, warmup_steps, bias_init
         self.n_sublayers = n_sublayers
         self.autoencoder = CompressingAutoencoder(**autoencoder)
-        self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
+        self.train_loss, self.val_loss, self.val_mse = MeanLoss(), MeanLoss(), MeanLoss()
         self._train_loss_so_far: Tensor | None = None
         self._logs_train_loss = False
         self._untold: Tensor | None = None  # the loss of this step, where it is not one that is logged
@@ -108,13 +109,13 @@ class LitAutoencoder(L.LightningModule):
                 )
         return total
 
-    def _loss(self, batch: VectorBatch) -> Tensor:
+    def _reconstruct(self, batch: VectorBatch) -> tuple[Tensor, Tensor]:
+        """What comes back of the input, and the input, both standardised."""
         x = self.autoencoder.standardise(batch.x.to(self.dtype), batch.sublayer)
-        _, reconstruction = self.autoencoder(x)
-        return torch.nn.functional.mse_loss(reconstruction, x)
+        return self.autoencoder(x)[1], x
 
     def training_step(self, batch: VectorBatch, batch_idx: int) -> Tensor:
-        loss = self._loss(batch)
+        loss = mse_loss(*self._reconstruct(batch))
         # on a GPU the look costs a wait for it; what slips through is caught in the mean, and before each checkpoint
         if (batch_idx % 20 == 0 or loss.device.type == "cpu") and not math.isfinite(loss.item()):
             raise self._not_finite(loss, batch, f"the training loss is {loss.item()} in epoch {self.current_epoch}, ")
@@ -179,11 +180,14 @@ class LitAutoencoder(L.LightningModule):
 
     def validation_step(self, batch: VectorBatch, batch_idx: int) -> None:
         if len(batch.x):
-            loss = self._loss(batch)
+            reconstruction, x = self._reconstruct(batch)
+            loss = mse_loss(reconstruction, x)
             if loss.device.type == "cpu" and not torch.isfinite(loss):
                 what = f"the validation loss is {loss.item()} after epoch {self.current_epoch}, "
                 raise self._not_finite(loss, batch, what)
             self.val_loss.update(loss, len(batch.x))
+            raw = self.autoencoder.unstandardise(reconstruction, batch.sublayer)
+            self.val_mse.update(mse_loss(raw, batch.x.to(self.dtype)), len(batch.x))
 
     def on_validation_epoch_end(self) -> None:
         # compute() sums over the processes: each logs the same value
@@ -195,6 +199,9 @@ class LitAutoencoder(L.LightningModule):
                 f"Lower cae.lr (now {self.lr:g}), raise cae.warmup_steps, or set cae.standardise=unit."
             )
         self.log("val/loss", loss.to(torch.float32), sync_dist=True)
+        # in raw activations: the loss, in the space that cae.standardise makes, ranks no two of its values
+        self.log("val/mse", self.val_mse.compute().to(torch.float32), sync_dist=True)
+        self.val_mse.reset()
 
     # -- test ----------------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from rsdyn.dynamics.moments import (
     merge_covariance,
     moments,
 )
+from rsdyn.processes import hand_out
 from rsdyn.stream.positions import BOS, SINK, sequence_of
 
 
@@ -71,7 +72,7 @@ class MeanLoss(_Float64State):
 
     def update(self, loss: Tensor, n: int) -> None:
         """Count ``loss``, the mean of ``n`` vectors."""
-        self.total.add_(loss.detach().double() * n)
+        self.total.add_(loss.detach(), alpha=n)  # in float64, where the product is exact
         self.n.add_(n)
 
     def compute(self) -> Tensor:
@@ -313,12 +314,15 @@ class UnitShare(NamedTuple):
         number: ``(N,)`` those numbers (:func:`rsdyn.stream.positions.numbers`).
         first_unit: which unit ``x[..., 0]`` is.
         n_units: how many units there are over all processes, ``D``.
+        n_processes: how many processes they are shared out over; 1 where this one has its own sequences of all units,
+            as in a metric's ``forward``.
     """
 
     x: Tensor
     number: Tensor
     first_unit: int
     n_units: int
+    n_processes: int = 1
 
     @property
     def sequence(self) -> Tensor:
@@ -327,15 +331,36 @@ class UnitShare(NamedTuple):
 
     def gather(self, values: Tensor) -> Tensor:
         """Put together what each process found for its units: ``(..., U)`` to ``(..., D)``, on every process."""
-        if values.shape[-1] == self.n_units:
+        world = self.n_processes
+        if world == 1:
             return values
-        world = torch.distributed.get_world_size()
         width = -(-self.n_units // world)
         mine = values.new_zeros(*values.shape[:-1], width)
         mine[..., : values.shape[-1]] = values
         parts = [torch.empty_like(mine) for _ in range(world)]
         torch.distributed.all_gather(parts, mine)
         return torch.cat(parts, dim=-1)[..., : self.n_units]
+
+    def by_sublayer(self) -> Tensor:
+        """All samples of all units at some sublayers, ``(N, S', D)``: the sublayers shared out instead of the units.
+
+        Process after process has the next ``ceil(S / W)`` of the ``S`` sublayers, the last ones fewer or none. For what
+        needs all units of a sublayer: it moves each sample once and no process ever holds more than its share.
+        """
+        world = self.n_processes
+        if world == 1:
+            return self.x
+        rank, (n, n_sublayers, own) = torch.distributed.get_rank(), self.x.shape
+        height, width = -(-n_sublayers // world), -(-self.n_units // world)
+        room = (0, width - own, 0, height * world - n_sublayers)
+        received = hand_out(
+            lambda: torch.nn.functional.pad(self.x, room).split(height, dim=1),
+            [(n, height, width)] * world,
+            self.x.dtype,
+            self.x.device,
+        )
+        there = max(0, min(height, n_sublayers - rank * height))
+        return torch.cat(received, dim=-1)[:, :there, : self.n_units]
 
 
 class KindCounts(_Float64State):
@@ -381,6 +406,7 @@ class UnitTrajectories(Metric):
         self.limit = limit
         self._first_unit = 0
         self._n_units: int | None = None
+        self._n_processes = 1
         self.add_state("values", default=[], dist_reduce_fx="cat")
         self.add_state("numbers", default=[], dist_reduce_fx="cat")
 
@@ -394,7 +420,7 @@ class UnitTrajectories(Metric):
         order = numbers.argsort(stable=True)[: self.limit]
         if len(order) < len(numbers) or not torch.equal(order, torch.arange(len(numbers), device=order.device)):
             values, numbers = values[order], numbers[order]
-        return UnitShare(values, numbers, self._first_unit, self._n_units or values.shape[-1])
+        return UnitShare(values, numbers, self._first_unit, self._n_units or values.shape[-1], self._n_processes)
 
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
         group = process_group or self.process_group
@@ -407,29 +433,23 @@ class UnitTrajectories(Metric):
         n_sublayers, n_units = next(shape for _, shape, _ in known if shape is not None)
         dtype = next(dtype for _, _, dtype in known if dtype is not None)
         width = -(-n_units // world)  # the last share is shorter: padded for the wire, cut behind it
-        received = []
-        for source in range(world):
-            n = known[source][0]
-            if n == 0:
-                continue
-            # bytes, since not every backend carries bf16
-            room = torch.empty(n, n_sublayers, width, dtype=dtype, device=self.device)
-            parts = None
-            if rank == source:
-                padded = torch.nn.functional.pad(torch.cat(self.values), (0, width * world - n_units))
-                parts = [p.contiguous().view(torch.uint8) for p in padded.split(width, dim=-1)]
-            torch.distributed.scatter(room.view(torch.uint8), parts, src=source, group=group)
-            received.append(room)
+        received = hand_out(
+            lambda: torch.nn.functional.pad(torch.cat(self.values), (0, width * world - n_units)).split(width, dim=-1),
+            [(n, n_sublayers, width) for n, _, _ in known],
+            dtype,
+            self.device,
+            group,
+        )
         numbers: list[Any] = [None] * world
         torch.distributed.all_gather_object(numbers, [n.cpu() for n in self.numbers], group=group)
-        self._first_unit, self._n_units = rank * width, n_units
+        self._first_unit, self._n_units, self._n_processes = rank * width, n_units, world
         own = max(0, min(width, n_units - rank * width))
         self.values = [part[..., :own] for part in received]
         self.numbers = [n.to(self.device) for part in numbers for n in part]
 
     def unsync(self, should_unsync: bool = True) -> None:
         super().unsync(should_unsync)
-        self._first_unit, self._n_units = 0, None
+        self._first_unit, self._n_units, self._n_processes = 0, None, 1
 
 
 class MutualInformation(UnitTrajectories):

@@ -11,7 +11,6 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from rsdyn.datamodule import TrajectoryBatch
 from rsdyn.dynamics.moments import Comoments, Covariance, Moments, massive_units, merge_comoments, merge_covariance
 from rsdyn.dynamics.projection import PCA
 from rsdyn.errors import UserError
@@ -27,6 +26,8 @@ from rsdyn.metrics import (
     UnitShare,
     UnitTrajectories,
 )
+from rsdyn.processes import shared_out
+from rsdyn.trajectory_datamodule import TrajectoryBatch
 
 N_GROUPS = 10  # of the jackknife: sequence i is in group i mod 10
 SECOND_PASS = ("cosine", "velocity", "pca")
@@ -196,12 +197,24 @@ class ResidualStreamProbe(L.LightningModule):
                 f"analysis.components={self.components}: {int(total.n)} vectors of {self.n_units} units have at most "
                 f"{most}. Lower it, or leave it out."
             )
-        self._pca = [PCA.from_covariance(total, self.components or min(100, most))]
-        self.half_pca = [PCA.from_covariance(half, 2) for half in halves if int(half.n) > 2]
-        if self.massive.any():
-            _blot_out(total, self.massive)
-            few = most - int(self.massive.sum())
-            self._pca.append(PCA.from_covariance(total, min(len(self._pca[0].variance), few)))
+        n_components = self.components or min(100, most)
+        n_massive = int(self.massive.sum())
+        wanted = [(total, n_components, False), *((half, 2, False) for half in halves if int(half.n) > 2)]
+        if n_massive:
+            wanted.append((total, min(n_components, most - n_massive), True))
+
+        def fit(job: tuple[Covariance, int, bool]) -> tuple[Tensor, ...]:
+            state, k, without_massive = job
+            if without_massive:
+                state = Covariance(state.n, state.mean.clone(), state.scatter.clone())  # the other PCA has this mean
+                _blot_out(state, self.massive)
+            mean, *others = PCA.from_covariance(state, k).buffers()
+            return mean.clone(), *others  # the mean may be a view of all of a D x D state, which would be kept and sent
+
+        # one by one: each is a matrix of D x D, and its products take all threads
+        fitted = [PCA(*found) for found in shared_out(fit, wanted, total.mean.device, one_by_one=True)]
+        self._pca = [fitted[0], *(fitted[-1:] if n_massive else [])]
+        self.half_pca = fitted[1 : len(fitted) - 1 if n_massive else None]
         self.covariances = None  # two float64 matrices of D x D
 
     def _second_pass(self, batch: TrajectoryBatch) -> None:

@@ -9,9 +9,10 @@ import lightning as L
 from lightning import LightningModule, Trainer
 
 from rsdyn import analysis
-from rsdyn.datamodule import ResidualStreamDataModule, TrajectoryBatch
+from rsdyn.datamodule import ResidualStreamDataModule
 from rsdyn.metrics import CosineSimilarity, Speed
 from rsdyn.probe import Grouped, ResidualStreamProbe
+from rsdyn.trajectory_datamodule import TrajectoryBatch
 
 
 class RideAlong(L.Callback):

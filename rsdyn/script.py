@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rsdyn.allocator import keep_pages
 from rsdyn.cli import PLAN, load_config
 from rsdyn.config import Config, to_dict, to_yaml
 from rsdyn.errors import UserError
@@ -127,6 +128,7 @@ def run_script(
     128 + n for signal n (130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1), with a sentence about what was kept.
     Whatever else is raised is a bug and shows its traceback.
     """
+    keep_pages()  # here and not at import: somebody else's process is not ours to change
     stop = Stop()
     stop.install()
     try:

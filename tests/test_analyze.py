@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 import analyze  # noqa: E402
 from rsdyn.cli import load_config  # noqa: E402
-from rsdyn.config import NULLS  # noqa: E402
+from rsdyn.config import MEASURES, NULLS  # noqa: E402
 from rsdyn.experiment import find_source  # noqa: E402
 from rsdyn.script import Run  # noqa: E402
 
@@ -92,6 +92,9 @@ def test_the_run_folder_is_complete(default):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 0
         assert (folder / "figures" / f"{name}.pdf").stat().st_size > 0
     assert list(folder.glob("wandb/offline-run-*"))
+    seconds = summary_of(folder)["seconds"]
+    assert set(seconds["parts"]) == {"start", "passes", *MEASURES, "figures"}
+    assert 0.5 * seconds["total"] < sum(seconds["parts"].values()) < seconds["total"]
     caches = json.loads((folder / "provenance.json").read_text())["caches"]
     assert len({c["cache_key"] for c in caches.values()}) == 3
 
@@ -141,6 +144,8 @@ def test_two_processes_give_what_one_does(default, words, tmp_path):
     folder, _ = run(words, tmp_path / "two", **{"trainer.devices": 2})
     one, two = arrays_of(default[0]), arrays_of(folder)
     assert summary_of(folder)["processes"] == 2 and summary_of(folder)["sequences_recorded"] == 0
+    names = {path.name for path in (default[0] / "figures").iterdir()}
+    assert {path.name for path in (folder / "figures").iterdir()} == names  # each drawn by one of the two
     assert set(one) == set(two)
     for name, expected in one.items():
         found = two[name]

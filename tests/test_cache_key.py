@@ -21,7 +21,7 @@ IN_KEY = {
     "lm.revision": "step1000",
     "lm.dtype": "bfloat16",
     "lm.trust_remote_code": True,
-    "lm.batch_tokens": 1024,
+    "lm.batch_tokens": 512,
     "lm.matmul_precision": "high",
     "lm.layout": "sorted",
     "data.path": "{other_text}",

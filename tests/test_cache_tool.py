@@ -5,11 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from test_cache import D, N, S, new_cache, shard_of
 
+from rsdyn.stream.cache import __main__ as tool
 from rsdyn.stream.cache.__main__ import main
 
 
@@ -151,6 +153,62 @@ def test_a_cache_that_a_run_writes_to_is_left_alone(root, caches, capsys):
     with caches[0].lock(1):
         assert main(["prune", caches[0].folder.name, "--yes", "--dir", str(root)]) == 0
     assert "a run is recording shard 1 of it" in capsys.readouterr().out and caches[0].missing() == []
+
+
+def test_a_cache_that_a_run_only_reads_is_left_alone_until_it_ends(root, caches, capsys):
+    """By name and by age, whatever process has it open; the run records nothing and takes no other lock."""
+    name, words = caches[0].folder.name, ["prune", "--unused-days", "0", "--yes", "--dir", str(root)]
+    reader = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys\nfrom pathlib import Path\nfrom rsdyn.stream.cache import TrajectoryCache\n"
+            "cache = TrajectoryCache.from_folder(Path(sys.argv[1]))\ncache.open()\n"
+            "print(float(cache.read(0).activations.sum()), flush=True)\nsys.stdin.read()\n",
+            str(caches[0].folder),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    try:
+        assert reader.stdout.readline()
+        before = everything(caches[0].folder)
+        for command in (["prune", name, "--yes", "--dir", str(root)], words):
+            assert main(command) == 0
+            assert f"{name} is left alone: a run is reading it." in capsys.readouterr().out
+        assert everything(caches[0].folder) == before
+        assert not caches[1].folder.exists()  # nobody had that one open
+    finally:
+        reader.kill()  # however it ends
+        reader.communicate()
+    assert main(words) == 0
+    assert not caches[0].folder.exists()
+
+
+def test_a_run_that_opens_a_cache_while_it_is_removed_gets_a_new_one(root, caches, monkeypatch):
+    """It waits for the removal to end, and is not left with a folder that is gone."""
+    opened, real = [], tool._remove_files
+
+    def remove(cache):
+        def open_it():
+            caches[0].open()
+            opened.append(caches[0].missing())
+
+        thread = threading.Thread(target=open_it)
+        thread.start()
+        time.sleep(0.1)
+        assert not opened
+        real(cache)
+        threads.append(thread)
+
+    threads = []
+    monkeypatch.setattr(tool, "_remove_files", remove)
+    assert main(["prune", caches[0].folder.name, "--yes", "--dir", str(root)]) == 0
+    threads[0].join(10)
+    assert opened == [[0, 1, 2]] and caches[0].manifest()["key"] == caches[0].key
+    assert main(["prune", caches[0].folder.name, "--yes", "--dir", str(root)]) == 0
+    assert caches[0].folder.exists()  # it is marked, the new one
 
 
 def test_what_others_put_into_a_cache_is_kept(root, caches, capsys):

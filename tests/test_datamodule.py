@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from rsdyn import datamodule
-from rsdyn.datamodule import ResidualStreamDataModule, TrajectoryDataModule, balanced_owners
+from rsdyn.datamodule import ResidualStreamDataModule
 from rsdyn.errors import UserError
+from rsdyn.stream.cache import ahead
 from rsdyn.stream.lm import LanguageModel
-from rsdyn.stream.positions import BOS, sequence_of
 from rsdyn.stream.source import find_lm
 from rsdyn.stream.trajectories import TrajectoryStream
 
@@ -280,6 +280,34 @@ def test_what_fits_in_memory_is_read_once(make_stream, monkeypatch, kept_bytes, 
     assert data._kept is None
 
 
+@pytest.mark.parametrize("room", [1, 1 << 30])
+def test_windows_are_read_ahead_in_their_order(make_stream, monkeypatch, room):
+    """However little room there is, from the window on in which the epoch goes on; not what is kept in memory."""
+    monkeypatch.setattr(ahead, "ROOM_BYTES", room)
+    stream = opened(make_stream())
+    for kept_bytes in (0, 1 << 30):
+        monkeypatch.setattr(datamodule, "KEPT_BYTES", kept_bytes)
+        data = ResidualStreamDataModule(stream, batch_size=9, shuffle_shards=3)
+        options = {"batch_by": "vector", "batch_size": 9, "shuffle_shards": 3}
+        for epoch in range(2):
+            read, real = [], stream.cache.read_ahead
+            monkeypatch.setattr(stream.cache, "read_ahead", lambda k, read=read, real=real: read.append(k) or real(k))
+            data.trainer = trainer_at(epoch)
+            assert same(list(data.train_dataloader()), plainly_shuffled(stream, data, epoch, **options))
+            drawn = np.random.default_rng([data.seed, epoch, data.rank]).permutation(data.own_shards).tolist()
+            assert read == (drawn if epoch == 0 or kept_bytes == 0 else [])
+    n = len(list(data.train_dataloader()))
+    again = ResidualStreamDataModule(stream, batch_size=9, shuffle_shards=3)
+    again.train_statistics(complete=True)
+    again.trainer, read[:] = trainer_at(1, n - 1), []
+    list(again.train_dataloader())
+    assert (
+        read == drawn[-2:]
+    )  # 8 shards by threes: the last window alone is wanted, and what it takes of the one before
+    data.teardown("fit")
+    assert data._ahead is None
+
+
 def test_a_batch_that_lightning_or_a_user_holds_is_not_written_to(make_stream, monkeypatch):
     """In Lightning's own loop, training and validation; and where nobody keeps them, two or three take turns."""
     monkeypatch.setattr(datamodule, "KEPT_BYTES", 0)
@@ -410,45 +438,10 @@ def test_more_processes_than_shards_is_refused(make_stream):
         data.set_process(0, 9)
 
 
-def test_balanced_owners():
-    counts = np.array([5, 5, 5, 5, 1, 1])
-    owners = balanced_owners(counts, 2)
-    assert np.bincount(owners, weights=counts).tolist() == [11, 11]
-    assert balanced_owners(np.zeros(4, int), 2).tolist() == [0, 1, 0, 1]
-
-
 @pytest.mark.parametrize("n", [1, 2])
 def test_too_few_sequences(make_stream, n):
     with pytest.raises(UserError, match=r"data\."):
         ResidualStreamDataModule(make_stream(n))
-
-
-def test_whole_trajectories_of_the_first_sequences(tiny_llama, make_sequences, tmp_path):
-    stream = TrajectoryStream(find_lm(str(tiny_llama)), make_sequences(45), cache_dir=tmp_path, shard_sequences=8)
-    stream.open()
-    data = TrajectoryDataModule(stream, samples=21, passes=2)
-    first, second = data.test_dataloader()
-    given = [list(first), list(second)]
-    for batches in given:
-        assert torch.equal(torch.cat([b.sequence for b in batches]), torch.arange(21))
-    assert stream.n_recorded == 24 and stream.n_missing(21) == 0 and stream.n_missing() == 45 - 24
-    whole = torch.cat([stream.shard(k).activations for k in range(3)])[:21]
-    assert torch.equal(torch.cat([b.activations for b in given[1]]), whole)
-
-
-def test_processes_share_the_sequences_out(tiny_llama, make_sequences, tmp_path):
-    stream = TrajectoryStream(find_lm(str(tiny_llama)), make_sequences(45), cache_dir=tmp_path, shard_sequences=8)
-    stream.open()
-    seen = []
-    for rank in range(2):
-        data = TrajectoryDataModule(stream, samples=37)
-        data.set_process(rank, 2)
-        assert data.n_own_missing() > 0
-        (loader,) = data.test_dataloader()
-        seen += [int(i) for batch in loader for i in batch.sequence]
-    assert sorted(seen) == list(range(37))
-    with pytest.raises(UserError, match="6 processes for 5 shards"):
-        data.set_process(0, 6)
 
 
 def test_shards_are_announced_once(tiny_llama, make_sequences, tmp_path):
@@ -530,31 +523,3 @@ def test_several_tokens_go_on_in_the_middle_of_an_epoch_and_come_without_a_cache
         sequences.append({i for batch in whole for i in batch[2].tolist()})
     assert not sequences[0] & sequences[1]
     assert same(batches(0, cache=False, rank=1), whole)
-
-
-@POSITIONS
-def test_a_pass_gives_the_first_sequences_in_pieces_with_their_numbers(make_stream, positions):
-    stream = opened(make_stream(positions=positions))
-    data = TrajectoryDataModule(stream, samples=21, passes=1)
-    (loader,) = data.test_dataloader()
-    batches = list(loader)
-    assert len(batches) == len(loader) and max(len(b.activations) for b in batches) <= 8
-    x, index = trajectories_of(stream)
-    rows = index < 21
-    assert torch.equal(torch.cat([b.activations for b in batches]), x[rows])
-    assert torch.equal(torch.cat([b.sequence for b in batches]), index[rows])
-    number = torch.cat([b.number for b in batches])
-    assert len(number.unique()) == len(number) and torch.equal(sequence_of(number), index[rows])
-    assert stream.n_recorded == N  # by whole shards, and the rest for the comparison
-    assert int(sum((b.kind & BOS > 0).sum() for b in batches)) == sum(
-        bool((stream.positions.of(i) == 0).any()) for i in range(21)
-    )
-
-
-@POSITIONS
-def test_without_a_cache_a_second_pass_records_several_tokens_again(make_stream, positions):
-    stream = make_stream(n=20, cache=False, positions=positions)
-    data = TrajectoryDataModule(stream, passes=2)
-    first, second = (list(loader) for loader in data.test_dataloader())
-    assert same([b[:2] for b in first], [b[:2] for b in second]) and not data._kept
-    assert stream.n_recorded == 40

@@ -10,7 +10,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train", "analyze", "perturb")
 FLOORS = (
-    ("rsdyn", "rsdyn.errors", "rsdyn.options", "rsdyn.config", "rsdyn.dynamics.*", "rsdyn.embedded.*"),
+    (
+        "rsdyn",
+        "rsdyn.allocator",
+        "rsdyn.errors",
+        "rsdyn.options",
+        "rsdyn.config",
+        "rsdyn.dynamics.*",
+        "rsdyn.embedded.*",
+    ),
     ("rsdyn.cli", "rsdyn.stream.*", "rsdyn.autoencoder"),
 )  # everything else in rsdyn is floor 2, the scripts are floor 3
 

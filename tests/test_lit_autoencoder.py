@@ -176,6 +176,31 @@ class Rows(Logger):
         pass
 
 
+@pytest.mark.parametrize("standardise", ["none", "unit", "unit_sublayer"])
+def test_the_validation_error_is_that_of_raw_activations(standardise):
+    """Whatever the loss is taken in; by numpy, from the autoencoder's own decode(encode(x)) of the split."""
+    x, found = curve(141), []
+
+    class Watch(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            rows = x[trainer.datamodule.splits["val"]]
+            sublayers = torch.arange(S).expand(len(rows), S)
+            with torch.no_grad():
+                back = module.autoencoder.decode(module.autoencoder.encode(rows, sublayers), sublayers)
+            error = ((back.double() - rows.double()) ** 2).mean()
+            found.append({k: float(trainer.callback_metrics[k]) for k in ("val/loss", "val/mse")} | {"own": error})
+
+    fit(x, epochs=3, standardise=standardise, callbacks=[Watch()])
+    assert len(found) == 3
+    for epoch in found:
+        assert epoch["val/mse"] == pytest.approx(float(epoch["own"]), rel=1e-5)
+        if standardise == "none":
+            assert epoch["val/mse"] == epoch["val/loss"]
+        else:
+            assert epoch["val/mse"] != pytest.approx(epoch["val/loss"], rel=0.1)
+    assert found[0]["val/mse"] != pytest.approx(found[1]["val/mse"], rel=1e-3)  # begun anew in each epoch
+
+
 def test_a_step_at_which_training_is_stopped_is_logged_with_its_own_loss():
     """Lightning logs it out of turn; the loss of the last step that was due must not stand in its place."""
     losses, rows = [], Rows()

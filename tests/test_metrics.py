@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from rsdyn.dynamics.moments import moments
-from rsdyn.metrics import FirstSequences, SquaredError, StreamMoments
+from rsdyn.metrics import FirstSequences, MeanLoss, SquaredError, StreamMoments
 
 S, D = 3, 5
 ROOT = Path(__file__).parent.parent
@@ -157,13 +157,39 @@ def test_state_stays_float64(data, cast, inside):
     assert metrics["moments"].packed.dtype == metrics["errors"].total.dtype == torch.float64
 
 
+def uneven_losses():
+    """Batches' losses and sizes of two processes: uneven ones, a process without any, one alone, and a NaN."""
+    rng = np.random.default_rng(1)
+
+    def some(count, dtype=torch.float32):
+        sizes = rng.choice([1, 3, 64, 4096], count)
+        return [(torch.tensor(rng.gamma(1.0) * 10.0 ** rng.integers(-3, 4), dtype=dtype), int(n)) for n in sizes]
+
+    nothing: list = []
+    first = [some(50), some(7, torch.float64), nothing, some(3, torch.bfloat16), some(2)]
+    other = [some(13), nothing, some(5), some(200, torch.bfloat16), [(torch.tensor(torch.nan), 4)]]
+    return [first, other]
+
+
+def test_mean_loss_is_a_weighted_mean():
+    """Against numpy's in float64; each loss counts with its vectors, not with its batch."""
+    for losses in uneven_losses()[0]:
+        metric = MeanLoss()
+        for loss, n in losses:
+            metric.update(loss.requires_grad_(), n)
+        if losses:
+            values, weights = zip(*((float(loss.detach()), n) for loss, n in losses), strict=True)
+            assert float(metric.compute()) == pytest.approx(np.average(values, weights=weights), rel=1e-14)
+            assert not metric.compute().requires_grad
+
+
 TWO_PROCESSES = """
 import os
 import sys
 from datetime import timedelta
 
 import torch
-from test_metrics import feed, flat, new
+from test_metrics import MeanLoss, feed, flat, new
 
 folder = sys.argv[1]
 other = os.fork()  # after the imports, which cost seconds
@@ -180,6 +206,14 @@ for case, (rows, cuts) in enumerate(torch.load(f"{folder}/plan.pt")[rank]):
     own = int(metrics["moments"].packed[0, 0, 0])
     assert own == len(rows), f"after compute process {rank} has {own} sequences, and had {len(rows)}"
     torch.save([t.clone() for t in together], f"{folder}/{case}-{rank}.pt")
+means = []
+for losses in torch.load(f"{folder}/losses.pt")[rank]:
+    metric = MeanLoss()
+    for loss, n in losses:
+        metric.update(loss, n)
+    means.append(metric.compute())
+    assert float(metric.n) == sum(n for _, n in losses), "computing gave each process its own back"
+torch.save(means, f"{folder}/means-{rank}.pt")
 torch.distributed.destroy_process_group()
 if other:
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
@@ -196,6 +230,8 @@ def test_two_processes_equal_one(data, tmp_path):
     ]
     torch.save(data, tmp_path / "data.pt")
     torch.save(plan, tmp_path / "plan.pt")
+    losses = uneven_losses()
+    torch.save(losses, tmp_path / "losses.pt")
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
@@ -222,3 +258,9 @@ def test_two_processes_equal_one(data, tmp_path):
             for a, b in zip(found, expected, strict=True):
                 assert a.dtype == b.dtype and a.shape == b.shape
                 np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-12, err_msg=f"case {case}, process {rank}")
+    for case, (first, other) in enumerate(zip(*losses, strict=True)):
+        values, weights = zip(*((float(loss), n) for loss, n in [*first, *other]), strict=True)
+        for rank in range(2):
+            mean = torch.load(tmp_path / f"means-{rank}.pt")[case]
+            assert mean.dtype == torch.float64
+            np.testing.assert_allclose(float(mean), np.average(values, weights=weights), rtol=1e-14)

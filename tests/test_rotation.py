@@ -226,3 +226,19 @@ def test_threads_leave_the_bits():
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        (torch.zeros(5, 3), torch.zeros(5, 4), r"\(5, 3\) and y \(5, 4\)"),
+        (torch.zeros(1, 3), torch.zeros(1, 3), "at least 2 tangents"),
+        (torch.zeros(()), torch.zeros(()), "at least 2 tangents"),
+        (torch.zeros(5, 3), torch.zeros(5, 3).double(), "convert them"),
+        (torch.zeros(5, 3).bfloat16(), torch.zeros(5, 3).bfloat16(), "x is torch.bfloat16"),
+        (torch.zeros(5, 3).long(), torch.zeros(5, 3).long(), "x is torch.int64"),
+    ],
+)
+def test_turns_says_what_it_takes(x, y, said):
+    with pytest.raises(ValueError, match=said):
+        turns(x, y)

@@ -1,5 +1,6 @@
 """Memory that is given again, and pools of vectors, beside the same in one tensor."""
 
+import mmap
 from itertools import pairwise
 
 import pytest
@@ -43,6 +44,23 @@ def test_what_is_kept_is_not_written_to():
             kept.append((i, tensor[1]))
     assert all(bool((t == i).all()) for i, t in kept)
     assert len(memory._lent) <= len(kept) + 2
+
+
+def test_much_memory_lies_at_huge_pages_and_is_given_again_too():
+    memory = Memory()
+    large = memory.empty(5 << 20, dtype=torch.uint8)
+    address = large.data_ptr()
+    large.fill_(7)
+    other = memory.empty(5 << 20, dtype=torch.uint8).fill_(1)
+    assert bool((large == 7).all()) and bool((other == 1).all())
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        assert address % (2 << 20) == other.data_ptr() % (2 << 20) == 0
+    rows = large[3:]
+    del large
+    third = memory.empty(5 << 20, dtype=torch.uint8)
+    assert third.data_ptr() != address
+    del rows
+    assert memory.empty(5 << 20, dtype=torch.uint8).data_ptr() == address
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -1,16 +1,16 @@
-"""``configs/sweep-cae.yaml``, through W&B's own agent: the command that it builds is one that train.py takes."""
+"""``configs/sweep-cae*.yaml``, through W&B's own agent: the command that it builds is one that train.py takes."""
 
 import itertools
 import json
 import math
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from leet import inspect
 from wandb import wandb_agent
 
 from rsdyn import script
@@ -21,8 +21,9 @@ from rsdyn.errors import UserError
 from rsdyn.workspace.__main__ import METRIC
 
 ROOT = Path(__file__).parents[1]
-PATH = CONFIGS / "sweep-cae.yaml"
-SWEEP = yaml.safe_load(PATH.read_text(encoding="utf-8"))  # as `wandb sweep` reads it
+PATHS = sorted(CONFIGS.glob("sweep-*.yaml"))
+# as `wandb sweep` reads them
+HYPERBAND, SWEEP = SWEEPS = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in PATHS]
 
 
 def samples(parameter):
@@ -35,9 +36,9 @@ def samples(parameter):
     return [low, math.sqrt(low * high), high]
 
 
-def drawn():
+def drawn(sweep):
     """What a sweep can draw: each value of each parameter beside the middle of the others, and ten at random."""
-    all_values = {name: samples(parameter) for name, parameter in SWEEP["parameters"].items()}
+    all_values = {name: samples(parameter) for name, parameter in sweep["parameters"].items()}
     middle = {name: values[len(values) // 2] for name, values in all_values.items()}
     rng = random.Random(0)
     ones = [middle | {name: value} for name, values in all_values.items() for value in values]
@@ -72,9 +73,11 @@ class Started:
         self.command = command
 
 
-def test_each_value_comes_from_the_command_line_that_the_agent_builds(agent, monkeypatch):
+@pytest.mark.parametrize("sweep", SWEEPS, ids=lambda sweep: sweep["name"])
+def test_each_value_comes_from_the_command_line_that_the_agent_builds(agent, monkeypatch, sweep):
     monkeypatch.setattr(wandb_agent, "AgentProcess", Started)
-    for i, values in enumerate(drawn()):
+    assert (sweep["program"], sweep["command"]) == (SWEEP["program"], SWEEP["command"])
+    for i, values in enumerate(drawn(sweep)):
         give(agent, values, f"run{i}")
         env, python, program, *words = agent._run_processes[f"run{i}"].command
         assert (env, python, program) == ("/usr/bin/env", "python", "train.py")
@@ -107,25 +110,57 @@ def test_what_is_varied_is_all_that_can_be_chosen():
 def test_the_layout_shows_what_is_varied_and_what_came_of_it():
     from rsdyn.workspace.plots import SWEPT
 
-    assert SWEPT.keys() == SWEEP["parameters"].keys()
     assert [key for key, log in SWEPT.items() if log] == ["cae.lr"]
-    assert SWEEP["metric"]["name"] == METRIC
+    for sweep in SWEEPS:
+        assert SWEPT.keys() == sweep["parameters"].keys()
+        assert sweep["metric"] == {"name": METRIC, "goal": "minimize"}
 
 
 def test_a_sweep_is_no_preset():
-    assert PATH.stem not in preset_names()
-    with pytest.raises(UserError, match="no preset has this name"):
-        load_config(["--config", PATH.stem], "train")
+    for path in PATHS:
+        assert path.stem not in preset_names()
+        with pytest.raises(UserError, match="no preset has this name"):
+            load_config(["--config", path.stem], "train")
 
 
-def test_the_sweep_is_valid_by_wandbs_own_schema():
-    sweeps = pytest.importorskip(
+def test_early_termination_compares_like_with_like_and_comes_within_the_epochs():
+    """Wider bottlenecks always have the lower error: all others would be stopped."""
+    assert [sweep["name"] for sweep in SWEEPS if "early_terminate" in sweep] == ["cae-hyperband"]
+    assert len(HYPERBAND["parameters"]["cae.bottleneck"]["values"]) == 1
+    others = [{k: v for k, v in sweep["parameters"].items() if k != "cae.bottleneck"} for sweep in SWEEPS]
+    assert others[0] == others[1]
+    assert HYPERBAND["early_terminate"]["min_iter"] < load_config([], "train").trainer.max_epochs
+
+
+@pytest.fixture
+def sweeps():
+    """W&B's own package of sweeps, which its server runs."""
+    return pytest.importorskip(
         "sweeps", reason="needs `pip install --no-deps sweeps jsonref`: sweeps asks for an older numpy"
     )
-    assert sweeps.schema_violations_from_proposed_config(SWEEP) == []
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=lambda sweep: sweep["name"])
+def test_a_sweep_is_valid_by_wandbs_own_schema(sweeps, sweep):
+    assert sweeps.schema_violations_from_proposed_config(sweep) == []
     for _ in range(20):
-        values = {key: entry["value"] for key, entry in sweeps.next_run(SWEEP, []).config.items()}
+        values = {key: entry["value"] for key, entry in sweeps.next_run(sweep, []).config.items()}
         load_config([f"{key}={value}" for key, value in values.items()], "train")
+
+
+def test_wandbs_own_hyperband_stops_the_run_that_lags_behind(sweeps):
+    """By the errors in the rows that train.py logs, ten epochs in."""
+    bands = {"lags": (5.0, 12), "leads": (1.0, 12), "middle": (2.0, 12), "begins": (9.0, 8)}  # error, epochs
+
+    def run(name, error, epochs):
+        # as they come from train.py: rows of steps, of which those at an epoch's end have the error
+        rows = [
+            row for epoch in range(epochs) for row in ({"train/batch_loss": 1.0}, {"val/mse": error + 1 / (1 + epoch)})
+        ]
+        return sweeps.SweepRun(name=name, state=sweeps.RunState.running, history=rows)
+
+    runs = [run(name, *band) for name, band in bands.items()]
+    assert [found.name for found in sweeps.stop_runs(HYPERBAND, runs)] == ["lags"]
 
 
 def test_the_agent_runs_train_py_which_logs_the_metric(agent, tmp_path, monkeypatch):
@@ -139,13 +174,13 @@ def test_the_agent_runs_train_py_which_logs_the_metric(agent, tmp_path, monkeypa
     agent._sweep_command += [*words, f"run.dir={run}", f"cache.dir={tmp_path / 'cache'}"]
     give(agent, values)
     assert agent._run_processes["run12345"].wait() == 0
-    (log,) = run.glob("wandb/offline-run-*-run12345/*.wandb")  # the run that the server knows
-    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(log)]
-    logged = json.loads(subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=60).stdout)
-    metric = json.loads((run / "summary.json").read_text())["test"]["test_mse"]
-    assert SWEEP["metric"] == {"name": "test/test_mse", "goal": "minimize"}
-    assert find(logged, SWEEP["metric"]["name"]) == pytest.approx(metric, rel=1e-6)
-    assert find(logged, "cae.lr") == 0.003  # as W&B's sweep page names it
+    assert len(list(run.glob("wandb/offline-run-*-run12345"))) == 1  # the run that the server knows
+    logged = inspect(run)
+    error = find(logged.summary, SWEEP["metric"]["name"])
+    assert 1 / 3 < error / json.loads((run / "summary.json").read_text())["test"]["test_mse"] < 3  # of another split
+    rows = [row for row in logged.history if "val/mse" in row]
+    assert [row["epoch"] for row in rows] == [0, 1] and rows[-1]["val/mse"] == pytest.approx(error)  # one an epoch
+    assert find(logged.summed, "cae.lr") == 0.003  # as W&B's sweep page names it
     assert json.loads((run / "provenance.json").read_text())["wandb_id"] == "run12345"
     config = yaml.safe_load((run / "config.yaml").read_text())["cae"]
     assert [config[key.partition(".")[2]] for key in values] == list(values.values())

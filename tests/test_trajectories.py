@@ -46,6 +46,31 @@ def shards_of(stream):
     return {k: stream.cache.path(k).read_bytes() for k in range(stream.n_shards) if stream.cache.has(k)}
 
 
+@pytest.mark.parametrize("cache", ["cache", None])
+@pytest.mark.parametrize("positions", ["last", {"sample": 3}])
+def test_the_first_sequences_as_one_tensor(make_stream, cache, positions):
+    whole = [make_stream(cache="other", positions=positions).shard(k) for k in range(3)]
+    x, index = torch.cat([s.activations for s in whole]), torch.cat([s.index for s in whole])
+    for samples, n_recorded in ((1, 8), (8, 8), (11, 16), (N, N), (None, N)):
+        stream = make_stream(cache=cache, positions=positions)
+        activations, sequence = stream.read(samples)
+        rows = index < (samples or N)
+        assert torch.equal(activations, x[rows]) and torch.equal(sequence, index[rows])
+        assert activations.dtype == stream.dtype and (positions != "last" or len(activations) == (samples or N))
+        assert cache or stream.n_recorded == n_recorded  # by whole shards, and no more of them
+        activations.zero_()  # it is the caller's own, not the cache's
+    stream = make_stream(cache=cache, positions=positions)
+    stream.read(11)
+    assert stream.n_recorded == (0 if cache else 16)  # all was there
+    assert torch.equal(stream.read()[0], x)
+
+
+@pytest.mark.parametrize("samples", [0, -1, N + 1])
+def test_a_number_of_sequences_that_cannot_be_is_refused(make_stream, samples):
+    with pytest.raises(UserError, match=rf"samples={samples}: the corpus has {N} sequences. Give .* from 1 to {N}"):
+        make_stream().read(samples)
+
+
 # -- several runs at once ----------------------------------------------------------------------------------------------
 
 

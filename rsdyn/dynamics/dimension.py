@@ -5,37 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rsdyn.dynamics.parallel import side_by_side
+
+def centred(x: Tensor) -> Tensor:
+    """Activations ``(N, U)`` of one sublayer about their mean, float32; zero for a unit that is not finite."""
+    x = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    x = (x - x.mean(0, dtype=torch.float64)).to(torch.float32)
+    return torch.where(x.isfinite().all(0), x, 0.0)
 
 
-def gram(trajectories: Tensor, sublayers: list[int] | None = None) -> Tensor:
-    """Products between sequences of their centred activations at each sublayer: ``(N, S, U)`` to ``(S, N, N)`` float32.
+def spectrum(x: Tensor) -> Tensor:
+    """Variances along the principal components of centred ``x`` ``(N, U)``: ``(min(N, U),)`` float64, largest first.
 
-    The Gram matrices of two sets of units add up to that of both together, so units can be shared out over processes.
-    A unit that is not finite at a sublayer is left out there.
+    ``x xᵀ`` and ``xᵀ x`` have the same eigenvalues but for zeros, so the smaller of the two is taken.
     """
-
-    def one(s: int) -> Tensor:
-        x = trajectories[:, s].to(torch.float64 if trajectories.dtype == torch.float64 else torch.float32)
-        x = (x - x.mean(0, dtype=torch.float64)).to(torch.float32)
-        x = torch.where(x.isfinite().all(0), x, 0.0)
-        return x @ x.T
-
-    wanted = range(trajectories.shape[1]) if sublayers is None else sublayers
-    return torch.stack(list(side_by_side(one, wanted, trajectories.device)))
-
-
-def spectra(grams: Tensor) -> Tensor:
-    """Variances along each sublayer's own principal components, ``(S, N, N)`` to ``(S, N)``, largest first.
-
-    The nonzero eigenvalues of the Gram matrix are those of the scatter matrix, and N x N is the smaller problem for a
-    wide stream.
-    """
-
-    def one(s: int) -> Tensor:
-        return torch.linalg.eigvalsh(grams[s]).flip(0).clamp(min=0).to(torch.float64)
-
-    return torch.stack(list(side_by_side(one, range(len(grams)), grams.device))) / grams.shape[-1]
+    product = x @ x.T if len(x) <= x.shape[1] else x.T @ x
+    return torch.linalg.eigvalsh(product).flip(0).clamp(min=0).to(torch.float64) / len(x)
 
 
 def components_for(variances: Tensor, share: float = 0.9) -> Tensor:
@@ -53,16 +37,17 @@ def participation(variances: Tensor) -> Tensor:
     return variances.sum(-1).square() / variances.square().sum(-1)
 
 
-def participation_of_gram(grams: Tensor, rows: Tensor) -> Tensor:
-    """Participation ratio of some of the sequences, from Gram matrices ``(S, N, N)`` of all: ``(S,)`` float64.
+def participation_of(x: Tensor, chosen: Tensor) -> Tensor:
+    """Participation ratio of some rows of centred ``x`` ``(N, U)``, for each choice ``(M, N)`` of them, ``(M,)``.
 
-    The trace and the sum of squares of the re-centred part give it without any eigenvalues.
+    ``chosen`` is boolean. The trace and the sum of squares of the rows' products, centred anew, give it without any
+    eigenvalues; all choices come from the same products, in float64.
     """
-
-    def one(s: int) -> Tensor:
-        g = grams[s][rows][:, rows].to(torch.float64)
-        side = g.mean(0)
-        g = g - side - side[:, None] + side.mean()
-        return g.trace().square() / g.square().sum()
-
-    return torch.stack(list(side_by_side(one, range(len(grams)), grams.device)))
+    products, weights = (x @ x.T).to(torch.float64), chosen.to(torch.float64)
+    n = weights.sum(1)
+    of_row = weights @ products  # (M, N), of each row with the chosen ones
+    within = (of_row * weights).sum(1) / n.square()  # the mean product of two chosen rows
+    trace = weights @ products.diagonal() - n * within
+    squares = ((weights @ products.square()) * weights).sum(1)
+    sides = ((of_row / n[:, None]).square() * weights).sum(1)
+    return trace.square() / (squares - 2 * n * sides + n.square() * within.square())

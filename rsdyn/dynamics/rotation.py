@@ -132,7 +132,17 @@ def turns(x: Tensor, y: Tensor) -> Tensor:
     (-pi, pi]; a step's raw difference of angles needs a whole turn more or less exactly when the step crosses the
     negative x axis, going down counter-clockwise or up clockwise. At exactly half a turn the cross product is 0 and the
     raw difference stays. Runs in numpy on the CPU, whose comparisons are several times faster than torch's there.
+
+    Raises ``ValueError`` for shapes or dtypes that differ, for fewer than 2 tangents, and for a dtype numpy lacks.
     """
+    if x.shape != y.shape or x.dim() == 0 or len(x) < 2:
+        raise ValueError(
+            f"x has the shape {tuple(x.shape)} and y {tuple(y.shape)}: both must be (tangents, ...), the same, with at "
+            "least 2 tangents, since one turn is the angle between two; give the steps of a trajectory, and of its "
+            "gradient."
+        )
+    if x.dtype != y.dtype or x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"x is {x.dtype} and y {y.dtype}: both must be float32 or float64; convert them.")
     device, x_, y_ = x.device, x.detach().cpu().numpy(), y.detach().cpu().numpy()
     # which half plane: angles in (0, pi] are up. The tiny shear decides tangents along the x axis, of which the
     # negative one is up; cross products are those of the tangents as they are

@@ -115,7 +115,7 @@ class LanguageModel:
         sequences: Sequence[np.ndarray],
         *,
         positions: Sequence[np.ndarray] | None = None,
-        batch_tokens: int = 512,
+        batch_tokens: int = 1024,
         dtype: torch.dtype | None = None,
         first_index: int = 0,
         on_batch: Callable[[int], object] = lambda n: None,
@@ -200,12 +200,13 @@ class LanguageModel:
             shape = (len(into), self.n_sublayers, self.n_units)
             buffer = torch.empty(shape, dtype=self.dtype, device=self.device)
             rows_there = torch.arange(len(into), device=self.device)
+        sites = buffer.unbind(1)
 
         def take(sublayer: int, stream: Tensor) -> None:
             if stream.device not in wanted:
                 wanted[stream.device] = tokens.to(stream.device)
             states = stream.index_select(0, wanted[stream.device]).to(self.dtype)
-            buffer[rows_there, sublayer] = states.to(buffer.device, buffer.dtype)
+            sites[sublayer].index_copy_(0, rows_there, states.to(buffer.device, buffer.dtype))
 
         ids = ids.view(-1, width).to(self.device)
         if is_packed:

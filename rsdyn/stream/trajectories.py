@@ -63,7 +63,7 @@ class TrajectoryStream:
         cache_dir: str | Path | None = None,
         dtype: str = "bfloat16",
         shard_sequences: int = 256,
-        batch_tokens: int = 512,
+        batch_tokens: int = 1024,
         lm_dtype: str = "float32",
         matmul_precision: str = "highest",
         layout: str = "auto",
@@ -197,6 +197,39 @@ class TrajectoryStream:
             shard = self._record(k)
             self.cache.write(k, shard)
         return shard
+
+    def read(self, samples: int | None = None) -> tuple[Tensor, Tensor]:
+        """The trajectories of the first ``samples`` sequences (default: all) as one tensor, for work at hand.
+
+        What is missing is recorded first; :meth:`open` is called here. All of it is in memory: ``trainer.test`` with a
+        :class:`~rsdyn.trajectory_datamodule.TrajectoryDataModule` reads what is too much for that.
+
+        Returns:
+            activations: ``(n, S, D)``, in the cache's dtype; ``n`` is ``samples`` where each sequence has one
+                trajectory, that of its last token (METHOD 2), and else that of all their recorded tokens.
+            sequence: ``(n,)`` int64, the number of each one's sequence in its corpus, never falling.
+
+        Raises ``UserError`` where ``samples`` is not from 1 to the number of sequences, or what is missing cannot be
+        recorded.
+        """
+        samples = self.n_sequences if samples is None else samples
+        if not 1 <= samples <= self.n_sequences:
+            raise UserError(
+                f"samples={samples}: the corpus has {self.n_sequences} sequences. Give a number from 1 to "
+                f"{self.n_sequences}, or leave it out."
+            )
+        self.open(samples)
+        n = self.n_trajectories(0, samples)
+        activations = torch.empty(n, self.n_sublayers, self.n_units, dtype=self.dtype)
+        sequence = torch.empty(n, dtype=torch.int64)
+        start = 0
+        for k in range(self.shards_of(samples)):
+            shard = self.shard(k)
+            stop = min(n, start + len(shard.index))
+            activations[start:stop] = shard.activations[: stop - start]
+            sequence[start:stop] = shard.index[: stop - start]
+            start = stop
+        return activations, sequence
 
     def _say_waiting(self, k: int, holder: str) -> None:
         if time.monotonic() - self._said >= SAY_AGAIN_SECONDS:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws
 
 PROGRAM = "python -m rsdyn.workspace"
-METRIC = "test/test_mse"  # what configs/sweep-cae.yaml lowers, in raw activations, so that all of its runs compare
+METRIC = "val/mse"  # what configs/sweep-cae*.yaml lower, in raw activations, so that all of its runs compare
 INSTALL = "pip install 'rsdyn[workspaces]'"
 
 

@@ -49,9 +49,10 @@ IMAGES = (
 TABLE_SECTIONS = {"massive_units": "1", "units_by_rotation": "2", "perturbation_points": "4D"}
 
 LOSSES = ("train/loss", "val/loss")
+ERROR = "val/mse"
 STEP = "trainer/global_step"
 
-# What configs/sweep-cae.yaml varies, and whether its values are spread over orders of magnitude.
+# What configs/sweep-cae*.yaml vary, and whether its values are spread over orders of magnitude.
 SWEPT = {
     "cae.layers": False, "cae.count": False, "cae.bottleneck": False, "cae.standardise": False, "cae.lr": True,
 }  # fmt: skip
@@ -128,7 +129,10 @@ def of_training() -> list:
     batches = wr.LinePlot(
         title="Loss of each batch", x=STEP, y=["train/batch_loss"], title_x="step", title_y="loss", log_y=True
     )
-    return [losses, batches]
+    error = wr.LinePlot(
+        title="Validation error in raw activations", x=STEP, y=[ERROR], title_x="step", title_y="MSE", log_y=True
+    )
+    return [losses, batches, error]
 
 
 def of_sweeps(metric: str) -> list:

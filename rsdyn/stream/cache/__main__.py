@@ -208,11 +208,20 @@ def _damage(cache: TrajectoryCache, k: int) -> str | None:
 
 
 def _remove(cache: TrajectoryCache) -> bool:
-    """Remove a cache's own files and its folder, unless a run is writing to it; whether it was removed."""
+    """Remove a cache's own files and its folder, unless a run has it open; whether it was removed."""
     for k in range(cache.n_shards):
         if not _is_free(cache, k):
             print(f"{cache.folder.name} is left alone: a run is recording shard {k} of it.")
             return False
+    with cache.if_unused() as is_unused:
+        if not is_unused:
+            print(f"{cache.folder.name} is left alone: a run is reading it.")
+            return False
+        _remove_files(cache)
+    return True
+
+
+def _remove_files(cache: TrajectoryCache) -> None:
     for k in range(cache.n_shards):
         with cache.lock(k):
             cache.discard(k)
@@ -230,7 +239,6 @@ def _remove(cache: TrajectoryCache) -> bool:
                 if error.errno != errno.ENOTEMPTY:
                     raise
                 print(f"{folder} is kept: there are files in it that are not the cache's.")
-    return True
 
 
 def _is_free(cache: TrajectoryCache, k: int) -> bool:

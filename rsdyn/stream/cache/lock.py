@@ -8,6 +8,10 @@ Local disks and most cluster file systems have ``flock``: the kernel drops it wh
 Where the file system has none, a lease stands in: a file that its holder renews, and that others take over once it was
 not renewed for ``LEASE_SECONDS``. A holder that was only asleep may then write beside its successor, which is harmless:
 both write the same bytes, under temporary names of their own.
+
+Apart from these, a cache's folder carries a mark of use (:func:`mark_used`): a shared ``flock`` on the folder itself,
+which takes no file, no right to write and no time, and which every run that has the cache open holds until it ends.
+Removing a whole cache wants it alone (:func:`if_unused`).
 """
 
 from __future__ import annotations
@@ -101,6 +105,55 @@ class Locks:
                     raise
                 self._has_flock = False
         return _acquired(SoftFileLease(self.folder / f"{name}.lease", lease_duration=LEASE_SECONDS))
+
+
+def mark_used(folder: Path) -> int:
+    """Make ``folder``, if it is not there, and mark it as used until the descriptor that this returns is closed.
+
+    Waits while somebody removes the folder, and makes it anew then. Where the file system has no ``flock`` there is no
+    mark; on NFS it reaches the processes of one host.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # removed at this very moment
+            descriptor = _open_folder(folder)
+            try:
+                _flock(descriptor, alone=False)
+                if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+
+@contextmanager
+def if_unused(folder: Path) -> Iterator[bool]:
+    """Whether nobody has ``folder`` marked; when so, nobody can mark it while the context lasts."""
+    descriptor = _open_folder(folder)
+    try:
+        try:
+            _flock(descriptor, alone=True)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _open_folder(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _flock(descriptor: int, *, alone: bool) -> None:
+    import fcntl  # here, since Windows has none, and this package can be imported there
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
 
 
 def _acquired(lock: BaseFileLock) -> BaseFileLock | None:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from rsdyn.errors import UserError
-from rsdyn.stream.cache.lock import Locks
+from rsdyn.stream.cache.lock import Locks, if_unused, mark_used
 from rsdyn.stream.cache.manifest import (
     FORMAT,
     MANIFEST,
@@ -90,6 +91,7 @@ class TrajectoryCache:
         self._locks = Locks(self.folder / LOCKS)
         self._verified: dict[int, Which] = {}  # the files whose checksum was seen to match
         self._touched = time.monotonic()
+        self._used: weakref.finalize | None = None  # takes the mark of use off the folder
 
     @classmethod
     def from_folder(cls, folder: Path) -> TrajectoryCache:
@@ -133,6 +135,8 @@ class TrajectoryCache:
     def open(self, made_by: dict[str, Any] | None = None, *, wanted: Iterable[int] | None = None) -> list[str]:
         """Make or check the folder and its manifest, and clear away what killed writers left.
 
+        Until this object is gone nobody removes the whole cache (:meth:`if_unused`).
+
         ``made_by`` (versions) is kept beside what made the key. A folder that cannot be written will do when it holds
         all ``wanted`` shards (default: all there are). Returns what a user should know, a sentence each: a damaged
         manifest was written again. Raises ``UserError`` when the folder cannot be written and something is missing, or
@@ -144,7 +148,7 @@ class TrajectoryCache:
                 "folder. Remove the link, or set cache.dir to the folder that it leads to."
             )
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._mark_used()
             with self._locks.hold("manifest"):
                 try_to_write(self.folder / MANIFEST)  # better now than after an hour of the LM
                 notes = self._make_manifest(made_by or {})
@@ -156,6 +160,15 @@ class TrajectoryCache:
         with suppress(OSError):  # somebody else's file: then it says when its owner last used the cache
             os.utime(self.folder / MANIFEST)
         return notes
+
+    def _mark_used(self) -> None:
+        before, self._used = self._used, weakref.finalize(self, os.close, mark_used(self.folder))
+        if before is not None:  # it may have been a folder that is gone
+            before()
+
+    def if_unused(self) -> AbstractContextManager[bool]:
+        """Keep every run from opening this cache while the context lasts, if none has it open; gives whether."""
+        return if_unused(self.folder)
 
     def _make_manifest(self, made_by: dict[str, Any]) -> list[str]:
         contents = {"format": FORMAT, "key": self.key, "made_from": self.fields, "made_by": made_by}
@@ -330,15 +343,13 @@ class TrajectoryCache:
                 os.utime(self.folder / MANIFEST)
         return shard
 
-    def read_ahead(self, shards: Iterable[int]) -> None:
-        """Bring some shards' files into the operating system's memory, before :meth:`read` maps them.
+    def read_ahead(self, k: int) -> None:
+        """Bring shard ``k`` into the operating system's memory, before :meth:`read` maps it.
 
-        What is there already is not read again. A disk that is read through gives twice to three times what the page
-        faults of a mapping get out of it. Only a hint: a shard that is missing or cannot be read is passed over here.
+        What is there already is not read again. A shard that is missing or cannot be read is passed over here.
         """
-        for k in shards:
-            with suppress(OSError):
-                read_through(self.path(k))
+        with suppress(OSError):
+            read_through(self.path(k))
 
     def verify(self, k: int) -> None:
         """Read shard ``k`` through again and compare it with its checksum; raises as :meth:`read` does."""

@@ -57,8 +57,9 @@ def memory_limit(gigabytes: float | None) -> Iterator[None]:
     """While it lasts there is a cgroup of so much memory, page cache included, for :func:`peak`; None: without one."""
     if gigabytes is not None:
         CGROUP.mkdir(exist_ok=True)
-        (CGROUP / ("memory.limit_in_bytes" if V1 else "memory.max")).write_text(str(int(gigabytes * 1e9)))
     try:
+        if gigabytes is not None:
+            (CGROUP / ("memory.limit_in_bytes" if V1 else "memory.max")).write_text(str(int(gigabytes * 1e9)))
         yield
     finally:
         if gigabytes is not None:

@@ -345,7 +345,7 @@ class UnitShare(NamedTuple):
         """All samples of all units at some sublayers, ``(N, S', D)``: the sublayers shared out instead of the units.
 
         Process after process has the next ``ceil(S / W)`` of the ``S`` sublayers, the last ones fewer or none. For what
-        needs all units of a sublayer: it moves each sample once and no process ever holds more than its share.
+        needs all units of a sublayer: it moves each sample once, and no process holds more than some copies of a share.
         """
         world = self.n_processes
         if world == 1:

@@ -206,8 +206,7 @@ class ResidualStreamProbe(L.LightningModule):
         def fit(job: tuple[Covariance, int, bool]) -> tuple[Tensor, ...]:
             state, k, without_massive = job
             if without_massive:
-                state = Covariance(state.n, state.mean.clone(), state.scatter.clone())  # the other PCA has this mean
-                _blot_out(state, self.massive)
+                _blot_out(state, self.massive)  # in place, since it comes last
             mean, *others = PCA.from_covariance(state, k).buffers()
             return mean.clone(), *others  # the mean may be a view of all of a D x D state, which would be kept and sent
 

@@ -51,7 +51,10 @@ def _pages(n_bytes: int) -> Tensor:
     """
     if n_bytes < 2 * _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(n_bytes, dtype=torch.uint8)
-    pages = mmap.mmap(-1, n_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, n_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        return torch.empty(n_bytes, dtype=torch.uint8)  # whose error, if there is no memory, says how much was wanted
     with suppress(OSError):  # a kernel without them has the constant all the same
         pages.madvise(mmap.MADV_HUGEPAGE)
     array = np.frombuffer(pages, dtype=np.uint8)

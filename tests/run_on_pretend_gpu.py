@@ -15,7 +15,6 @@ from pretend_gpu import COMPUTED, GPU, pretend_gpu  # noqa: E402
 
 from rsdyn import experiment  # noqa: E402
 
-
 OF_A_FORWARD = {"aten.mm", "aten.addmm", "aten.linear"}
 
 

@@ -60,6 +60,41 @@ def test_pages_are_kept_where_glibc_gives_them_back():
 
 
 @needs_glibc
+def test_kept_pages_can_be_given_back():
+    """Freed under a block that is still in use, so that glibc itself cannot shorten its heap."""
+    code = """
+import ctypes, sys
+from rsdyn.allocator import give_back, keep_pages
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
+
+if sys.argv[1] == "keep":
+    assert keep_pages()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+libc.free.argtypes = (ctypes.c_void_p,)
+blocks = [libc.malloc(6 << 20) for _ in range(8)]
+for block in blocks:
+    ctypes.memset(block, 1, 6 << 20)
+full = resident()
+for block in blocks[:-1]:
+    libc.free(block)
+kept = resident()
+give_back()
+print(full - kept, kept - resident())
+"""
+    pages = 7 * (6 << 20) // os.sysconf("SC_PAGE_SIZE")
+    found = {}
+    for what in ("keep", "leave"):
+        done = subprocess.run([sys.executable, "-c", code, what], cwd=ROOT, capture_output=True, text=True)
+        found[what] = [int(n) for n in done.stdout.split()]
+    assert found["keep"][0] < pages / 10 and found["keep"][1] > 0.9 * pages
+    assert found["leave"][0] > 0.9 * pages and found["leave"][1] < pages / 10
+
+
+@needs_glibc
 @pytest.mark.parametrize(
     "setting", [{"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}]
 )

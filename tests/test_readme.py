@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from unittest.mock import create_autospec
 
 from rsdyn.config import options
 
@@ -37,13 +38,17 @@ def test_the_file_tree_names_every_file():
 def test_its_example_of_the_library_runs():
     import torch
 
+    from rsdyn.stream.trajectories import TrajectoryStream
+
     block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "surrogates" in b)
     block = block.replace("n_sublayers=32, n_units=128", "n_sublayers=6, n_units=8").replace("n=1000", "n=50")
     block = block.replace("n_components=100", "n_components=5")
     trajectories = torch.randn(40, 6, 8, generator=torch.Generator().manual_seed(0)).cumsum(1)
-    given = {"trajectories": trajectories, "x": trajectories[:, 0], "y": trajectories[:, 1]}
-    namespace = dict(given)
-    exec(block.replace("trajectories = ...", ""), namespace)
+    stream = create_autospec(TrajectoryStream, instance=True)
+    stream.read.return_value = trajectories, torch.arange(40)
+    namespace = {"stream": stream, "x": trajectories[:, 0], "y": trajectories[:, 1]}
+    exec(block, namespace)
+    stream.read.assert_called_once_with(1000)
     shapes = {
         "moments.correlation(trajectories)": (5, 8),
         "geometry.cosine(trajectories)": (40, 5),

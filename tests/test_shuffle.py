@@ -63,6 +63,19 @@ def test_much_memory_lies_at_huge_pages_and_is_given_again_too():
     assert memory.empty(5 << 20, dtype=torch.uint8).data_ptr() == address
 
 
+def test_memory_that_is_not_there_is_torchs_error(monkeypatch):
+    """Which says how many bytes were wanted, where the system's names none."""
+
+    def fail(*args, **options):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", fail)
+    memory = Memory()
+    assert bool((memory.empty(5 << 20, dtype=torch.uint8).fill_(7) == 7).all())
+    with pytest.raises(RuntimeError, match=str(1 << 60)):
+        memory.empty(1 << 60, dtype=torch.uint8)
+
+
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("n_left", [0, 6])
 def test_a_pool_is_what_was_left_and_then_a_permutation(whole, n_left):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsdyn.allocator import give_back
 from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.stream.cache import DTYPES, DamagedShardError, Shard, TrajectoryCache
 from rsdyn.stream.canary import canary_rows, compare, tolerance
@@ -348,5 +349,7 @@ class TrajectoryStream:
         return None
 
     def release_lm(self) -> None:
-        """Drop the language model, if it was loaded, once nothing is left to record."""
-        self._model = None
+        """Drop the language model, if it was loaded, once nothing is left to record, and what memory it worked in."""
+        if self._model is not None:
+            self._model = None
+            give_back()

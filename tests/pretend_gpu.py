@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -110,7 +110,7 @@ class _Mode(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
-_library = torch.library.Library("aten", "IMPL")  # where torch turns modes off
+_library = library.Library("aten", "IMPL")  # where torch turns modes off
 for _name in ("empty_strided", "empty.memory_format", "copy_"):
     _op = getattr(_aten, _name.split(".")[0])
     _op = getattr(_op, _name.split(".")[1]) if "." in _name else _op.default

@@ -30,7 +30,7 @@ NULLS = ("layer_shuffle", "increment_shuffle_windowed")
 
 def open_stream(folder: Path, n: int, s: int, d: int):
     """A stream that is complete once :func:`fill` has run, of a model without weights that is never asked for them."""
-    from rsdyn.stream.text import Sequences
+    from rsdyn.stream.text.tokens import Sequences
     from rsdyn.stream.trajectories import TrajectoryStream
 
     lm = SimpleNamespace(n_sublayers=s, n_units=d, label="made-up", site_names=("resid_pre", "resid_mid"))
@@ -70,9 +70,9 @@ def work(folder: Path, shape: tuple[int, int, int], measures: list[str], threads
     torch.set_num_threads(threads)
     import lightning as L
 
-    from rsdyn import analysis
-    from rsdyn.probe import ResidualStreamProbe
-    from rsdyn.trajectory_datamodule import TrajectoryDataModule
+    from rsdyn.analysis import measures as analysis
+    from rsdyn.analysis.probe import ResidualStreamProbe
+    from rsdyn.stream.trajectory_datamodule import TrajectoryDataModule
 
     stream = open_stream(folder, *shape)
     for k in range(stream.n_shards):  # the page cache, alike for all

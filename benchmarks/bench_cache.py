@@ -35,7 +35,7 @@ from memory import memory_limit, peak
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rsdyn import datamodule
+from rsdyn.stream import datamodule
 from rsdyn.stream.cache import Shard, TrajectoryCache
 
 Row = tuple[str, str, float, float, float | None]  # what, baseline, seconds of both, goal

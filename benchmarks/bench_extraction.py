@@ -13,7 +13,7 @@ The floor is the matrix products: the linear maps of the layers, up to the last 
 many rows at a time as ours, with the same library on as many threads. Attention over the sequences, norms, rotary
 embeddings, SiLU and the recording are not in it.
 
-The process keeps its pages as the scripts do (``rsdyn.allocator``), for the peers and the products too: a peer's own
+The process keeps its pages as the scripts do (``rsdyn.lm.allocator``), for the peers and the products too: a peer's own
 scripts would not, so no ratio owes anything to the allocator. Settings of malloc in the environment win, for all ways.
 
 Memory is what a way takes beside the loaded model, in a process of its own.
@@ -41,11 +41,11 @@ from peers import PEERS, installed
 from timing import in_a_child, least, peak_memory, table
 from torch import Tensor
 
-from rsdyn.allocator import keep_pages
-from rsdyn.dynamics.parallel import side_by_side
-from rsdyn.stream.batches import PACKED, SORTED, make_batches, tokens_computed
-from rsdyn.stream.lm import LanguageModel, Layout, _StopForwardError
-from rsdyn.stream.packing import packed_attention
+from rsdyn.lm.allocator import keep_pages
+from rsdyn.lm.batches import PACKED, SORTED, make_batches, tokens_computed
+from rsdyn.lm.model import LanguageModel, Layout, _StopForwardError
+from rsdyn.lm.packing import packed_attention
+from rsdyn.threads import side_by_side
 
 MODELS = {"small": (512, 16, 0.85), "wide": (1024, 8, 0.93)}  # width, layers, goal of the products' limit
 VOCABULARY = 32_000
@@ -238,7 +238,7 @@ def process(name: str, n: int, count: int, folder: Path, rank: int) -> None:
     """One of several processes that record: opens the model, waits for the others, records what it owns."""
     from types import SimpleNamespace
 
-    from rsdyn.stream.text import Sequences
+    from rsdyn.stream.text.tokens import Sequences
     from rsdyn.stream.trajectories import TrajectoryStream
 
     torch.set_num_threads(1)

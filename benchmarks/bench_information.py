@@ -21,7 +21,7 @@ from scipy.stats import gaussian_kde
 from sklearn.feature_selection import mutual_info_regression
 from torch import Tensor
 
-from rsdyn.dynamics import density
+from rsdyn.dynamics import kernel_density as density
 from rsdyn.dynamics.information import consecutive_information
 
 GOALS = {"kde": 400.0, "kde_resub": 6.0, "ksg": 2.5, "copula": 200.0}

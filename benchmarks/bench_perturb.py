@@ -13,7 +13,7 @@ same), so one depth is timed and counted for all. All take turns, on the same we
 The matrix products' limit: the linear maps of the suffix layers alone, one token a point, with weights and numbers of
 rows as ours (each depth apart, or the batch growing from depth to depth: the faster of the two). The attention of a
 point over the prompt is not in it. All ways, the products too, run with the pages kept as the scripts keep them
-(``rsdyn.allocator``).
+(``rsdyn.lm.allocator``).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from peers import bridge
 from timing import least
 from torch import Tensor, nn
 
-from rsdyn.allocator import keep_pages
-from rsdyn.stream.continuation import continue_all, continue_from, run_reference
-from rsdyn.stream.lm import LanguageModel
-from rsdyn.stream.source import find_lm
+from rsdyn.lm.allocator import keep_pages
+from rsdyn.lm.continuing.continuation import continue_all, continue_from, run_reference
+from rsdyn.lm.model import LanguageModel
+from rsdyn.lm.source import find_lm
 
 GOALS = {15: 50, 64: 120}
 LIMIT_GOAL = 0.65

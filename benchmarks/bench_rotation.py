@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rsdyn.dynamics.rotation import rotations, sequence_rotations
-from rsdyn.dynamics.surrogates import NULLS, paired_swap_test, rotation_test
+from rsdyn.dynamics.rotation_test import NULLS, paired_swap_test, rotation_test
 
 SHARED, OWN = 80, 15  # the goals, for the paper's null
 

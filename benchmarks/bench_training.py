@@ -26,17 +26,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsdyn.allocator import keep_pages
-from rsdyn.autoencoder import CompressingAutoencoder
-from rsdyn.callbacks import Guard, History, Patience, Progress
-from rsdyn.checkpoints import LAST, BestCheckpoint, LastCheckpoint, WholeCheckpointIO
-from rsdyn.datamodule import ResidualStreamDataModule
-from rsdyn.lit_autoencoder import LitAutoencoder
-from rsdyn.overhead import NoProfiler
-from rsdyn.signals import Stop
+from rsdyn.autoencoder.model import CompressingAutoencoder
+from rsdyn.autoencoder.training import LitAutoencoder
+from rsdyn.lightning_private import NoProfiler
+from rsdyn.lm.allocator import keep_pages
+from rsdyn.lm.source import find_lm
+from rsdyn.run.checkpoints import LAST, BestCheckpoint, LastCheckpoint, WholeCheckpointIO
+from rsdyn.run.progress import Guard, History, Patience, Progress
+from rsdyn.run.signals import Stop
 from rsdyn.stream.cache import Shard
-from rsdyn.stream.source import find_lm
-from rsdyn.stream.text import Sequences
+from rsdyn.stream.datamodule import ResidualStreamDataModule
+from rsdyn.stream.text.tokens import Sequences
 from rsdyn.stream.trajectories import TrajectoryStream
 
 

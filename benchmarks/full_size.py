@@ -140,7 +140,7 @@ class Watched:
 
 LOAD = """
 import sys, time, torch
-from rsdyn.stream.source import find_lm
+from rsdyn.lm.source import find_lm
 source = find_lm(sys.argv[1])
 began = time.monotonic()
 lm = source.load(dtype="bfloat16")

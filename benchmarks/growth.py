@@ -96,9 +96,9 @@ def analysis(n: int, d: int, s: int, folder: Path) -> Callable[[], object]:
     import lightning as L
     from bench_analysis import MEASURES, NULLS
 
-    from rsdyn import analysis
-    from rsdyn.probe import ResidualStreamProbe
-    from rsdyn.trajectory_datamodule import TrajectoryDataModule
+    from rsdyn.analysis import measures as analysis
+    from rsdyn.analysis.probe import ResidualStreamProbe
+    from rsdyn.stream.trajectory_datamodule import TrajectoryDataModule
 
     stream = cached_stream(n, d, s, folder)
 
@@ -120,8 +120,8 @@ def analysis(n: int, d: int, s: int, folder: Path) -> Callable[[], object]:
 def training(n: int, d: int, s: int, folder: Path) -> Callable[[], object]:
     import lightning as L
 
-    from rsdyn.datamodule import ResidualStreamDataModule
-    from rsdyn.lit_autoencoder import LitAutoencoder
+    from rsdyn.autoencoder.training import LitAutoencoder
+    from rsdyn.stream.datamodule import ResidualStreamDataModule
 
     stream = cached_stream(n, d, s, folder)
 
@@ -137,7 +137,7 @@ def training(n: int, d: int, s: int, folder: Path) -> Callable[[], object]:
 
 
 def perturbation(n: int, d: int, s: int, folder: Path) -> Callable[[], object]:
-    from rsdyn.stream.continuation import continue_all, run_reference
+    from rsdyn.lm.continuing.continuation import continue_all, run_reference
 
     lm = random_llama(d, s // 2, head=True)
     generator = torch.Generator().manual_seed(0)
@@ -183,9 +183,9 @@ def made_up_stream(folder: Path) -> list[str]:
     """Words that have analyze.py read a made-up stream of the ``WIDE`` shape, all of it in the cache."""
     from bench_analysis import fill_shards
 
-    from rsdyn.cli import load_config
-    from rsdyn.experiment import find_source, make_stream
-    from rsdyn.script import Run
+    from rsdyn.config.command_line import load_config
+    from rsdyn.run.opening import find_source, make_stream
+    from rsdyn.run.script import Run
 
     n, s, d = WIDE
     words = [f"lm.name={thin_llama(folder / 'model', d, s // 2)}", f"cache.dir={folder / 'cache'}"]

@@ -5,7 +5,7 @@
     python benchmarks/guard.py correlation     # some of them
 
 One thread, CPU time, the two sides of a ratio in turns in the same process, which keeps its pages as the scripts do
-(``rsdyn.allocator``): what else the machine does touches both. A ratio below half of the recorded one is measured
+(``rsdyn.lm.allocator``): what else the machine does touches both. A ratio below half of the recorded one is measured
 again, twice as long, before it counts as lost.
 """
 
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from timing import least, table
 
-from rsdyn.allocator import keep_pages
+from rsdyn.lm.allocator import keep_pages
 
 RECORDED = Path(__file__).parent / "guard.json"
 Pair = tuple[str, Callable[[], object], Callable[[], object], float]  # baseline's name, ours, it, ours over its work
@@ -38,7 +38,7 @@ def recording() -> Iterator[Pair]:
     from inputs import random_llama, sequences
     from peers import transformers
 
-    from rsdyn.stream.layout import choose_layout
+    from rsdyn.lm.packing_trial import choose_layout
 
     lm, texts = random_llama(256, 6, head=True), sequences(24)
     lm.layout = choose_layout(lm, texts)
@@ -52,7 +52,7 @@ def cache_reading() -> Iterator[Pair]:
     from bench_analysis import fill, open_stream
     from torch.utils.data import DataLoader, Dataset
 
-    from rsdyn.datamodule import ResidualStreamDataModule
+    from rsdyn.stream.datamodule import ResidualStreamDataModule
 
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder), 1000, 16, 256)
@@ -89,8 +89,8 @@ def training() -> Iterator[Pair]:
     import lightning as L
     from bench_analysis import fill, open_stream
 
-    from rsdyn.datamodule import ResidualStreamDataModule
-    from rsdyn.lit_autoencoder import LitAutoencoder
+    from rsdyn.autoencoder.training import LitAutoencoder
+    from rsdyn.stream.datamodule import ResidualStreamDataModule
 
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder), 500, 16, 256)
@@ -126,7 +126,7 @@ def continuing() -> Iterator[Pair]:
     from bench_perturb import hooked
     from inputs import random_llama
 
-    from rsdyn.stream.continuation import continue_all, run_reference
+    from rsdyn.lm.continuing.continuation import continue_all, run_reference
 
     lm = random_llama(128, 8, head=True)
     generator = torch.Generator().manual_seed(0)
@@ -171,7 +171,7 @@ def mutual_information() -> Iterator[Pair]:
 def rotations() -> Iterator[Pair]:
     from bench_rotation import naive, walks
 
-    from rsdyn.dynamics.surrogates import rotation_test
+    from rsdyn.dynamics.rotation_test import rotation_test
 
     a, null = walks(64, 256), "increment_shuffle_windowed"
     one = a[:, 0].double().numpy()

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from rsdyn.embedded import TEXT
-from rsdyn.stream.lm import LanguageModel
-from rsdyn.stream.source import find_lm
+from rsdyn.lm.model import LanguageModel
+from rsdyn.lm.source import find_lm
 
 
 def random_llama(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsdyn.stream.lm import LanguageModel
+from rsdyn.lm.model import LanguageModel
 
 Run = Callable[[Sequence[np.ndarray], int], Tensor]
 
@@ -64,7 +64,7 @@ def bridge(lm: LanguageModel) -> Any:
     """TransformerLens' model over a copy of the weights."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    from rsdyn.stream.source import find_lm
+    from rsdyn.lm.source import find_lm
 
     with tempfile.TemporaryDirectory() as folder:
         lm.config.save_pretrained(folder)

@@ -31,7 +31,7 @@ MAX_BYTES = 1 << 22  # what a run or a cache says of itself is a few kilobytes; 
 COMMANDS = (
     ("python -m rsdyn.report RUN [RUN ...] -o page.html", "one page of several runs, without a network", None),
     ("python -m rsdyn.stream.cache list", "what is in the cache; also: verify, prune", None),
-    ("python -m rsdyn.workspace", "save the layout for Weights & Biases; --print shows it", None),
+    ("python -m rsdyn.tracking.workspace", "save the layout for Weights & Biases; --print shows it", None),
     ("wandb sweep configs/sweep-cae.yaml", "vary the autoencoder's settings", "configs/sweep-cae.yaml"),
     ("jupyter lab examples/tour.ipynb", "from a stream to the findings", "examples/tour.ipynb"),
 )

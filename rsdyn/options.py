@@ -1,6 +1,6 @@
 """What a setting is: its type, its default, its line of help and the values it takes, in one place for every check.
 
-``rsdyn/config.py`` writes the schema with :func:`setting`; the command line, the help and the errors read it back as
+the wings' settings are written with :func:`setting`; the command line, the help and the errors read it back as
 :class:`Option`.
 """
 

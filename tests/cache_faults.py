@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rsdyn.datamodule import ResidualStreamDataModule
 from rsdyn.errors import UserError
+from rsdyn.lm.source import LMSource, find_lm
 from rsdyn.stream.cache import DamagedShardError, TrajectoryCache
-from rsdyn.stream.source import LMSource, find_lm
-from rsdyn.stream.text import Sequences
+from rsdyn.stream.datamodule import ResidualStreamDataModule
+from rsdyn.stream.text.tokens import Sequences
 from rsdyn.stream.trajectories import TrajectoryStream
 
 

@@ -25,7 +25,7 @@ def make_sequences():
     """Corpora of random token ids: ``make_sequences(40, seed=0)`` gives 40 sequences of 5 to 40 tokens."""
     import numpy as np
 
-    from rsdyn.stream.text import Sequences
+    from rsdyn.stream.text.tokens import Sequences
 
     def make(n: int, *, seed: int = 0, shortest: int = 5, longest: int = 40, vocabulary: int = 300) -> Sequences:
         rng = np.random.default_rng(seed)

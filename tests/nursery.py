@@ -84,7 +84,7 @@ def read_log(path):
 
 @cache
 def described():
-    from rsdyn.provenance import provenance
+    from rsdyn.run.provenance import provenance
 
     return provenance()
 
@@ -95,10 +95,11 @@ def prepare(asked):
     import torch
     import xxhash
 
-    from rsdyn import figures, script
-    from rsdyn.checkpoints import LastCheckpoint
-    from rsdyn.datamodule import ResidualStreamDataModule
-    from rsdyn.lit_autoencoder import LitAutoencoder
+    from rsdyn import figures
+    from rsdyn.autoencoder.training import LitAutoencoder
+    from rsdyn.run import script
+    from rsdyn.run.checkpoints import LastCheckpoint
+    from rsdyn.stream.datamodule import ResidualStreamDataModule
     from rsdyn.stream.trajectories import TrajectoryStream
 
     # what takes seconds and is looked at elsewhere
@@ -172,7 +173,7 @@ def be_born(asked, rank, output, port):
     code = 99
     try:
         os.chdir(asked.get("cwd", "."))
-        script = importlib.import_module(asked.get("script", "train"))
+        script = importlib.import_module(f"rsdyn.commands.{asked.get('script', 'train')}")
         prepare(asked)
         code = script.main(asked["argv"])
     except BaseException:
@@ -238,10 +239,12 @@ def warm_up():
     """Run once: what is imported and set up on the way takes a second and a half, which the children inherit."""
     import torch
 
-    import analyze  # noqa: F401
-    import perturb  # noqa: F401
-    import train
-    from rsdyn import analysis, perturbation, ride_along  # noqa: F401
+    from rsdyn.commands import (
+        analyze,  # noqa: F401
+        perturb,  # noqa: F401
+        train,
+    )
+    from rsdyn.perturbation import measure as perturbation  # noqa: F401
 
     torch.set_num_threads(1)  # so that no thread is there when it forks
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):

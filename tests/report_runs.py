@@ -17,9 +17,7 @@ def make_runs(base: Path, lm: Path) -> dict[str, Path]:
     folder = base / "runs-of-the-report"
     if not folder.exists():
         sys.path.insert(0, str(ROOT))
-        import analyze
-        import perturb
-        import train
+        from rsdyn.commands import analyze, perturb, train
 
         common = [f"lm.name={lm}", f"data.limit={N}", "data.l_max=220", "cache.shard_sequences=16",
                   f"cache.dir={base / 'cache-of-the-report'}", "tracking.mode=disabled"]  # fmt: skip

@@ -13,7 +13,7 @@ from lightning.pytorch.accelerators import CPUAccelerator  # noqa: E402
 from lightning.pytorch.strategies import SingleDeviceStrategy  # noqa: E402
 from pretend_gpu import COMPUTED, GPU, pretend_gpu  # noqa: E402
 
-from rsdyn import experiment  # noqa: E402
+from rsdyn.run import opening as experiment  # noqa: E402
 
 OF_A_FORWARD = {"aten.mm", "aten.addmm", "aten.linear"}
 
@@ -37,7 +37,7 @@ def main() -> int:
     for script, words in json.load(sys.stdin).items():
         COMPUTED.clear()
         with pretend_gpu():
-            code = importlib.import_module(script).main(words)
+            code = importlib.import_module(f"rsdyn.commands.{script}").main(words)
         if code:
             return code
         assert not OF_A_FORWARD.isdisjoint(COMPUTED), f"{script}.py: nothing was computed on the GPU"

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rsdyn import allocator, script
+from rsdyn.lm import allocator
+from rsdyn.run import plan, script
 
 ROOT = Path(__file__).parent.parent
 IS_GLIBC = "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "") if "CS_GNU_LIBC_VERSION" in os.confstr_names else False
@@ -17,7 +18,7 @@ needs_glibc = pytest.mark.skipif(not IS_GLIBC, reason="the C library is not glib
 # no torch is needed: what a forward does is to fill blocks of 6 MiB, 1,536 pages each, and to free them
 FORWARDS = """
 import ctypes, resource, sys
-from rsdyn.allocator import keep_pages
+from rsdyn.lm.allocator import keep_pages
 
 kept = keep_pages() if sys.argv[1] == "keep" else None
 libc = ctypes.CDLL(None)
@@ -64,7 +65,7 @@ def test_kept_pages_can_be_given_back():
     """Freed under a block that is still in use, so that glibc itself cannot shorten its heap."""
     code = """
 import ctypes, sys
-from rsdyn.allocator import give_back, keep_pages
+from rsdyn.lm.allocator import give_back, keep_pages
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -148,5 +149,6 @@ def test_a_script_keeps_its_pages_from_its_start(monkeypatch):
     calls = []
     monkeypatch.setattr(script, "keep_pages", lambda: calls.append("kept"))
     monkeypatch.setattr(script, "_quiet", lambda: None)  # imports Lightning
-    assert script.run_script("train", lambda run: None, lambda run: calls.append("plan"), ["--plan"]) == 0
+    monkeypatch.setattr(plan, "show_plan", lambda run: calls.append("plan"))
+    assert script.run_script("train", lambda run: None, ["--plan"]) == 0
     assert calls == ["kept", "plan"]

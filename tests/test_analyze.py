@@ -12,11 +12,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import analyze  # noqa: E402
-from rsdyn.cli import load_config  # noqa: E402
-from rsdyn.config import MEASURES, NULLS  # noqa: E402
-from rsdyn.experiment import find_source  # noqa: E402
-from rsdyn.script import Run  # noqa: E402
+from rsdyn.analysis.settings import MEASURES, NULLS  # noqa: E402
+from rsdyn.commands import analyze  # noqa: E402
+from rsdyn.config.command_line import load_config  # noqa: E402
+from rsdyn.run.opening import find_source  # noqa: E402
+from rsdyn.run.script import Run  # noqa: E402
 
 N = 61  # divides neither by the shards nor by the processes
 FIGURES = [
@@ -248,7 +248,7 @@ def test_a_stream_without_resid_mid_has_one_kind_of_transition(words, tmp_path):
 
 
 def test_the_measures_ride_along_a_training(words, tmp_path):
-    import train
+    from rsdyn.commands import train
 
     argv = argv_of(
         {k: v for k, v in words.items() if not k.startswith("analysis")},
@@ -271,7 +271,7 @@ def test_an_interrupted_run_says_what_is_kept(words, tmp_path, monkeypatch, caps
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rsdyn.analysis.cosine", stop)
+    monkeypatch.setattr("rsdyn.analysis.measures.cosine", stop)
     options = {"run.dir": tmp_path / "run", "analysis.measures": "cosine", "analysis.conditions": "original"}
     assert analyze.main(argv_of(words, **options)) == 130
     assert f"{N} of {N} sequences of original are in the cache" in capsys.readouterr().err

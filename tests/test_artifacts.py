@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rsdyn import artifacts, tracking
+from rsdyn.tracking import artifacts
+from rsdyn.tracking import session as tracking
 
 
 @pytest.fixture(autouse=True)

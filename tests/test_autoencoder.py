@@ -10,7 +10,7 @@ import torch
 from systems import closed_curve
 from torch import nn
 
-from rsdyn.autoencoder import (
+from rsdyn.autoencoder.model import (
     CompressingAutoencoder,
     dimensions_lost,
     geometric_widths,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rsdyn.stream.batches import (
+from rsdyn.lm.batches import (
     PACKED,
     SORTED,
     batches_apart,

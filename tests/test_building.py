@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rsdyn import embedded
-from rsdyn.stream.building import one_at_a_time
-from rsdyn.stream.sites import site_names
-from rsdyn.stream.source import find_lm
-from rsdyn.stream.weights import empty_model
+from rsdyn.lm.model_lock import one_at_a_time
+from rsdyn.lm.sites import site_names
+from rsdyn.lm.source import find_lm
+from rsdyn.lm.weights import empty_model
 
 
 def test_threads_that_open_models_leave_transformers_as_it_was(tiny_llama):

@@ -18,11 +18,11 @@ import torch
 from test_cache import new_cache, shard_of
 
 from rsdyn.errors import UserError
+from rsdyn.lm.source import find_lm
 from rsdyn.stream.cache import DamagedShardError, Shard
 from rsdyn.stream.cache import lock as locks
 from rsdyn.stream.cache.lock import Locks
 from rsdyn.stream.cache.manifest import DamagedManifestError
-from rsdyn.stream.source import find_lm
 from rsdyn.stream.trajectories import TrajectoryStream
 
 HERE = Path(__file__).parent

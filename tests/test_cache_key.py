@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from tiny_models import PROSE, tiny_lm
 
-from rsdyn import experiment
-from rsdyn.cli import load_config
-from rsdyn.config import options
+from rsdyn.config.command_line import load_config
+from rsdyn.config.schema import options
+from rsdyn.run import opening as experiment
 
 # Settings that decide the recorded numbers, each with another value than the one below in `base`.
 # "{x}" are files that the fixture makes.

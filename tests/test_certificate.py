@@ -10,12 +10,12 @@ from transformers import AutoConfig, AutoModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rsdyn.errors import NonFiniteError, UserError
-from rsdyn.interventions import replace_stream
-from rsdyn.stream import certificate
-from rsdyn.stream.certificate import certify
-from rsdyn.stream.lm import LanguageModel
-from rsdyn.stream.sites import SITES, Family
-from rsdyn.stream.source import find_lm
+from rsdyn.lm import certificate
+from rsdyn.lm.certificate import certify
+from rsdyn.lm.model import LanguageModel
+from rsdyn.lm.sites import SITES, Family
+from rsdyn.lm.source import find_lm
+from rsdyn.perturbation.states import replace_stream
 from rsdyn.stream.trajectories import TrajectoryStream
 
 

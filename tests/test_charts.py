@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from rsdyn.charts import COLOURS, curve_chart, figure_of, shortened, unpacked
-from rsdyn.panels import panel
 from rsdyn.report.plots import Control, Plot, band, line, packed
+from rsdyn.tracking.charts import COLOURS, curve_chart, figure_of, shortened, unpacked
+from rsdyn.tracking.keys import panel
 
 NAMES = ["layer 0, resid_pre", "layer 0, resid_mid", "layer 1, resid_pre"]
 

@@ -14,11 +14,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_lit_autoencoder import ArrayStream
 
-from rsdyn.autoencoder import CompressingAutoencoder
-from rsdyn.checkpoints import BestCheckpoint, Position, WholeCheckpointIO, differences, flatten, sweep
-from rsdyn.datamodule import ResidualStreamDataModule
+from rsdyn.autoencoder.model import CompressingAutoencoder
+from rsdyn.autoencoder.training import LitAutoencoder
 from rsdyn.errors import UserError
-from rsdyn.lit_autoencoder import LitAutoencoder
+from rsdyn.run.checkpoints import BestCheckpoint, Position, WholeCheckpointIO, differences, flatten, sweep
+from rsdyn.stream.datamodule import ResidualStreamDataModule
 
 
 def content(version, size=300_000):

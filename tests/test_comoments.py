@@ -9,7 +9,7 @@ from scipy.stats import pearsonr
 from torchmetrics import PearsonCorrCoef
 
 from rsdyn.dynamics import moments as public
-from rsdyn.dynamics.comoments import (
+from rsdyn.dynamics.correlation import (
     Comoments,
     comoments,
     correlation,

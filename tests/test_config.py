@@ -7,8 +7,9 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from rsdyn.cli import CONFIGS, help_text, load_config, nearest_keys, preset_names
-from rsdyn.config import RESERVED_OPTIONS, UNUSED, CaeConfig, Config, check, options, sections, to_dict, to_yaml
+from rsdyn.autoencoder.settings import CaeConfig
+from rsdyn.config.command_line import CONFIGS, help_text, load_config, nearest_keys, preset_names
+from rsdyn.config.schema import RESERVED_OPTIONS, UNUSED, Config, check, options, sections, to_dict, to_yaml
 from rsdyn.errors import UserError
 
 # One value a key that is not its default: (text, value).
@@ -304,7 +305,7 @@ PRESETS = {  # preset: the family of tests/family_zoo.py with the sites of its m
 def test_every_preset_of_a_model_is_of_a_family_whose_sites_are_known():
     from family_zoo import PARALLEL, config_of
 
-    from rsdyn.stream.sites import site_names
+    from rsdyn.lm.sites import site_names
 
     assert {*PRESETS, "embedded"} == {*preset_names()}
     for preset, family in PRESETS.items():
@@ -517,7 +518,7 @@ TYPOS = [
 
 def test_fifty_typos_are_one_line_each_and_the_right_key_is_suggested(capfd, monkeypatch, tmp_path):
     """Through the scripts' own entry, over the three of them: no traceback, exit code 2, no folder left behind."""
-    from rsdyn.script import run_script
+    from rsdyn.run.script import run_script
 
     def it_ran(run):
         pytest.fail("it ran")
@@ -525,7 +526,7 @@ def test_fifty_typos_are_one_line_each_and_the_right_key_is_suggested(capfd, mon
     monkeypatch.chdir(tmp_path)
     wrong = []
     for script, word, meant in TYPOS:
-        assert run_script(script, it_ran, it_ran, [word]) == 2
+        assert run_script(script, it_ran, [word]) == 2
         said = capfd.readouterr()
         assert said.out == ""
         (line,) = said.err.splitlines()
@@ -675,6 +676,6 @@ def test_print_config_prints_yaml_that_reads_back(write, capsys):
 
 def test_import_is_light():
     heavy = "{'torch', 'lightning', 'transformers', 'datasets', 'numpy', 'wandb'}"
-    code = f"import sys, rsdyn.cli, rsdyn.config; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, rsdyn.config.command_line, rsdyn.config.schema; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,12 +10,12 @@ from family_zoo import PARALLEL, WINDOW, ZOO
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rsdyn.errors import NonFiniteError, UserError
-from rsdyn.stream import layer_calls, self_check
-from rsdyn.stream.continuation import continue_all, continue_from, run_reference
-from rsdyn.stream.layer_calls import BLOCK, LayerCall
-from rsdyn.stream.lm import LanguageModel
-from rsdyn.stream.sites import sublayer_index
-from rsdyn.stream.source import find_lm
+from rsdyn.lm.continuing import layer_calls, self_check
+from rsdyn.lm.continuing.continuation import continue_all, continue_from, run_reference
+from rsdyn.lm.continuing.layer_calls import BLOCK, LayerCall
+from rsdyn.lm.model import LanguageModel
+from rsdyn.lm.sites import sublayer_index
+from rsdyn.lm.source import find_lm
 
 # Where a family's modules are not as Llama's: what reads the sum behind attention, what adds attention's part to it.
 MID = {

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rsdyn.errors import UserError
-from rsdyn.stream import corpus
-from rsdyn.stream.text import load_rows
+from rsdyn.stream.text import corpus
+from rsdyn.stream.text.tokens import load_rows
 
 NAME = "Salesforce/wikitext"
 
@@ -397,7 +397,7 @@ def test_a_folder_here_does_not_shadow_the_hub(tmp_path, monkeypatch):
 def test_offline_with_an_empty_cache_in_a_fresh_process(tmp_path):
     code = """
 from rsdyn.errors import UserError
-from rsdyn.stream.text import load_rows
+from rsdyn.stream.text.tokens import load_rows
 try:
     load_rows(name="Salesforce/wikitext", config="wikitext-2-raw-v1")
 except UserError as error:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from rsdyn import dashboard, tracking
-from rsdyn.dashboard import Table
+from rsdyn.tracking import log as dashboard
+from rsdyn.tracking import session as tracking
+from rsdyn.tracking.log import Table
 
 
 class Recorder:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rsdyn.dashboard_analysis import curves, finding_key, keyed, massive_table, rotation_table, summary_numbers, tables
-from rsdyn.findings import findings
+from rsdyn.analysis.findings import findings
+from rsdyn.tracking.analysis import curves, finding_key, keyed, massive_table, rotation_table, summary_numbers, tables
 
 S, D = 7, 8
 MEASURES = ["activations", "correlation", "cosine", "velocity", "mutual_information", "rotation", "pca"]

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from rsdyn import datamodule
-from rsdyn.datamodule import ResidualStreamDataModule
 from rsdyn.errors import UserError
+from rsdyn.lm.model import LanguageModel
+from rsdyn.lm.source import find_lm
+from rsdyn.stream import datamodule
 from rsdyn.stream.cache import ahead
-from rsdyn.stream.lm import LanguageModel
-from rsdyn.stream.source import find_lm
+from rsdyn.stream.datamodule import ResidualStreamDataModule
 from rsdyn.stream.trajectories import TrajectoryStream
 
 N = 60

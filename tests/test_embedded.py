@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rsdyn.embedded import MODEL, TEXT
-from rsdyn.embedded.make_text import (
+from examples.embedded.make_text import (
     dictionary_blocks,
     html_paragraphs,
     interleave,
@@ -18,8 +17,8 @@ from rsdyn.embedded.make_text import (
     read_wesnoth,
     split,
 )
-from rsdyn.embedded.measure_lm import CountModels, model_losses, sample
-from rsdyn.embedded.train_lm import (
+from examples.embedded.measure_lm import CountModels, model_losses, sample
+from examples.embedded.train_lm import (
     encode_documents,
     main,
     make_model,
@@ -29,6 +28,7 @@ from rsdyn.embedded.train_lm import (
     shorten,
     train_tokenizer,
 )
+from rsdyn.embedded import MODEL, TEXT
 
 
 @pytest.fixture(scope="module", autouse=True)

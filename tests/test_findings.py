@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 
-from rsdyn.config import ESTIMATORS, MEASURES, NULLS
-from rsdyn.dynamics import information, surrogates
-from rsdyn.findings import (
+from rsdyn.analysis.findings import (
     as_json,
     as_markdown,
     as_text,
@@ -18,6 +16,9 @@ from rsdyn.findings import (
     share_beyond,
     spearman,
 )
+from rsdyn.analysis.settings import ESTIMATORS, MEASURES, NULLS
+from rsdyn.dynamics import information
+from rsdyn.dynamics import rotation_test as surrogates
 
 S = 13
 TRANSITIONS = torch.arange(S - 1, dtype=torch.float64)
@@ -168,4 +169,4 @@ def test_the_plane_is_put_into_words():
 
 
 def test_every_measure_has_a_row():
-    assert {row[0] for row in __import__("rsdyn.findings", fromlist=["_rows"])._rows(2)} == set(MEASURES)
+    assert {row[0] for row in __import__("rsdyn.analysis.findings", fromlist=["_rows"])._rows(2)} == set(MEASURES)

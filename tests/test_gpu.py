@@ -48,7 +48,7 @@ def results(tiny_llama, tmp_path_factory):
     assert done.returncode == 0, done.stderr[-3000:]
     found = {}
     for script in WORDS:
-        assert importlib.import_module(script).main(words(script, "cpu")) == 0
+        assert importlib.import_module(f"rsdyn.commands.{script}").main(words(script, "cpu")) == 0
         found[script] = [dict(np.load(folder / f"{script}-{device}" / "results.npz")) for device in ("gpu", "cpu")]
     return found
 

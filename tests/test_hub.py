@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants, errors, get_session
 
 from rsdyn.errors import UserError
-from rsdyn.stream.hub import explain_hub_error, hub_offline, hub_reachable
+from rsdyn.lm.hub import explain_hub_error, hub_offline, hub_reachable
 
 
 @pytest.fixture(autouse=True)

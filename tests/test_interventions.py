@@ -7,11 +7,14 @@ from family_zoo import ZOO
 from scipy.stats import kstest, norm
 from tiny_models import tiny_lm
 
-from rsdyn.autoencoder import CompressingAutoencoder
+from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.dynamics.moments import Moments
 from rsdyn.dynamics.projection import PCA
 from rsdyn.errors import NonFiniteError, UserError
-from rsdyn.interventions import (
+from rsdyn.lm.continuing.continuation import continue_from, run_reference
+from rsdyn.lm.model import LanguageModel
+from rsdyn.lm.source import find_lm
+from rsdyn.perturbation.states import (
     add_noise,
     edit_stream,
     grid_points,
@@ -26,9 +29,6 @@ from rsdyn.interventions import (
     teleport,
     through_projection,
 )
-from rsdyn.stream.continuation import continue_from, run_reference
-from rsdyn.stream.lm import LanguageModel
-from rsdyn.stream.source import find_lm
 
 IDS = np.array([1, 17, 203, 5, 99, 42])
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from lightning.pytorch.loggers import Logger
 
-from rsdyn.datamodule import ResidualStreamDataModule
+from rsdyn.autoencoder.training import LitAutoencoder
 from rsdyn.errors import NonFiniteError
-from rsdyn.lit_autoencoder import LitAutoencoder
 from rsdyn.stream.cache import Shard
+from rsdyn.stream.datamodule import ResidualStreamDataModule
 
 S, D = 6, 12
 

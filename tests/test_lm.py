@@ -7,8 +7,8 @@ from family_zoo import CONTEXT, FAMILIES, LAYERS, UNITS, VOCABULARY, ZOO, config
 from transformers import AutoConfig, AutoModel
 
 from rsdyn.errors import NonFiniteError, UserError
-from rsdyn.stream.lm import LanguageModel
-from rsdyn.stream.source import find_lm
+from rsdyn.lm.model import LanguageModel
+from rsdyn.lm.source import find_lm
 
 
 def random_sequences(n, seed=0, longest=40):

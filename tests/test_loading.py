@@ -3,7 +3,7 @@
 import numpy as np
 from torch.utils.data import DataLoader
 
-from rsdyn.loading import Batches, balanced_owners
+from rsdyn.stream.sharding import Batches, balanced_owners
 
 
 def test_balanced_owners():

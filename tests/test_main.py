@@ -14,7 +14,7 @@ from test_cache import new_cache, shard_of
 
 import rsdyn
 from rsdyn.__main__ import SCRIPTS, cache_dir, find_runs, main
-from rsdyn.cli import preset_names
+from rsdyn.config.command_line import preset_names
 from rsdyn.stream.cache import default_cache_dir
 from rsdyn.stream.cache.__main__ import main as cache_tool
 
@@ -53,7 +53,7 @@ def test_everything_that_there_is(here, capsys):
     entries = re.findall(r"^  (\S+) {2,}\S", out, re.MULTILINE)
     assert entries == [f"{name}.py" for name in SCRIPTS] + preset_names()
     assert {path.stem for path in ROOT.glob("*.py")} == set(SCRIPTS)
-    for command in ("rsdyn.report", "rsdyn.stream.cache", "rsdyn.workspace"):
+    for command in ("rsdyn.report", "rsdyn.stream.cache", "rsdyn.tracking.workspace"):
         assert f"python -m {command} " in out
         assert importlib.util.find_spec(command)
     assert "wandb sweep configs/sweep-cae.yaml" in out

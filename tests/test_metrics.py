@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from rsdyn.dynamics.moments import moments
-from rsdyn.metrics import FirstSequences, MeanLoss, SquaredError, StreamMoments
+from rsdyn.metrics.running import FirstSequences, MeanLoss, SquaredError, StreamMoments
 
 S, D = 3, 5
 ROOT = Path(__file__).parent.parent

@@ -9,12 +9,12 @@ from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
 from torch import nn
 from torch.utils.data import DataLoader
 
-from rsdyn.callbacks import Patience
-from rsdyn.checkpoints import BestCheckpoint
-from rsdyn.cli import load_config
-from rsdyn.experiment import make_trainer
-from rsdyn.overhead import LeanModule, NoProfiler
-from rsdyn.signals import Stop
+from rsdyn.config.command_line import load_config
+from rsdyn.lightning_private import LeanModule, NoProfiler
+from rsdyn.run.checkpoints import BestCheckpoint
+from rsdyn.run.opening import make_trainer
+from rsdyn.run.progress import Patience
+from rsdyn.run.signals import Stop
 
 
 class Step:

@@ -11,14 +11,14 @@ from transformers import AutoModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rsdyn.errors import NonFiniteError, UserError
-from rsdyn.interventions import replace_stream
-from rsdyn.stream import layout as layout_module
-from rsdyn.stream import packing
-from rsdyn.stream.canary import compare, tolerance
-from rsdyn.stream.layout import choose_layout
-from rsdyn.stream.lm import LanguageModel, Layout
-from rsdyn.stream.packing import NotPackedError, one_row, packed_attention
-from rsdyn.stream.source import find_lm
+from rsdyn.lm import packing
+from rsdyn.lm import packing_trial as layout_module
+from rsdyn.lm.model import LanguageModel, Layout
+from rsdyn.lm.packing import NotPackedError, one_row, packed_attention
+from rsdyn.lm.packing_trial import choose_layout
+from rsdyn.lm.source import find_lm
+from rsdyn.perturbation.states import replace_stream
+from rsdyn.stream.drift import compare, tolerance
 from rsdyn.stream.trajectories import TrajectoryStream
 
 PACKED = Layout("packed")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rsdyn.panels import CHARTS, PANELS, SECTIONS, SUFFIXES, panel, section
+from rsdyn.tracking.keys import CHARTS, PANELS, SECTIONS, SUFFIXES, panel, section
 
 
 def test_names_are_unique_and_cannot_be_taken_for_a_part_of_a_curve():

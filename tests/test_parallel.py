@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from rsdyn.dynamics.parallel import side_by_side
+from rsdyn.threads import side_by_side
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import peer_streams
 import pytest
 import torch
 
-from rsdyn.stream.lm import LanguageModel
+from rsdyn.lm.model import LanguageModel
 
 
 def ours(model, tokens):

@@ -11,19 +11,19 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import perturb  # noqa: E402
-from rsdyn import show  # noqa: E402
-from rsdyn.cli import load_config  # noqa: E402
-from rsdyn.dashboard_perturbation import points_table  # noqa: E402
+from rsdyn.commands import perturb  # noqa: E402
+from rsdyn.config.command_line import load_config  # noqa: E402
 from rsdyn.dynamics.projection import PCA  # noqa: E402
 from rsdyn.errors import UserError  # noqa: E402
-from rsdyn.experiment import find_source, open_stream  # noqa: E402
-from rsdyn.perturbation import Prompt, Recorded, _usable, layers_of, prompts_of, read_trajectories  # noqa: E402
+from rsdyn.lm.source import find_lm  # noqa: E402
+from rsdyn.perturbation.measure import Prompt, Recorded, _usable, layers_of, prompts_of, read_trajectories  # noqa: E402
 from rsdyn.report.figure4d import figure4d  # noqa: E402
 from rsdyn.report.plots import packed  # noqa: E402
 from rsdyn.report.reading import read_run  # noqa: E402
-from rsdyn.script import Run  # noqa: E402
-from rsdyn.stream.source import find_lm  # noqa: E402
+from rsdyn.run.opening import find_source, open_stream  # noqa: E402
+from rsdyn.run.script import Run  # noqa: E402
+from rsdyn.tracking import show  # noqa: E402
+from rsdyn.tracking.perturbation import points_table  # noqa: E402
 
 N, LAYERS, S, D = 40, 3, 6, 32
 
@@ -265,7 +265,7 @@ def test_a_prompt_without_a_state_to_swap_in(words, tmp_path, monkeypatch, capsy
 
 
 def test_through_an_autoencoder(words, tmp_path, capsys):
-    from rsdyn.autoencoder import CompressingAutoencoder
+    from rsdyn.autoencoder.model import CompressingAutoencoder
 
     torch.manual_seed(0)
     for d_in in (D, 16):
@@ -314,7 +314,8 @@ def test_the_plane_is_that_of_the_recorded_tokens(words, tmp_path):
 
 def source_prompt(run, config):
     """The tokens of the first prompt."""
-    return prompts_of(config.perturb, find_source(run), seed=config.seed)[0].tokens
+    source = find_source(run)
+    return prompts_of(config.perturb, source.sequences, source.lm, seed=config.seed)[0].tokens
 
 
 def test_layers_follow_the_depth():

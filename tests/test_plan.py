@@ -13,23 +13,21 @@ from tiny_models import PROSE, write_hub_cache
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import analyze
-import perturb
-import rsdyn.datamodule
-import train
-from rsdyn import estimates, plan
-from rsdyn.autoencoder import CompressingAutoencoder
-from rsdyn.cli import load_config
-from rsdyn.datamodule import ResidualStreamDataModule
-from rsdyn.experiment import find_source, make_stream
-from rsdyn.lit_autoencoder import LitAutoencoder
-from rsdyn.probe import ResidualStreamProbe
-from rsdyn.script import Run
-from rsdyn.stream.batches import PACKED
-from rsdyn.stream.layout import choose_layout
-from rsdyn.stream.lm import LanguageModel
-from rsdyn.stream.sites import site_names
-from rsdyn.stream.source import LMSource, find_lm
+import rsdyn.stream.datamodule
+from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.autoencoder.model import CompressingAutoencoder
+from rsdyn.autoencoder.training import LitAutoencoder
+from rsdyn.commands import analyze, perturb, train
+from rsdyn.config.command_line import load_config
+from rsdyn.lm.batches import PACKED
+from rsdyn.lm.model import LanguageModel
+from rsdyn.lm.packing_trial import choose_layout
+from rsdyn.lm.sites import site_names
+from rsdyn.lm.source import LMSource, find_lm
+from rsdyn.run import estimates, plan
+from rsdyn.run.opening import find_source, make_stream
+from rsdyn.run.script import Run
+from rsdyn.stream.datamodule import ResidualStreamDataModule
 
 SCRIPTS = {"train": train, "analyze": analyze, "perturb": perturb}
 
@@ -144,7 +142,7 @@ def test_memory_of_weights_gradients_and_adam():
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 20], ids=["by windows", "kept"])
 @pytest.mark.parametrize("words", [[], ["data.shuffle_shards=1"], ["cache.enabled=false"]], ids=str)
 def test_memory_of_shuffled_vectors_is_a_bound(words, kept_bytes, settings, tmp_path, monkeypatch):
-    for place in (rsdyn.datamodule, estimates):
+    for place in (rsdyn.stream.datamodule, estimates):
         monkeypatch.setattr(place, "KEPT_BYTES", kept_bytes)
     planned = plan_of("train", [*settings, *words], tmp_path).parts["vectors being shuffled, at most"]
     run = Run("train", load_config([*settings, *words], "train"), tmp_path, 0.0)
@@ -271,7 +269,7 @@ def test_bytes_and_operations_of_several_tokens_a_sequence(settings, positions, 
     ],
 )
 def test_mistakes_of_a_perturbation_are_found_by_its_plan(settings, tmp_path, capsys, mistake, words):
-    import perturb
+    from rsdyn.commands import perturb
 
     file = tmp_path / "file"
     file.write_text("x")

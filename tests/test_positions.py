@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rsdyn.stream.positions import BOS, SINK, SINK_RATIO, Positions, kinds, numbers, sequence_of
+from rsdyn.stream.text.positions import BOS, SINK, SINK_RATIO, Positions, kinds, numbers, sequence_of
 
 LENGTHS = np.array([5, 2, 17, 1, 40, 3])
 

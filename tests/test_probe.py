@@ -6,21 +6,21 @@ import pytest
 import torch
 from sklearn.decomposition import PCA as SklearnPCA
 
-from rsdyn import analysis
-from rsdyn.config import MEASURES
+from rsdyn.analysis import measures as analysis
+from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.analysis.settings import MEASURES
 from rsdyn.dynamics.information import consecutive_information
 from rsdyn.errors import UserError
-from rsdyn.probe import ResidualStreamProbe
-from rsdyn.stream.source import find_lm
+from rsdyn.lm.source import find_lm
 from rsdyn.stream.trajectories import TrajectoryStream
-from rsdyn.trajectory_datamodule import TrajectoryBatch, TrajectoryDataModule
+from rsdyn.stream.trajectory_datamodule import TrajectoryBatch, TrajectoryDataModule
 
 N, S, D = 53, 6, 32
 
 
 @pytest.fixture(scope="module")
 def stream(tiny_llama, tmp_path_factory):
-    from rsdyn.stream.text import Sequences
+    from rsdyn.stream.text.tokens import Sequences
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 20, size=60)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from rsdyn import analysis
+from rsdyn.analysis import measures as analysis
+from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.dynamics.information import consecutive_information
-from rsdyn.dynamics.surrogates import rotation_test
-from rsdyn.metrics import MutualInformation, UnitTrajectories
-from rsdyn.probe import ResidualStreamProbe
-from rsdyn.processes import from_all, n_processes, shared_out
-from rsdyn.trajectory_datamodule import TrajectoryBatch
+from rsdyn.dynamics.rotation_test import rotation_test
+from rsdyn.metrics.processes import from_all, n_processes, shared_out
+from rsdyn.metrics.running import MutualInformation, UnitTrajectories
+from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
 
 ROOT = Path(__file__).parent.parent
 WORLDS = (2, 5)  # five are more than there are sublayers and units
@@ -136,7 +136,7 @@ def one(world, rank):
     try:
         t.shared_out(fail, range(world), "cpu")
     except ArithmeticError:
-        os._exit(7)  # as rsdyn.script ends a process that failed
+        os._exit(7)  # as rsdyn.run.script ends a process that failed
     except RuntimeError:
         os._exit(0)  # the others hear of it
     os._exit(1)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsdyn import provenance, run_folder
+from rsdyn.run import folder as run_folder
+from rsdyn.run import provenance
 
 ROOT = Path(provenance.__file__).parents[1]
 HF_KEY = "hf_" + "AbCdEfGhIjKlMnOpQrSt"

@@ -8,7 +8,7 @@ from scipy.spatial.distance import cosine as scipy_cosine
 from scipy.special import rel_entr
 from systems import contraction, norm_growth, rotation
 
-from rsdyn.autoencoder import CompressingAutoencoder
+from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.dynamics.projection import PCA, Projection
 from rsdyn.dynamics.recovery import (
     Recovery,

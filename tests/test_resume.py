@@ -14,7 +14,7 @@ from nursery import read_log
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import train  # noqa: E402
+from rsdyn.commands import train  # noqa: E402
 
 N = 64
 # what may differ: how long it took, and what only a run that went on has to tell
@@ -94,7 +94,8 @@ def interrupted_and_gone_on(nursery, words, place, **how):
         pytest.param({"signal": "SIGUSR1", "at_step": 17}, marks=pytest.mark.slow),
         {"signal": "SIGINT", "at_step": 34, "then": 1},  # saved before the last step of the second epoch
         pytest.param(
-            {"signal": "SIGKILL", "where": "rsdyn.lit_autoencoder:LitAutoencoder.test_step"}, marks=pytest.mark.slow
+            {"signal": "SIGKILL", "where": "rsdyn.autoencoder.training:LitAutoencoder.test_step"},
+            marks=pytest.mark.slow,
         ),
     ],
     ids=str,
@@ -234,7 +235,7 @@ def test_without_a_run_dir_the_newest_unfinished_run_of_the_same_settings_is_fou
     assert (tmp_path / "runs" / "20200102-000000-train-lm" / "summary.json").exists()
     assert not (tmp_path / "runs" / "20200101-000000-train-lm" / "summary.json").exists()
     # a run that is over, and one that is still going, are left alone
-    from rsdyn.run_folder import hold
+    from rsdyn.run.folder import hold
 
     held = hold(tmp_path / "runs" / "20200101-000000-train-lm")
     assert "Resume" not in again()
@@ -264,7 +265,7 @@ def test_early_stopping_and_the_best_epoch_are_not_forgotten(nursery, words, tmp
     whole, place = Place(tmp_path, "whole"), Place(tmp_path, "stopped")
     assert nursery.run(argv=argv_of(words, **whole.words()), log=whole.log)["code"] == 0
     assert whole.summary["stopped_early"]
-    how = {"signal": "SIGTERM", "where": "rsdyn.lit_autoencoder:LitAutoencoder.test_step"}
+    how = {"signal": "SIGTERM", "where": "rsdyn.autoencoder.training:LitAutoencoder.test_step"}
     interrupted_and_gone_on(nursery, words, place, **how)
     place.same_as(whole)
     # more patience goes on where less had stopped

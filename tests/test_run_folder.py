@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from rsdyn import run_folder
 from rsdyn.errors import UserError
+from rsdyn.run import folder as run_folder
 
 ROOT = Path(run_folder.__file__).parents[1]
 HF_KEY = "hf_" + "AbCdEfGhIjKlMnOpQrSt"
@@ -130,7 +130,7 @@ def test_a_given_folder_is_gone_on_with_or_refused_with_the_reason(tmp_path):
 def test_the_lock_goes_with_its_holder(tmp_path):
     folder = unfinished(tmp_path / "mine")
     program = (
-        "import sys; from pathlib import Path; from rsdyn.run_folder import hold\n"
+        "import sys; from pathlib import Path; from rsdyn.run.folder import hold\n"
         "held = hold(Path(sys.argv[1])); print(held is not None, flush=True); sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", program, str(folder)]

@@ -16,16 +16,14 @@ sys.path.insert(0, str(ROOT))
 from leet import inspect  # noqa: E402
 from lightning.pytorch.strategies import SingleDeviceStrategy  # noqa: E402
 
-import analyze  # noqa: E402
-import perturb  # noqa: E402
-import train  # noqa: E402
 from rsdyn import figures  # noqa: E402
-from rsdyn.charts import unpacked  # noqa: E402
-from rsdyn.names import NAMES  # noqa: E402
-from rsdyn.panels import CHARTS, PANELS  # noqa: E402
+from rsdyn.commands import analyze, perturb, train  # noqa: E402
+from rsdyn.labels import NAMES  # noqa: E402
 from rsdyn.report.figure3 import figure3  # noqa: E402
 from rsdyn.report.reading import read_run  # noqa: E402
 from rsdyn.report.streams import streams_of  # noqa: E402
+from rsdyn.tracking.charts import unpacked  # noqa: E402
+from rsdyn.tracking.keys import CHARTS, PANELS  # noqa: E402
 
 N, S, D = 40, 6, 32
 SCRIPTS = ("train", "analyze", "perturb")
@@ -365,7 +363,7 @@ def test_the_layout_has_what_these_runs_log_and_no_key_that_none_does(shown, oth
     """The rest is in the runs of test_workspace.py: an untrained model, more layers, more steps."""
     from test_workspace import assert_logged, logged_by
 
-    from rsdyn.workspace.__main__ import specs
+    from rsdyn.tracking.workspace.__main__ import specs
 
     runs = [*shown.values(), *(inspect(folder) for folder in other_kinds.values())]
     logged = set().union(*(logged_by(run) for run in runs))

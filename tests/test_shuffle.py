@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rsdyn.shuffle import Memory, Pool, Vectors, first_needed, plan
+from rsdyn.stream.shuffle import Memory, Pool, Vectors, first_needed, plan
 
 
 def test_memory_is_given_again_once_nobody_holds_it():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsdyn.signals import PARENT_VARIABLE, SIGNALS, Interrupted, Stop, exit_code_of, how_it_ended
+from rsdyn.run.signals import PARENT_VARIABLE, SIGNALS, Interrupted, Stop, exit_code_of, how_it_ended
 
 ROOT = Path(__file__).parents[1]
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 138}
@@ -187,9 +187,9 @@ def test_when_one_process_is_killed_the_other_ends_and_says_why(nursery, words, 
 @pytest.mark.parametrize(
     ("where", "kept"),
     [
-        ("rsdyn.experiment:find_source", "nothing was recorded yet"),
-        ("rsdyn.stream.lm:LanguageModel._record_batch", "0 of 64 sequences are in the cache"),
-        ("rsdyn.checkpoints:publish", "the same command goes on from"),  # twice: in the middle of saving
+        ("rsdyn.run.opening:find_source", "nothing was recorded yet"),
+        ("rsdyn.lm.model:LanguageModel._record_batch", "0 of 64 sequences are in the cache"),
+        ("rsdyn.run.checkpoints:publish", "the same command goes on from"),  # twice: in the middle of saving
     ],
 )
 def test_a_signal_that_comes_twice_at_an_awkward_moment(nursery, words, tmp_path, where, kept):

@@ -7,9 +7,9 @@ from family_zoo import FAMILIES, LAYERS, PARALLEL, REFUSED, ZOO, config_of, make
 from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedConfig
 
 from rsdyn.errors import UserError
-from rsdyn.stream import sites
-from rsdyn.stream.sites import SITES, Family, find_sites, site_names, sublayer_index
-from rsdyn.stream.tracing import model_without_weights
+from rsdyn.lm import sites
+from rsdyn.lm.sites import SITES, Family, find_sites, site_names, sublayer_index
+from rsdyn.lm.tracing import model_without_weights
 
 
 @pytest.mark.parametrize("name", FAMILIES)

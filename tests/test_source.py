@@ -17,10 +17,10 @@ from tiny_models import PROSE, tiny_lm, write_hub_cache
 from transformers import AutoModel, AutoModelForCausalLM
 
 from rsdyn.errors import UserError
-from rsdyn.stream import source as module
-from rsdyn.stream import weights
-from rsdyn.stream.continuation import continue_all, run_reference
-from rsdyn.stream.source import find_lm
+from rsdyn.lm import source as module
+from rsdyn.lm import weights
+from rsdyn.lm.continuing.continuation import continue_all, run_reference
+from rsdyn.lm.source import find_lm
 
 ROOT = Path(__file__).parent.parent
 
@@ -321,7 +321,7 @@ def test_device_map_says_what_it_needs(tiny_llama, monkeypatch):
 CASES = """
 import json, sys, time
 from rsdyn.errors import UserError
-from rsdyn.stream.source import find_lm
+from rsdyn.lm.source import find_lm
 answers = []
 for name, revision in json.loads(sys.argv[1]):
     began = time.monotonic()

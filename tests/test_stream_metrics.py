@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rsdyn.dynamics.information import consecutive_information
-from rsdyn.metrics import (
+from rsdyn.metrics.running import (
     Correlation,
     CosineSimilarity,
     FrozenSteps,

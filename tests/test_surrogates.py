@@ -8,9 +8,9 @@ import torch
 from scipy.stats import binom, chisquare, false_discovery_control, kstest
 from systems import orbits, random_walks
 
-from rsdyn.dynamics import null_models as module
+from rsdyn.dynamics import surrogates as module
 from rsdyn.dynamics.rotation import rotations
-from rsdyn.dynamics.surrogates import (
+from rsdyn.dynamics.rotation_test import (
     NULLS,
     benjamini_hochberg,
     join,

@@ -13,12 +13,12 @@ import yaml
 from leet import inspect
 from wandb import wandb_agent
 
-from rsdyn import script
-from rsdyn.autoencoder import geometric_widths
-from rsdyn.cli import CONFIGS, load_config, preset_names
-from rsdyn.config import options
+from rsdyn.autoencoder.model import geometric_widths
+from rsdyn.config.command_line import CONFIGS, load_config, preset_names
+from rsdyn.config.schema import options
 from rsdyn.errors import UserError
-from rsdyn.workspace.__main__ import METRIC
+from rsdyn.run import script
+from rsdyn.tracking.workspace.__main__ import METRIC
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted(CONFIGS.glob("sweep-*.yaml"))
@@ -108,7 +108,7 @@ def test_what_is_varied_is_all_that_can_be_chosen():
 
 @pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20:wandb_workspaces")
 def test_the_layout_shows_what_is_varied_and_what_came_of_it():
-    from rsdyn.workspace.plots import SWEPT
+    from rsdyn.tracking.workspace.plots import SWEPT
 
     assert [key for key, log in SWEPT.items() if log] == ["cae.lr"]
     for sweep in SWEEPS:

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import PROSE, tiny_tokenizer
 
 from rsdyn.errors import UserError
-from rsdyn.stream.text import Sequences, keep, load_rows, split, tokenise, tokenise_one
+from rsdyn.stream.text.tokens import Sequences, keep, load_rows, split, tokenise, tokenise_one
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -38,7 +38,7 @@ def as_rows(texts, column="text"):
 
 def test_module_is_light():
     heavy = ("datasets", "transformers", "torch", "pyarrow", "huggingface_hub")
-    code = f"import sys, rsdyn.stream.text; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, rsdyn.stream.text.tokens; print([name for name in {heavy} if name in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
 
@@ -277,7 +277,7 @@ def test_shuffle_depends_on_seed_and_index_alone(tokenizer, texts):
 def test_every_permutation_is_equally_likely():
     from scipy.stats import chisquare
 
-    from rsdyn.stream.text import _permutation
+    from rsdyn.stream.text.tokens import _permutation
 
     counts = Counter(tuple(_permutation(0, i, 4)) for i in range(24_000))
     assert set(counts) == set(permutations(range(4)))
@@ -288,7 +288,7 @@ def test_every_permutation_is_equally_likely():
 
 def test_the_hash_is_splitmix64():
     """The published sequence for seed 1234567 (Rosetta Code), since cache keys hang on it."""
-    from rsdyn.stream.text import _hash
+    from rsdyn.stream.text.tokens import _hash
 
     golden, state, got = 0x9E3779B97F4A7C15, 1234567, []
     for _ in range(3):
@@ -374,7 +374,7 @@ def test_same_result_in_another_process(tokenizer, texts, tmp_path):
     code = f"""
 import sys, datasets
 from transformers import AutoTokenizer
-from rsdyn.stream.text import tokenise
+from rsdyn.stream.text.tokens import tokenise
 rows = datasets.Dataset.from_dict({{"text": open({str(tmp_path / "rows.txt")!r}).read().split("\\n")}})
 print(tokenise(rows, AutoTokenizer.from_pretrained({str(tmp_path)!r}), condition="shuffled", seed=7).digest)
 """
@@ -431,7 +431,7 @@ def test_split_is_random_by_seed_and_spread_over_the_index():
 
 def test_split_does_not_follow_the_shuffle():
     """One seed serves both; sharing the hash would tie who is in val to how its tokens are mixed."""
-    from rsdyn.stream.text import _permutation
+    from rsdyn.stream.text.tokens import _permutation
 
     val = split(24_000, val_size=0.5, test_size=1, seed=0)["val"]
     first = Counter(int(_permutation(0, int(i), 4)[0]) for i in val)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rsdyn.stream.tracing import Term, UntraceableError, trace
+from rsdyn.lm.tracing import Term, UntraceableError, trace
 
 D = 8
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from rsdyn import run_folder, tracking
 from rsdyn.errors import UserError
+from rsdyn.run import folder as run_folder
+from rsdyn.tracking import session as tracking
 
 ROOT = Path(tracking.__file__).parents[1]
 HF_KEY = "hf_" + "AbCdEfGhIjKlMnOpQrSt"
@@ -90,7 +91,8 @@ import os, sys, time
 import PIL.Image, plotly.graph_objects, torch, wandb
 from lightning.pytorch.loggers import WandbLogger
 start = time.monotonic()  # from here on it is ours: the imports are not
-from rsdyn import artifacts, dashboard, provenance, run_folder, tracking
+from rsdyn.tracking import artifacts, log as dashboard, session as tracking
+from rsdyn.run import provenance, folder as run_folder
 run_dir = run_folder.create_run_folder("train", "demo", sys.argv[1])
 run_folder.write_json(run_dir / "provenance.json", provenance.provenance(seed=7))
 logger = tracking.make_wandb_logger(
@@ -304,7 +306,7 @@ def with_server(does, script, folder):
 
 LATE = """
 import sys, warnings
-from rsdyn import tracking
+from rsdyn.tracking import session as tracking
 tracking.FINISH_TIMEOUT = 2.0
 logger = tracking.make_wandb_logger(mode="online", project="p", run_dir=sys.argv[1], config={}, run_id="abcd1234")
 logger.log_metrics({"val/loss": 1.0}, step=1)
@@ -326,10 +328,10 @@ def test_a_server_that_lets_go_of_a_run_is_a_warning_with_its_cure(tmp_path, doe
 FALL_BACK = """
 import os, sys
 from pathlib import Path
-from rsdyn.cli import load_config
+from rsdyn.config.command_line import load_config
 from rsdyn.errors import UserError
-from rsdyn.script import Run
-from rsdyn.tracking import finish
+from rsdyn.run.script import Run
+from rsdyn.tracking.session import finish
 
 def begin(mode):
     run = Run("train", load_config([f"tracking.mode={mode}"], "train"), folder, 0.0)

@@ -15,17 +15,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rsdyn.autoencoder import CompressingAutoencoder
+from rsdyn.autoencoder.model import CompressingAutoencoder
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import train  # noqa: E402
-from rsdyn.cli import load_config  # noqa: E402
-from rsdyn.experiment import find_source, make_stream  # noqa: E402
-from rsdyn.script import Run  # noqa: E402
-from rsdyn.stream.text import split  # noqa: E402
-from rsdyn.tracking import finish  # noqa: E402
+from rsdyn.commands import train  # noqa: E402
+from rsdyn.config.command_line import load_config  # noqa: E402
+from rsdyn.run.opening import find_source, make_stream  # noqa: E402
+from rsdyn.run.script import Run  # noqa: E402
+from rsdyn.stream.text.tokens import split  # noqa: E402
+from rsdyn.tracking.session import finish  # noqa: E402
 
 N = 64
 FILES = ["config.yaml", "provenance.json", "summary.json", "results.npz", "checkpoints/best.ckpt"]
@@ -202,7 +202,7 @@ def test_results_are_what_the_checkpoint_computes(runs, words):
 def test_pca_beside_it_is_sklearns(runs, words):
     from sklearn.decomposition import PCA
 
-    from rsdyn.stream.text import split
+    from rsdyn.stream.text.tokens import split
 
     folder, _ = runs[0]
     parts = split(N, val_size=0.1, test_size=0.15, seed=0)
@@ -373,7 +373,7 @@ def test_truncate_cuts_and_says_so(words, tmp_path, capsys):
 
 
 def test_hub_name_without_network(words, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("rsdyn.stream.source.hub_reachable", lambda: False)
+    monkeypatch.setattr("rsdyn.lm.source.hub_reachable", lambda: False)
     assert train.main(argv_of({**words, "lm.name": "nobody/nothing", "run.dir": tmp_path / "run"})) == 2
     assert "lm.name=nobody/nothing" in capfd.readouterr().err
 

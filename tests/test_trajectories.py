@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rsdyn.errors import NonFiniteError, UserError
+from rsdyn.lm.batches import length_sorted_batches
+from rsdyn.lm.model import LanguageModel
+from rsdyn.lm.source import LMSource, find_lm
 from rsdyn.stream import trajectories
-from rsdyn.stream.batches import length_sorted_batches
 from rsdyn.stream.cache import TrajectoryCache, cache_key
 from rsdyn.stream.cache.manifest import DamagedManifestError, seal
-from rsdyn.stream.canary import canary_rows, compare, tolerance
-from rsdyn.stream.lm import LanguageModel
-from rsdyn.stream.positions import kinds
-from rsdyn.stream.source import LMSource, find_lm
+from rsdyn.stream.drift import canary_rows, compare, tolerance
+from rsdyn.stream.text.positions import kinds
 from rsdyn.stream.trajectories import TrajectoryStream
 
 N, PER_SHARD = 20, 8

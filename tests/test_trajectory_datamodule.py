@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from rsdyn.errors import UserError
-from rsdyn.stream.positions import BOS, sequence_of
-from rsdyn.stream.source import find_lm
+from rsdyn.lm.source import find_lm
+from rsdyn.stream.text.positions import BOS, sequence_of
 from rsdyn.stream.trajectories import TrajectoryStream
-from rsdyn.trajectory_datamodule import TrajectoryDataModule
+from rsdyn.stream.trajectory_datamodule import TrajectoryDataModule
 
 POSITIONS = pytest.mark.parametrize("positions", ["all", {"sample": 3}])
 

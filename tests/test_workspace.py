@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from leet import inspect
 
-from rsdyn.config import NULLS
-from rsdyn.panels import CHARTS, PANELS, SECTIONS, TABLES
-from rsdyn.workspace.__main__ import INSTALL, METRIC, main, specs
+from rsdyn.analysis.settings import NULLS
+from rsdyn.tracking.keys import CHARTS, PANELS, SECTIONS, TABLES
+from rsdyn.tracking.workspace.__main__ import INSTALL, METRIC, main, specs
 
 SNAPSHOT = Path(__file__).parent / "data" / "workspace.json"
 ROOT = Path(__file__).parents[1]
@@ -191,7 +191,7 @@ def set_of(obj):
 
 def test_whatever_is_set_on_a_panel_is_in_its_json():
     """The library drops some of what it takes (``active_runset``, ``panel_search_query``): nothing of ours is."""
-    from rsdyn.workspace.layout import sections
+    from rsdyn.tracking.workspace.layout import sections
 
     options = set()
     for panels in sections(METRIC).values():
@@ -245,8 +245,8 @@ ELSEWHERE = ("paper_literal", "figures/fig4d_noise", "figures/fig4d_swap")
 
 
 def test_findings_in_the_runs_table_are_those_of_an_analysis():
-    from rsdyn.dashboard_analysis import STATISTICS
-    from rsdyn.workspace.comparison import FINDINGS
+    from rsdyn.tracking.analysis import STATISTICS
+    from rsdyn.tracking.workspace.comparison import FINDINGS
 
     of_nulls = {f"2_rotation/{null}_p" for null in NULLS}
     assert set(FINDINGS) <= {*STATISTICS.values()} | of_nulls
@@ -353,7 +353,7 @@ def server(monkeypatch, tmp_path):
 
 def run(*words):
     """In a process of its own: W&B reads its settings once a process."""
-    command = [sys.executable, "-W", "ignore", "-m", "rsdyn.workspace", *words]
+    command = [sys.executable, "-W", "ignore", "-m", "rsdyn.tracking.workspace", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rsdyn.dynamics.parallel import side_by_side
+from rsdyn.threads import side_by_side
 
 _CHUNK_ELEMENTS = 1 << 19  # 2 MB in float32: with the products, about a core's cache
 

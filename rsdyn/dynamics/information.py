@@ -9,8 +9,8 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from rsdyn.dynamics import density
-from rsdyn.dynamics.parallel import side_by_side
+from rsdyn.dynamics import kernel_density as density
+from rsdyn.threads import side_by_side
 
 NEIGHBOURS = 3  # the k of ksg
 
@@ -135,11 +135,11 @@ ESTIMATORS = tuple(_ESTIMATORS)
 def mutual_information(x: Tensor, y: Tensor, estimator: str = "kde") -> Tensor:
     """Mutual information in nats of each column of ``x`` ``(N, U)`` with the same column of ``y``; ``(U,)`` float64.
 
-    Estimators: ``kde`` (:func:`rsdyn.dynamics.density.kde`), ``kde_resub``, ``copula``, ``ksg``, and ``paper_literal``,
-    which reproduces the paper's sum and is not a mutual information. A unit with a constant or non-finite ``x`` or
-    ``y`` gives NaN, one whose ``y`` is a linear map of ``x`` (a monotone one for ``copula``) gives inf; neither touches
-    other units. Independent samples give more than 0 as well, by a bias that falls with ``N``: compare with a permuted
-    pairing, see :func:`consecutive_information` (METHOD section 6).
+    Estimators: ``kde`` (:func:`rsdyn.dynamics.kernel_density.kde`), ``kde_resub``, ``copula``, ``ksg``, and
+    ``paper_literal``, which reproduces the paper's sum and is not a mutual information. A unit with a constant or
+    non-finite ``x`` or ``y`` gives NaN, one whose ``y`` is a linear map of ``x`` (a monotone one for ``copula``) gives
+    inf; neither touches other units. Independent samples give more than 0 as well, by a bias that falls with ``N``:
+    compare with a permuted pairing, see :func:`consecutive_information` (METHOD section 6).
 
     Raises:
         ValueError: unknown estimator, shapes that differ or are not ``(N, U)``, fewer samples than

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rsdyn.dynamics.comoments import Comoments as Comoments
-from rsdyn.dynamics.comoments import comoments as comoments
-from rsdyn.dynamics.comoments import correlation as correlation
-from rsdyn.dynamics.comoments import correlation_of as correlation_of
-from rsdyn.dynamics.comoments import merge_comoments as merge_comoments
-from rsdyn.dynamics.comoments import unvarying
+from rsdyn.dynamics.correlation import Comoments as Comoments
+from rsdyn.dynamics.correlation import comoments as comoments
+from rsdyn.dynamics.correlation import correlation as correlation
+from rsdyn.dynamics.correlation import correlation_of as correlation_of
+from rsdyn.dynamics.correlation import merge_comoments as merge_comoments
+from rsdyn.dynamics.correlation import unvarying
 
 _PRODUCT_ROWS = 512  # vectors to a float32 product, before float64 takes the sum over
 _PRODUCT_PANEL = 256  # columns of a covariance at a time

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsdyn.dynamics.parallel import side_by_side
+from rsdyn.threads import side_by_side
 
 
 class Portrait(NamedTuple):

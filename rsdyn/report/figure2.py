@@ -82,7 +82,7 @@ def surrogate_histograms(stream: Stream, null: str, kept: np.ndarray) -> dict[st
     import torch
 
     from rsdyn.dynamics.rotation import turns
-    from rsdyn.dynamics.surrogates import surrogates
+    from rsdyn.dynamics.rotation_test import surrogates
 
     config = stream.run.config
     rotation = config["analysis"]["rotation"]

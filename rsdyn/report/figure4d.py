@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rsdyn.names import COLUMNS
+from rsdyn.labels import COLUMNS
 from rsdyn.report import plots
 from rsdyn.report.plots import Control, Plot, band, counted, fisher, fisher_axis, line, number, packed
 from rsdyn.report.reading import RunFiles

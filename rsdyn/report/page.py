@@ -237,7 +237,7 @@ def _html(page: Page, runs: Sequence[RunFiles]) -> str:
 
 def write_page(html: str, out: str | Path) -> Path:
     """Write the page whole or not at all; UserError when it cannot be written there."""
-    from rsdyn.run_folder import write_text
+    from rsdyn.files import write_text
 
     path = Path(out).expanduser()
     if os.path.isdir(path):  # False, where Path.is_dir raises, for a name that is too long

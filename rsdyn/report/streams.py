@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rsdyn.names import NAMES
+from rsdyn.labels import NAMES
 from rsdyn.report import plots
 from rsdyn.report.plots import DASHES, OTHERS, Control, band, line
 from rsdyn.report.reading import Arrays, RunFiles

@@ -154,7 +154,7 @@ def _told(value: dict[str, Any]) -> str:
     if "text" in value:
         text = str(value["text"])
     else:  # of a run before the text was kept: without the notes in it
-        from rsdyn.findings import Value
+        from rsdyn.analysis.findings import Value
 
         found = float("nan") if value["value"] is None else value["value"]
         text = str(Value(found, value.get("low"), value.get("high")))

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsdyn.allocator import give_back
 from rsdyn.errors import NonFiniteError, UserError
+from rsdyn.lm.allocator import give_back
+from rsdyn.lm.certificate import Certificate, certify
+from rsdyn.lm.model import EXTRACTOR_VERSION, LanguageModel, longrope_length
+from rsdyn.lm.packing_trial import choose_layout
+from rsdyn.lm.source import LMSource
 from rsdyn.stream.cache import DTYPES, DamagedShardError, Shard, TrajectoryCache
-from rsdyn.stream.canary import canary_rows, compare, tolerance
-from rsdyn.stream.certificate import Certificate, certify
-from rsdyn.stream.layout import choose_layout
-from rsdyn.stream.lm import EXTRACTOR_VERSION, LanguageModel, longrope_length
-from rsdyn.stream.positions import Positions, kinds
-from rsdyn.stream.source import LMSource
-from rsdyn.stream.text import Sequences
+from rsdyn.stream.drift import canary_rows, compare, tolerance
+from rsdyn.stream.text.positions import Positions, kinds
+from rsdyn.stream.text.tokens import Sequences
 
 log = logging.getLogger(__name__)
 SAY_AGAIN_SECONDS = 60.0
@@ -41,13 +41,13 @@ class TrajectoryStream:
         lm: the model; its weights are read when the first shard is missing, and not before.
         sequences: the corpus.
         positions: which tokens of each sequence, and
-        position_seed: the seed of the order in which they are drawn, see :class:`rsdyn.stream.positions.Positions`.
+        position_seed: the seed of the order in which they are drawn, see :class:`.text.positions.Positions`.
         made_from: further facts of the text for the cache's manifest (name, split, condition, ...); they enter the key.
         cache_dir: the cache folder, or None to keep nothing: then a shard is recorded each time it is asked for.
         dtype: of the stored activations, ``bfloat16`` or ``float32``.
         shard_sequences: sequences a shard.
         batch_tokens, lm_dtype, matmul_precision: how the model runs, see :meth:`LanguageModel.record`.
-        layout: ``auto``, ``packed`` or ``sorted``, see :func:`rsdyn.stream.layout.choose_layout`.
+        layout: ``auto``, ``packed`` or ``sorted``, see :func:`rsdyn.lm.packing_trial.choose_layout`.
 
     ``device`` is where the model goes (set it before the first shard), ``on_record`` is called with the number of
     sequences after each batch that went through the model.
@@ -203,7 +203,7 @@ class TrajectoryStream:
         """The trajectories of the first ``samples`` sequences (default: all) as one tensor, for work at hand.
 
         What is missing is recorded first; :meth:`open` is called here. All of it is in memory: ``trainer.test`` with a
-        :class:`~rsdyn.trajectory_datamodule.TrajectoryDataModule` reads what is too much for that.
+        :class:`~rsdyn.stream.trajectory_datamodule.TrajectoryDataModule` reads what is too much for that.
 
         Returns:
             activations: ``(n, S, D)``, in the cache's dtype; ``n`` is ``samples`` where each sequence has one

@@ -38,7 +38,7 @@ class Shard:
         index: ``(n,)`` int64, each trajectory's sequence, by its number in the corpus.
         n_tokens: ``(n,)`` int32, the length of that sequence, BOS included.
         position: ``(n,)`` int32, the token's place in the sequence, BOS being 0; None where it is the last.
-        kind: ``(n,)`` uint8, what :func:`rsdyn.stream.positions.kinds` says of it; None with ``position``.
+        kind: ``(n,)`` uint8, what :func:`rsdyn.stream.text.positions.kinds` says of it; None with ``position``.
     """
 
     activations: Tensor

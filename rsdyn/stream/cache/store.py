@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from rsdyn.errors import UserError
+from rsdyn.files import publish, temporaries, try_to_write
 from rsdyn.stream.cache.lock import Locks, if_unused, mark_used
 from rsdyn.stream.cache.manifest import (
     FORMAT,
@@ -31,7 +32,6 @@ from rsdyn.stream.cache.manifest import (
     read_manifest,
     seal,
 )
-from rsdyn.stream.cache.publish import publish, temporaries, try_to_write
 from rsdyn.stream.cache.shard import Place, Shard, Which, pack, read_through, unpack, which_file
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -1,0 +1,72 @@
+"""What analyze.py asks of its settings once the stream's size is known, before anything is recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rsdyn.dynamics.information import MIN_SAMPLES
+from rsdyn.errors import UserError
+
+FROM_STREAMS = ("token_shuffled", "untrained")  # null models that are other streams
+NOT_BY_DEFAULT = ("layer_shuffle_regradient",)
+LEAST_SEQUENCES = 3
+
+
+def nulls_of(settings: Any, *, own: bool) -> list[str]:
+    """The null models to run: those made of the stream itself (``own``), or those that compare it with another."""
+    from rsdyn.analysis.settings import NULLS
+
+    chosen = settings.rotation.nulls
+    if chosen is None:
+        chosen = [n for n in NULLS if n not in NOT_BY_DEFAULT]
+        chosen = [n for n in chosen if n not in FROM_STREAMS or n in settings.conditions]
+        if "original" not in settings.conditions:
+            chosen = [n for n in chosen if n not in FROM_STREAMS]
+    return [n for n in chosen if (n in FROM_STREAMS) != own]
+
+
+def check_settings(
+    settings: Any, *, n_sequences: int, n_trajectories: int, n_sublayers: int, n_units: int, sites_per_layer: int
+) -> None:
+    """Raise ``UserError`` for what this stream cannot give, naming the key and the cure."""
+    if n_sequences < LEAST_SEQUENCES:
+        raise UserError(
+            f"analysis.samples: {n_sequences} sequences are too few, since a correlation needs at least "
+            f"{LEAST_SEQUENCES}. Raise analysis.samples or data.limit."
+        )
+    measures = settings.measures
+    if "mutual_information" in measures:
+        kept = min(n_trajectories, settings.keep or n_trajectories)
+        needed = MIN_SAMPLES[settings.mi.estimator] + 1  # its interval leaves sequences out
+        what = "sequences" if n_trajectories == n_sequences else "trajectories"
+        if kept < needed:
+            raise UserError(
+                f"analysis.mi.estimator={settings.mi.estimator} needs at least {needed} {what} and gets {kept}. "
+                "Raise analysis.samples and analysis.keep, or leave mutual_information out of analysis.measures."
+            )
+    if n_sublayers < 2:
+        raise UserError(
+            f"lm.name: this model has {n_sublayers} sublayer, so nothing moves from one to the next. Take a deeper one."
+        )
+    if "rotation" in measures:
+        if n_sublayers < 3:
+            raise UserError(
+                f"analysis.measures: rotation needs at least 3 sublayers and this model has {n_sublayers}. Leave it "
+                "out."
+            )
+        if settings.rotation.window < 2 * sites_per_layer:
+            raise UserError(
+                f"analysis.rotation.window={settings.rotation.window} must be at least {2 * sites_per_layer} for a "
+                f"stream of {sites_per_layer} site(s) a layer: below, no two steps of a kind share a window."
+            )
+        wrong = [u for u in settings.rotation.units or [] if u >= n_units]
+        if wrong:
+            raise UserError(
+                f"analysis.rotation.units: {wrong[0]} is not a unit of this model, whose units are 0 to {n_units - 1}."
+            )
+    most = min(n_units, n_trajectories * n_sublayers - 1)
+    if "pca" in measures and settings.components is not None and settings.components > most:
+        raise UserError(
+            f"analysis.components={settings.components}: {n_trajectories} trajectories of {n_sublayers} sublayers of "
+            f"{n_units} units have at most {most} principal components. Lower it, or leave it out."
+        )

@@ -1,0 +1,419 @@
+"""From what a probe collected to results: one function a measure of the paper, each with its intervals.
+
+Every function runs on all processes and gives all of them the same result. A result is a flat dictionary of tensors
+and numbers; names that end in ``_interval`` are ``(2, ...)``, low and high at 95 %, by a jackknife over sequences, and
+names that end in ``_groups`` hold the leave-one-out values behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.dynamics import dimension, rotation
+from rsdyn.dynamics import rotation_test as surrogates
+from rsdyn.dynamics.information import MIN_SAMPLES, consecutive_information
+from rsdyn.dynamics.moments import (
+    Moments,
+    correlation_of,
+    density,
+    explained_variance,
+    few_levels,
+    merge,
+    merge_comoments,
+    participation_ratio,
+)
+from rsdyn.dynamics.projection import PCA
+from rsdyn.dynamics.resampling import jackknife
+from rsdyn.dynamics.rotation_test import RotationTest
+from rsdyn.dynamics.walks import smoothed_random_walks
+from rsdyn.metrics.processes import from_all, shared_out
+from rsdyn.metrics.running import UnitShare
+from rsdyn.threads import side_by_side
+
+Results = dict[str, Any]
+N_JACKKNIFE_UNITS = 32  # units whose mutual information is estimated again without each group of sequences
+N_CONTROL = 100  # random walks beside the trajectories
+CONTROL_D = 256
+WALKS_AT_ONCE = 128  # of the walks that are held against the nulls: a piece for a process or a thread
+
+
+def _without_each(parts: Sequence[Any], together: Callable[[Any, Any], Any]) -> list[Any]:
+    """The merged states of all groups but one, for each group."""
+    return [reduce(together, [p for i, p in enumerate(parts) if i != g]) for g in range(len(parts))]
+
+
+def _with_interval(name: str, value: Tensor, without: Sequence[Tensor]) -> Results:
+    if len(without) < 2:
+        return {name: value}
+    groups = torch.stack(list(without))
+    found = jackknife(value, groups)
+    return {name: value, f"{name}_interval": torch.stack([found.low, found.high]), f"{name}_groups": groups}
+
+
+def _if_massive(probe: ResidualStreamProbe, **values: Tensor) -> Results:
+    """What is measured again without the massive units, where there are some."""
+    return values if probe.massive.any() else {}
+
+
+def counts(probe: ResidualStreamProbe) -> Results:
+    """How many trajectories were measured, and how many of them are BOS and sinks (``rsdyn.stream.text.positions``)."""
+    return {"n_trajectories": probe.n_trajectories, "n_bos": probe.n_bos, "n_sinks": probe.n_sinks}
+
+
+def flags(probe: ResidualStreamProbe, dtype: torch.dtype) -> Results:
+    """Units that a reader must know of: massive, unusable (NaN), constant, frozen by rounding, with few levels."""
+    total = Moments(probe.total.n, probe.total.mean, probe.total.m2)
+    return {
+        "massive_units": probe.massive.nonzero().flatten(),
+        "unusable_units": probe.unusable.nonzero().flatten(),
+        "constant": probe.constant.sum(1),
+        "constant_units": probe.constant.all(0).nonzero().flatten(),
+        "few_levels": few_levels(total, dtype).sum(1),
+        "frozen_steps": probe.frozen.mean(1),
+        "frozen_units": (probe.frozen.mean(0) > 0.5).nonzero().flatten(),
+    }
+
+
+def activations(probe: ResidualStreamProbe, threshold: float | None = None) -> Results:
+    """Mean activations, and how dense they are (paper 2.2, Fig. 1B)."""
+    usable = ~probe.unusable
+    mean, std = probe.total.mean, (probe.total.m2 / probe.total.n).sqrt()
+    if threshold is None:
+        threshold = 0.5 * float(mean[-1, usable].square().mean().sqrt())
+    means = [m.mean[:, usable] for m in _without_each(probe.groups, merge_comoments)]
+    few = ~(probe.massive | probe.unusable)
+    return {
+        "mean": mean,
+        "std": std,
+        "density_threshold": threshold,
+        **_with_interval("density", density(mean[:, usable], threshold), [density(m, threshold) for m in means]),
+        **_with_interval("participation", participation_ratio(mean[:, usable]), [*map(participation_ratio, means)]),
+        **_if_massive(
+            probe,
+            density_without_massive=density(mean[:, few], threshold),
+            participation_without_massive=participation_ratio(mean[:, few]),
+        ),
+    }
+
+
+def correlation(probe: ResidualStreamProbe, bins: int = 50) -> Results:
+    """Correlation of each unit between sublayers (paper 2.3, Fig. 1C and D)."""
+    assert probe.all_pairs is not None
+    r = correlation_of(probe.total)
+    without = [correlation_of(m).nanmean(1) for m in _without_each(probe.groups, merge_comoments)]
+    few = ~probe.massive
+    without_massive = _if_massive(probe, r_mean_without_massive=r[:, few].nanmean(1))
+    # the paper's bins run from 0 to 1; what is negative is counted beside them
+    index = (probe.all_pairs * bins).floor().clamp(0, bins - 1)
+    inside = probe.all_pairs >= 0
+    counts = torch.zeros(r.shape[1], bins, dtype=torch.float64, device=r.device)
+    counts.scatter_add_(1, torch.where(inside, index, 0).long().T, inside.T.to(torch.float64))
+    below = (probe.all_pairs < 0).sum(0).to(torch.float64)
+    return {
+        "r": r,
+        **_with_interval("r_mean", r.nanmean(1), without),
+        **without_massive,
+        "r_undefined": r.isnan().sum(1),
+        "r_all_counts": counts,
+        "r_all_edges": torch.linspace(0, 1, bins + 1, dtype=torch.float64),
+        "r_all_below": below,
+        "r_all_mean": probe.all_pairs.nanmean(1),
+        "r_all_unit_mean": probe.all_pairs.nanmean(0),
+        "r_all_negative": below.sum() / probe.all_pairs.isfinite().sum(),
+    }
+
+
+def _moments_over_sequences(name: str, groups: list[Moments]) -> Results:
+    total = reduce(merge, groups)
+    without = [m.mean for m in _without_each(groups, merge)]
+    return {**_with_interval(name, total.mean, without), f"{name}_std": total.std}
+
+
+def cosine(probe: ResidualStreamProbe) -> Results:
+    """Cosine of successive stream vectors (paper 2.3, Fig. 1E)."""
+    out = _moments_over_sequences("cosine", probe.cosine)
+    if probe.cosine_without_massive:
+        out |= _moments_over_sequences("cosine_without_massive", probe.cosine_without_massive)
+    return out
+
+
+def velocity(probe: ResidualStreamProbe) -> Results:
+    """Speed of the stream (paper 2.4, Fig. 1F)."""
+    out = _moments_over_sequences("speed", probe.speed)
+    if probe.speed_without_massive:
+        out |= _moments_over_sequences("speed_without_massive", probe.speed_without_massive)
+    return out
+
+
+def information(probe: ResidualStreamProbe, estimator: str, seed: int) -> Results:
+    """Mutual information of each unit between successive sublayers, its interval and its floor (paper 2.5, Fig. 1G, H).
+
+    The interval and the floor (pairs made of different sequences at random) come from some of the units: the interval
+    of their mean is wider than that of all units' mean, if anything.
+    """
+    share = probe.share
+    assert share is not None
+    out: Results = {"mi_estimator": estimator, "mi_samples": len(share.x)}
+    if estimator == "paper_literal":  # it is not an information: the true one goes beside it
+        true = share.gather(consecutive_information(share.x, "kde"))
+        out |= {"mi_true": true, "mi_true_mean": torch.where(true.isfinite(), true, torch.nan).nanmean(1)}
+    n_blocks = share.x.shape[-1]
+    with probe.bar(f"{probe.name}: mutual information", n_blocks) as done:
+        mi = share.gather(consecutive_information(share.x, estimator, on_block=done))
+    finite = torch.where(mi.isfinite(), mi, torch.nan)
+    some = _some_units(share)
+    generator = torch.Generator().manual_seed(seed)
+    pairing = torch.randperm(len(share.x), generator=generator).to(share.x.device)
+    floor = _gathered(consecutive_information(some, estimator, pairing=pairing))
+    groups = share.sequence % len(probe.groups)
+    without: list[Tensor] = []
+    for g in groups.unique():
+        if int((groups != g).sum()) < MIN_SAMPLES[estimator]:  # a few sequences, most tokens of one: no interval
+            without = []
+            break
+        part = _gathered(consecutive_information(some[groups != g], estimator))
+        without.append(torch.where(part.isfinite(), part, torch.nan).nanmean(1))
+    mean = finite.nanmean(1)
+    if without:
+        centre = torch.stack(without).mean(0)
+        without = [w - centre + mean for w in without]
+    return out | {
+        "mi": mi,
+        **_with_interval("mi_mean", mean, without),
+        "mi_floor": torch.where(floor.isfinite(), floor, torch.nan).nanmean(1),
+        "mi_undefined": mi.isnan().sum(1),
+        "mi_infinite": mi.isinf().sum(1),
+        **_if_massive(probe, mi_mean_without_massive=finite[:, ~probe.massive].nanmean(1)),
+    }
+
+
+def _some_units(share: UnitShare) -> Tensor:
+    """Evenly spaced units of all, those of them that are this process': the same ones whatever the processes."""
+    chosen = torch.linspace(0, share.n_units - 1, min(N_JACKKNIFE_UNITS, share.n_units)).round().long()
+    at = chosen[(chosen >= share.first_unit) & (chosen < share.first_unit + share.x.shape[-1])] - share.first_unit
+    return share.x[..., at.to(share.x.device)]
+
+
+def _gathered(values: Tensor) -> Tensor:
+    """The values ``(..., u)`` of all processes' chosen units side by side."""
+    return torch.cat(from_all(values, values.device), dim=-1)
+
+
+def rotations(
+    probe: ResidualStreamProbe,
+    nulls: Sequence[str],
+    *,
+    n: int,
+    shared: bool,
+    window: int,
+    sites_per_layer: int,
+    seed: int,
+) -> Results:
+    """Turns of each unit in the plane of activation and gradient, against null models (paper 2.6, Fig. 2)."""
+    share = probe.share
+    assert share is not None
+    mean = probe.total.mean
+    r = rotation.rotations(mean)
+    per_sequence = share.gather(rotation.sequence_rotations(share.x).mean(0, dtype=torch.float64))
+    without = [rotation.rotations(m.mean).abs().nanmean() for m in _without_each(probe.groups, merge_comoments)]
+    out: Results = {
+        "rotation": r,
+        "rotation_mean_trajectory": mean,
+        **_if_massive(probe, rotation_abs_mean_without_massive=r[~probe.massive].abs().nanmean()),
+        "rotation_per_sequence": per_sequence,
+        "rotation_zero_tangents": rotation.zero_tangents(mean),
+        **_with_interval("rotation_abs_mean", r.abs().nanmean(), without),
+    }
+    own = slice(share.first_unit, share.first_unit + share.x.shape[-1])
+    options: Any = {"window": window, "sites_per_layer": sites_per_layer, "first_unit": share.first_unit}
+    for null in nulls:
+        with probe.bar(f"{probe.name}: {null}", mean[:, own].shape[1]) as done:
+            test = surrogates.rotation_test(
+                mean[:, own], null, n, seed, shared=shared, on_block=_steps_of(done), **options
+            )
+            test = _over_processes(test)
+            # units are correlated, so a claim about all of them needs surrogates that they share
+            together = test if shared else surrogates.rotation_test(mean[:, own], null, n, seed, shared=True, **options)
+            together = test if shared else _over_processes(together)
+        out |= named_results(test) | {
+            f"null_{null}_population": together.population,
+            f"null_{null}_population_p": together.population_p,
+        }
+        # one surrogate of each unit, for the distribution over units that a figure shows
+        one = surrogates.rotation_test(mean[:, own], null, 1, seed, **options)
+        out[f"null_{null}_example"] = share.gather(one.null_mean)
+    return out
+
+
+def _steps_of(done: Callable[[int], object]) -> Callable[[int, int], None]:
+    """A bar that is moved on by steps, for a function that tells how far it is."""
+    before = 0
+
+    def at(n: int, total: int) -> None:
+        nonlocal before
+        done(n - before)
+        before = n
+
+    return at
+
+
+def _over_processes(test: RotationTest) -> RotationTest:
+    """The test of all units, from those of each process."""
+    parts = from_all(test, test.p.device)
+    return test if len(parts) == 1 else surrogates.join(parts)
+
+
+def named_results(test: RotationTest, name: str | None = None) -> Results:
+    """A rotation test's numbers under names that begin with ``null_<name>_``."""
+    each = {"mean": test.null_mean, "std": test.null_std, "delta": test.delta, "z": test.z, "p": test.p, "q": test.q}
+    return {f"null_{name or test.null}_{k}": v for k, v in (each | {"q_normal": test.q_normal}).items()}
+
+
+def compare_rotations(
+    probe: ResidualStreamProbe, other: ResidualStreamProbe, results: Mapping[str, Any], null: str, *, n: int, seed: int
+) -> Results:
+    """The two null models that need the LM: the same text with its tokens shuffled, and an untrained model."""
+    with probe.bar(f"{probe.name}: {null}", 1) as done:
+        if null == "token_shuffled":
+            assert probe.share is not None and other.share is not None
+            ours, theirs = probe.share, other.share
+            if not torch.equal(ours.number, theirs.number):
+                raise ValueError("probe and other keep different tokens, which make no pairs: give them one text.")
+            test = surrogates.paired_swap_test(ours.x, theirs.x, n=n, seed=seed, groups=ours.sequence)
+            test = _over_processes(test)
+        else:
+            test = surrogates.pooled_test(results["rotation"], rotation.rotations(other.total.mean))
+        done(1)
+    out = named_results(test, null)
+    if test.shared:
+        out[f"null_{null}_population_p"] = test.population_p
+    return out
+
+
+def random_walks(
+    n_sublayers: int, nulls: Sequence[str], *, n: int, window: int, sites_per_layer: int, seed: int, n_walks: int = 1000
+) -> Results:
+    """What units without any dynamics do: mean |R| of random walks as long, and how many of them beat each null."""
+    generator = torch.Generator().manual_seed(seed)
+    walks = torch.randn(n_sublayers, n_walks, generator=generator).cumsum(0)
+    options: Any = {"window": window, "sites_per_layer": sites_per_layer}
+
+    def beyond(some: tuple[str, int]) -> Tensor:
+        null, first = some
+        test = surrogates.rotation_test(
+            walks[:, first : first + WALKS_AT_ONCE], null, n, seed, first_unit=first, **options
+        )
+        return (test.p < 0.05).sum()
+
+    # null by null would be uneven: one that takes a Fourier transform costs as much as all others together
+    pieces = [(null, first) for null in nulls for first in range(0, n_walks, WALKS_AT_ONCE)]
+    counts = dict(zip(pieces, shared_out(beyond, pieces, "cpu"), strict=True))
+    shares = {null: sum(int(n) for (name, _), n in counts.items() if name == null) / n_walks for null in nulls}
+    return {
+        "rotation_random_walk": rotation.rotations(walks).abs().mean(),
+        **{f"walks_beyond_{null}": torch.tensor(share, dtype=torch.float64) for null, share in shares.items()},
+    }
+
+
+def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
+    """Principal components of the stream, and how many dimensions each sublayer fills (paper 2.8, Fig. 4A-C)."""
+    pca, share = probe.pca, probe.share
+    assert pca is not None and share is not None
+    usable = ~probe.unusable
+
+    def of_units(units: Tensor, m: Any) -> Moments:
+        return Moments(m.n, m.mean[:, units], m.m2[:, units])
+
+    def unexplained(groups: list[Moments], of: Moments) -> Tensor:
+        missed = reduce(merge, groups)
+        own, _, _ = explained_variance(
+            (missed.mean * of.n)[:, None], Moments(of.n, of.mean.new_zeros(len(of.mean), 1), of.m2.sum(1, keepdim=True))
+        )
+        return own
+
+    parts = [of_units(usable, m) for m in probe.groups]
+    ev = unexplained(probe.residual, of_units(usable, probe.total))
+    ev_without = (
+        [
+            unexplained([r for i, r in enumerate(probe.residual) if i != g], reduce(merge, parts[:g] + parts[g + 1 :]))
+            for g in range(len(parts))
+        ]
+        if len(parts) > 1
+        else []
+    )
+    variances, ratio_without, ratio_without_massive = _dimensions(probe, share)
+    without_massive: Results = {}
+    if probe.massive.any():
+        assert probe.pca_without_massive is not None
+        without_massive = {
+            "dimensions_without_massive": ratio_without_massive,
+            "pca_ratio_without_massive": probe.pca_without_massive.explained_variance_ratio,
+            "pca_components_without_massive": probe.pca_without_massive.components.T[:10],
+            "ev_without_massive": unexplained(
+                probe.residual_without_massive, of_units(usable & ~probe.massive, probe.total)
+            ),
+        }
+    control = _control(probe, seed)
+    out: Results = {
+        "pca_ratio": pca.explained_variance_ratio,
+        "pca_components": pca.components.T[:10],
+        "pca_massive_loadings": pca.components[probe.massive].T.square(),
+        "latent_mean": probe.latents.mean,
+        "latent_samples": probe.latent_samples,
+        **_with_interval("ev", ev, ev_without),
+        **_with_interval("dimensions", dimension.participation(variances), list(ratio_without)),
+        "components_90": dimension.components_for(variances, 0.9),
+        **control,
+        **without_massive,
+    }
+    if len(probe.half_pca) == 2:
+        a, b = (half.components for half in probe.half_pca)
+        out["half_angles"] = torch.rad2deg(torch.arccos(torch.linalg.svdvals(a.T @ b).clamp(-1, 1)))
+    return out
+
+
+def _dimensions(probe: ResidualStreamProbe, share: UnitShare) -> tuple[Tensor, Tensor, Tensor]:
+    """Variances ``(S, K)`` of each sublayer, and its participation ratio without each group of sequences
+    ``(groups, S)`` and without the massive units ``(S,)``; each sublayer is done by one process, whole.
+    """
+    usable, group, x = ~probe.unusable, share.sequence % len(probe.groups), share.by_sublayer()
+    chosen = torch.stack([group != g for g in group.unique()])
+    every, few, massive = torch.ones_like(chosen[:1]), ~probe.massive[usable], bool(probe.massive.any())
+    with probe.bar(f"{probe.name}: dimensions", x.shape[1]) as done:
+
+        def one(s: int) -> tuple[Tensor, Tensor, Tensor]:
+            here = dimension.centred(x[:, s] if usable.all() else x[:, s, usable])
+            rest = dimension.participation_of(here[:, few], every)[0] if massive else here.new_zeros(())
+            return dimension.spectrum(here), dimension.participation_of(here, chosen), rest
+
+        mine = []
+        for found in side_by_side(one, range(x.shape[1]), x.device):
+            mine.append(found)
+            done(1)
+    of_all = chain.from_iterable(from_all(mine, x.device))
+    variances, without, without_massive = (torch.stack(values) for values in zip(*of_all, strict=True))
+    return variances, without.T, without_massive
+
+
+def _control(probe: ResidualStreamProbe, seed: int) -> Results:
+    """Random walks with the steps of the stream, and the plane of PCA that they make."""
+    usable, total = ~probe.unusable, probe.total
+    mean = total.mean[:, usable]
+    common = (mean[1:] - mean[:-1]).norm(dim=1)
+    # the spread of the steps about the mean step, from variances and covariances of successive sublayers
+    own = ((total.m2[1:] + total.m2[:-1] - 2 * total.cross)[:, usable].sum(1) / total.n).clamp(min=0).sqrt()
+    walks = smoothed_random_walks(common, own, n=N_CONTROL, d=CONTROL_D, seed=seed)
+    pca = PCA.fit(walks.reshape(-1, walks.shape[-1]), 2)
+    latents = pca.encode(walks)
+    return {
+        "control_mean": latents.mean(0),
+        "control_samples": latents,
+        "control_ratio": pca.explained_variance_ratio,
+    }

@@ -1,0 +1,279 @@
+"""``ResidualStreamProbe``: feed every measure from the stream, through ``trainer.test``, on one process or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import reduce
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from rsdyn.dynamics.moments import Comoments, Covariance, Moments, massive_units, merge_comoments, merge_covariance
+from rsdyn.dynamics.projection import PCA
+from rsdyn.errors import UserError
+from rsdyn.metrics.processes import shared_out
+from rsdyn.metrics.running import (
+    Correlation,
+    CosineSimilarity,
+    FirstSequences,
+    FrozenSteps,
+    KindCounts,
+    Speed,
+    StreamCovariance,
+    StreamMoments,
+    UnitShare,
+    UnitTrajectories,
+)
+from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
+
+N_GROUPS = 10  # of the jackknife: sequence i is in group i mod 10
+SECOND_PASS = ("cosine", "velocity", "pca")
+SECOND_PASS_MOMENTS = ("cosine", "speed", "cosine_without_massive", "speed_without_massive")
+KEEP_SAMPLES = ("mutual_information", "rotation", "pca")
+
+
+@contextmanager
+def no_bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar that shows nothing; :func:`rsdyn.run.progress.stage_bar` shows one."""
+    yield lambda n: None
+
+
+class Grouped(nn.Module):
+    """One metric a group of sequences, so that what needs other sequences can leave a group out.
+
+    Args:
+        make: makes a metric.
+        n_groups: sequence i goes to group ``i mod n_groups``.
+    """
+
+    def __init__(self, make: Callable[[], Any], n_groups: int = N_GROUPS):
+        super().__init__()
+        self.parts = nn.ModuleList([make() for _ in range(n_groups)])
+
+    def update(self, values: Tensor, sequence: Tensor) -> None:
+        """Count ``values`` ``(n, ...)`` of the sequences numbered ``sequence`` ``(n,)`` in."""
+        group = sequence % len(self.parts)
+        for g, part in enumerate(self.parts):
+            rows = (group == g).nonzero().flatten()
+            if len(rows):
+                part.update(values[rows])  # type: ignore[operator]
+
+    def states(self, read: Callable[[Any], Any]) -> list[Any]:
+        """``read`` of each group's metric, over all processes."""
+        found = []
+        for part in self.parts:
+            with part.sync_context():  # type: ignore[operator]
+                found.append(read(part))
+        return [state for state in found if float(state.n) > 0]
+
+
+class ResidualStreamProbe(L.LightningModule):
+    """Collect what the measures need, in one pass over the stream or two.
+
+    The first pass takes means, correlations, covariances and, where a measure needs all samples of a unit, keeps them.
+    It tells which units are massive and which hold NaN. The second takes what depends on that: cosine and speed with
+    and without massive units, and what PCA leaves unexplained. Use with a ``TrajectoryDataModule`` of ``n_passes``.
+
+    Args:
+        n_sublayers, n_units: ``S`` and ``D``.
+        measures: some of ``rsdyn.analysis.settings.MEASURES``.
+        keep: how many trajectories are kept for the measures that need samples; None keeps all.
+        components: principal components; None for 100 or as many as there are.
+
+    After ``trainer.test`` the attributes hold, over all processes: ``groups`` (comoments of each group of sequences),
+    ``all_pairs`` (correlation ``(pairs, D)``), ``frozen`` ``(S - 1, D)``, ``share`` (this process' units),
+    ``unusable`` and ``massive`` ``(D,)`` masks, ``pca``, ``half_pca``, ``cosine``, ``speed`` and their
+    ``_without_massive`` (moments of each group), ``latents``, ``latent_samples``, ``residual`` ``(S,)`` of each group;
+    ``pca_without_massive`` and ``residual_without_massive`` where there are massive units; ``n_trajectories``,
+    ``n_bos`` and ``n_sinks``.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_sublayers: int,
+        n_units: int,
+        measures: Sequence[str],
+        keep: int | None = 1000,
+        components: int | None = None,
+        bar: Callable[[str, int], AbstractContextManager[Callable[[int], object]]] = no_bar,
+        name: str = "stream",
+    ):
+        super().__init__()
+        self.n_sublayers, self.n_units = n_sublayers, n_units
+        self.measures, self.components, self.bar, self.name = tuple(measures), components, bar, name
+        self.n_passes = 2 if set(measures) & set(SECOND_PASS) else 1
+        self.comoments = Grouped(lambda: Correlation(n_sublayers, n_units))
+        self.pairs = Correlation(n_sublayers, n_units, "all") if "correlation" in measures else None
+        self.frozen_steps = FrozenSteps(n_sublayers, n_units)
+        self.kinds = KindCounts()
+        self.covariances = Grouped(lambda: StreamCovariance(n_units), 2) if "pca" in measures else None
+        self.kept = UnitTrajectories(keep) if set(measures) & set(KEEP_SAMPLES) else None
+        self.second: nn.ModuleDict | None = None
+        self.cosine: list[Moments] = []
+        self.speed: list[Moments] = []
+        self.cosine_without_massive: list[Moments] = []
+        self.speed_without_massive: list[Moments] = []
+        self.residual: list[Moments] = []
+        self.residual_without_massive: list[Moments] = []
+        self._pca: list[PCA] = []  # in a list, since Lightning takes submodules to the CPU when the test ends
+        self.half_pca: list[PCA] = []
+        self.all_pairs: Tensor | None = None
+        self.share: UnitShare | None = None
+
+    # -- the passes ----------------------------------------------------------------------------------------------------
+
+    def test_step(self, batch: TrajectoryBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if dataloader_idx == 0:
+            self.first_pass(batch)
+            return
+        if self.second is None:
+            self.between_passes()
+        self._second_pass(batch)
+
+    def on_test_epoch_end(self) -> None:
+        if self.n_passes == 1:
+            self.between_passes()
+        self.finish()
+
+    def first_pass(self, batch: TrajectoryBatch) -> None:
+        """Count a batch in; also for a callback that rides along another module's training."""
+        x, sequence = batch.activations, batch.sequence
+        self.comoments.update(x, sequence)
+        self.kinds.update(x, batch.kind)
+        self.frozen_steps.update(x)
+        if self.pairs is not None:
+            self.pairs.update(x)
+        if self.covariances is not None:
+            self.covariances.update(x, sequence)
+        if self.kept is not None:
+            self.kept.update(x, sequence if batch.number is None else batch.number)
+
+    def between_passes(self) -> None:
+        """Bring the processes together; find massive and unusable units, and the principal components."""
+        self.groups: list[Comoments] = self.comoments.states(lambda m: m.state)
+        self.total = reduce(merge_comoments, self.groups)
+        self.n_trajectories, self.n_bos, self.n_sinks = (int(n) for n in self.kinds.compute())
+        moments = Moments(self.total.n, self.total.mean, self.total.m2)
+        finite = torch.isfinite(moments.mean) & torch.isfinite(moments.m2)
+        self.unusable = ~finite.all(0)
+        self.constant = moments.constant & finite
+        self.massive = torch.zeros_like(self.unusable)
+        self.massive[~self.unusable] = massive_units(moments.mean[:, ~self.unusable])
+        self.frozen = self.frozen_steps.compute()
+        self.second = nn.ModuleDict()
+        usable = None if not self.unusable.any() else ~self.unusable
+        without = ~(self.massive | self.unusable) if self.massive.any() else None
+        if "cosine" in self.measures:
+            self.second["cosine"] = Grouped(lambda: CosineSimilarity(self.n_sublayers, usable))
+            if without is not None:
+                self.second["cosine_without_massive"] = Grouped(lambda: CosineSimilarity(self.n_sublayers, without))
+        if "velocity" in self.measures:
+            self.second["speed"] = Grouped(lambda: Speed(self.n_sublayers, usable))
+            if without is not None:
+                self.second["speed_without_massive"] = Grouped(lambda: Speed(self.n_sublayers, without))
+        if self.covariances is not None:
+            self._fit_pca()
+            assert self.pca is not None
+            self.second["residual"] = Grouped(lambda: StreamMoments(self.n_sublayers))
+            if self.pca_without_massive is not None:
+                self.second["residual_without_massive"] = Grouped(lambda: StreamMoments(self.n_sublayers))
+            self.second["latents"] = StreamMoments(self.n_sublayers, min(3, len(self.pca.variance)))
+            self.second["samples"] = FirstSequences(1000)
+        self.second.to(self.device)
+
+    def _fit_pca(self) -> None:
+        assert self.covariances is not None
+        halves: list[Covariance] = self.covariances.states(lambda m: m.state)
+        for half in halves:
+            _blot_out(half, self.unusable)
+        total = reduce(merge_covariance, halves)
+        most = min(self.n_units - int(self.unusable.sum()), int(total.n) - 1)
+        if self.components is not None and self.components > most:
+            raise UserError(
+                f"analysis.components={self.components}: {int(total.n)} vectors of {self.n_units} units have at most "
+                f"{most}. Lower it, or leave it out."
+            )
+        n_components = self.components or min(100, most)
+        n_massive = int(self.massive.sum())
+        wanted = [(total, n_components, False), *((half, 2, False) for half in halves if int(half.n) > 2)]
+        if n_massive:
+            wanted.append((total, min(n_components, most - n_massive), True))
+
+        def fit(job: tuple[Covariance, int, bool]) -> tuple[Tensor, ...]:
+            state, k, without_massive = job
+            if without_massive:
+                _blot_out(state, self.massive)  # in place, since it comes last
+            mean, *others = PCA.from_covariance(state, k).buffers()
+            return mean.clone(), *others  # the mean may be a view of all of a D x D state, which would be kept and sent
+
+        # one by one: each is a matrix of D x D, and its products take all threads
+        fitted = [PCA(*found) for found in shared_out(fit, wanted, total.mean.device, one_by_one=True)]
+        self._pca = [fitted[0], *(fitted[-1:] if n_massive else [])]
+        self.half_pca = fitted[1 : len(fitted) - 1 if n_massive else None]
+        self.covariances = None  # two float64 matrices of D x D
+
+    def _second_pass(self, batch: TrajectoryBatch) -> None:
+        assert self.second is not None
+        x, sequence = batch.activations, batch.sequence
+        number = sequence if batch.number is None else batch.number
+        for name in SECOND_PASS_MOMENTS:
+            if name in self.second:
+                self.second[name].update(x, sequence)  # type: ignore[operator]
+        if self.pca is None:
+            return
+        for rows in torch.arange(len(x), device=x.device).split(32):
+            vectors = x[rows].to(torch.float32)
+            if self.unusable.any():
+                vectors[..., self.unusable] = 0
+            latents, missed = _latents_and_residual(self.pca, vectors)
+            self.second["residual"].update(missed, sequence[rows])  # type: ignore[operator]
+            self.second["latents"].update(latents[..., :3])  # type: ignore[operator]
+            self.second["samples"].update(latents[..., :3], number[rows])  # type: ignore[operator]
+            if self.pca_without_massive is not None:
+                vectors[..., self.massive] = 0
+                _, missed = _latents_and_residual(self.pca_without_massive, vectors)
+                self.second["residual_without_massive"].update(missed, sequence[rows])  # type: ignore[operator]
+
+    def finish(self) -> None:
+        """Bring the processes together once more, after the last pass."""
+        for name in (*SECOND_PASS_MOMENTS, "residual", "residual_without_massive"):
+            if self.second is not None and name in self.second:
+                setattr(self, name, self.second[name].states(lambda m: m.state))  # type: ignore[operator]
+        if self.second is not None and "latents" in self.second:
+            self.latents: Moments = self.second["latents"].compute()  # type: ignore[operator]
+            self.latent_samples, _ = self.second["samples"].compute()  # type: ignore[operator]
+        if self.pairs is not None:
+            self.all_pairs = self.pairs.compute()
+            self.pairs = None
+        if self.kept is not None:
+            with self.kept.sync_context():
+                self.share = UnitTrajectories.compute(self.kept)
+            self.kept.reset()
+
+    @property
+    def pca(self) -> PCA | None:
+        """The principal components, on the device of what was measured."""
+        return self._pca[0] if self._pca else None
+
+    @property
+    def pca_without_massive(self) -> PCA | None:
+        """The principal components of all units but the massive ones; None where there are none."""
+        return self._pca[1] if len(self._pca) > 1 else None
+
+
+def _blot_out(state: Covariance, units: Tensor) -> None:
+    """Make units constant zeros in a covariance, in place."""
+    state.mean[units] = 0
+    state.scatter[units] = 0
+    state.scatter[:, units] = 0
+
+
+def _latents_and_residual(pca: PCA, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents ``(..., K)``, and the squared distance ``(...)`` in float64 of what they leave unexplained."""
+    latents = pca.encode(vectors)
+    away = (vectors - pca.mean.to(torch.float32)).square().sum(-1, dtype=torch.float64)
+    return latents, away - latents.square().sum(-1, dtype=torch.float64)

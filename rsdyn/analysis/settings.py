@@ -1,0 +1,91 @@
+"""The settings of the measures: `analysis.` keys."""
+
+from dataclasses import dataclass, field
+
+from rsdyn.options import (
+    setting,
+)
+
+MEASURES = ("activations", "correlation", "cosine", "velocity", "mutual_information", "rotation", "pca")
+
+
+CONDITIONS = ("original", "token_shuffled", "untrained")
+
+
+ESTIMATORS = ("kde", "kde_resub", "copula", "ksg", "paper_literal")
+
+
+NULLS = (
+    "layer_shuffle",
+    "layer_shuffle_regradient",
+    "increment_shuffle_windowed",
+    "increment_shuffle",
+    "sign_flip",
+    "iaaft",
+    "token_shuffled",
+    "untrained",
+)
+
+
+@dataclass
+class MiConfig:
+    """Mutual information between consecutive sublayers, unit by unit."""
+
+    estimator: str = setting(
+        "kde",
+        "Gaussian KDE on a grid or at the samples, Gaussian copula, nearest neighbours, or the paper's sum as printed.",
+        choices=ESTIMATORS,
+    )
+
+
+@dataclass
+class RotationConfig:
+    """Turns of single units in the plane of activation and gradient, against null models."""
+
+    nulls: list[str] | None = setting(
+        None,
+        "Null models; null takes all that the conditions allow, but for layer_shuffle_regradient.",
+        choices=NULLS,
+    )
+    surrogates: int = setting(1000, "Surrogates of each null model.", low=1)
+    shared: bool = setting(
+        False, "The same permutations for all units, for a claim about the population, instead of each unit's own."
+    )
+    window: int = setting(8, "Increments in a window of increment_shuffle_windowed.", low=2)
+    units: list[int] | None = setting(
+        None,
+        "Units whose portraits are drawn (12 at most); null takes the three that turn most and three at random.",
+        low=0,
+    )
+
+
+@dataclass
+class AnalysisConfig:
+    """What analyze.py measures, and what train.py measures on the way with analysis.on_train=true."""
+
+    measures: list[str] = setting(list(MEASURES), "What to measure.", choices=MEASURES)
+    conditions: list[str] = setting(
+        list(CONDITIONS),
+        "Streams to measure: the text, its tokens shuffled, and the text in an untrained LM of the same shape.",
+        choices=CONDITIONS,
+    )
+    samples: int | None = setting(
+        1000, "Measure the first so many sequences; null takes all.", low=1, also=("n_samples",)
+    )
+    density_threshold: float | None = setting(
+        None,
+        "A unit is active where its |mean activation| passes this; null takes half the RMS of the last sublayer's.",
+        above=0,
+    )
+    keep: int | None = setting(
+        1000,
+        "At most so many trajectories, of as many sequences as can be, for what needs every sample in memory: mutual "
+        "information, rotations of single sequences, the null model token_shuffled, and dimensions; null keeps all.",
+        low=3,
+    )
+    components: int | None = setting(
+        None, "Principal components kept; null is 100, or as many as there are.", low=2, also=("n_components",)
+    )
+    on_train: bool = setting(False, "Measure while train.py records, so that one pass over the LM feeds both.")
+    mi: MiConfig = field(default_factory=MiConfig)
+    rotation: RotationConfig = field(default_factory=RotationConfig)

@@ -1,0 +1,265 @@
+"""Measure the residual stream as a dynamical system: the paper's measures, with null models (paper 2.2-2.6, 2.8).
+
+python analyze.py                                             the embedded model and text, with their controls
+python analyze.py analysis.measures=[correlation,cosine] analysis.samples=500
+python analyze.py --config paper lm.name=meta-llama/Llama-3.1-8B trainer.devices=4
+python analyze.py --help
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from rsdyn import figures
+from rsdyn.analysis import measures as analysis
+from rsdyn.analysis.checks import check_settings, nulls_of
+from rsdyn.analysis.findings import (
+    as_json,
+    as_markdown,
+    as_text,
+    findings,
+    flags_in_words,
+    plane_in_words,
+    positions_in_words,
+    rotation_in_words,
+)
+from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.analysis.settings import CONDITIONS
+from rsdyn.figures.of_analysis import panels, portrait_units, sublayer_curves
+from rsdyn.files import write_json, write_text
+from rsdyn.report import write_report
+from rsdyn.run.opening import find_source, make_trainer, open_stream, say_positions, start_records
+from rsdyn.run.progress import ProbeProgress, stage_bar
+from rsdyn.run.script import Run, run_script
+from rsdyn.stream.trajectory_datamodule import TrajectoryDataModule
+from rsdyn.tracking import show
+
+
+def analyze(run: Run) -> None:
+    """Text, language models, streams; a probe through each; results, null models, findings; figures, numbers, W&B."""
+    config: Any = run.config
+    settings, seed = config.analysis, config.seed
+    L.seed_everything(seed, verbose=False)
+    source = find_source(run)
+    conditions = [c for c in CONDITIONS if c in settings.conditions]  # the original first, if it is there
+    streams = {c: open_stream(run, source, c, samples=settings.samples) for c in conditions}
+    first = next(iter(streams.values()))
+    sites = len(source.lm.site_names)
+    n_samples = min(settings.samples or first.n_sequences, first.n_sequences)
+    check_settings(
+        settings,
+        n_sequences=n_samples,
+        n_trajectories=first.n_trajectories(0, n_samples),
+        n_sublayers=first.n_sublayers,
+        n_units=first.n_units,
+        sites_per_layer=sites,
+    )
+    say_positions(run, first, n_samples)
+    start_records(run, source, streams)
+    run.say(f"Measuring {', '.join(settings.measures)} on the first {n_samples} sequences")
+
+    rotation, clock = settings.rotation, Clock(run.started)
+    probes: dict[str, ResidualStreamProbe] = {}
+    results: dict[str, dict[str, Any]] = {}
+    n_recorded: list[int] = []  # of each stream, in all processes
+    run.kept = lambda: _kept(streams, settings.samples)
+    for condition, stream in streams.items():
+        probe = ResidualStreamProbe(
+            n_sublayers=stream.n_sublayers,
+            n_units=stream.n_units,
+            measures=settings.measures,
+            keep=settings.keep,
+            components=settings.components,
+            bar=stage_bar,
+            name=condition,
+        )
+        datamodule = TrajectoryDataModule(stream, samples=settings.samples, passes=probe.n_passes)
+        met = L.pytorch.callbacks.LambdaCallback(setup=lambda *_, **__: clock.done("start"))  # all processes are there
+        trainer = make_trainer(run, [ProbeProgress(datamodule, condition), met])
+        datamodule.set_process(0, trainer.world_size)  # too many processes are a mistake to name before they start
+        trainer.test(probe, datamodule=datamodule, verbose=False)
+        here = torch.tensor(stream.n_recorded, device=trainer.strategy.root_device)
+        n_recorded.append(int(trainer.strategy.reduce(here, reduce_op="sum")))
+        stream.release_lm()
+        probes[condition] = probe
+        clock.done("passes")
+        results[condition] = analysis.counts(probe) | analysis.flags(probe, stream.dtype)
+        for measure, measured in _measures(probe, settings, sites, seed):
+            results[condition] |= measured
+            clock.done(measure)
+    if "rotation" in settings.measures:  # what a unit without dynamics does; the same for every stream
+        walks = analysis.random_walks(
+            first.n_sublayers,
+            nulls_of(settings, own=True),
+            n=min(rotation.surrogates, 199),
+            window=rotation.window,
+            sites_per_layer=sites,
+            seed=seed,
+        )
+        for found in results.values():
+            found |= walks
+        for null in nulls_of(settings, own=False) if "original" in probes else []:
+            original = results["original"]
+            original |= analysis.compare_rotations(
+                probes["original"], probes[null], original, null, n=rotation.surrogates, seed=seed
+            )
+        clock.done("rotation")
+
+    results = {c: _on_cpu(r) for c, r in results.items()}
+    drawn = _draw(run, trainer, results, sites)
+    clock.done("figures")
+    if trainer.is_global_zero:
+        summary = {
+            "lm": source.lm.label,
+            "text": source.text,
+            "conditions": list(streams),
+            "measures": list(settings.measures),
+            "n_sequences": n_samples,
+            "n_trajectories": first.n_trajectories(0, n_samples),
+            "positions": first.positions.rule,
+            "n_sublayers": first.n_sublayers,
+            "n_units": first.n_units,
+            "sites_per_layer": sites,
+            "sequences_recorded": sum(n_recorded),
+            "processes": trainer.world_size,
+        }
+        _report(run, summary, results, list(streams.values()), n_recorded, drawn, clock)
+    trainer.strategy.barrier()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _kept(streams: dict[str, Any], samples: int | None) -> str:
+    parts = [
+        f"{stream.n_sequences - stream.n_missing()} of {stream.n_sequences} sequences of {condition} are in the cache"
+        for condition, stream in streams.items()
+        if stream.cache is not None
+    ]
+    return "; ".join(parts) + ", and will not be recorded again" if parts else "nothing is kept without a cache"
+
+
+class Clock:
+    """Seconds of each part of a run, which come one after another."""
+
+    def __init__(self, started: float):
+        self.parts: dict[str, float] = {}
+        self._last = started
+
+    def done(self, part: str) -> None:
+        """Count the time since the last call for this part."""
+        now = time.time()
+        self.parts[part] = self.parts.get(part, 0.0) + now - self._last
+        self._last = now
+
+
+def _measures(probe: Any, settings: Any, sites: int, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each measure that was asked for, and what it gives."""
+    rotation = settings.rotation
+    surrogates: Any = {"n": rotation.surrogates, "shared": rotation.shared, "window": rotation.window}
+    surrogates |= {"sites_per_layer": sites, "seed": seed}
+    ways: dict[str, Callable[[], dict[str, Any]]] = {
+        "activations": lambda: analysis.activations(probe, settings.density_threshold),
+        "correlation": lambda: analysis.correlation(probe),
+        "cosine": lambda: analysis.cosine(probe),
+        "velocity": lambda: analysis.velocity(probe),
+        "mutual_information": lambda: analysis.information(probe, settings.mi.estimator, seed),
+        "rotation": lambda: analysis.rotations(probe, nulls_of(settings, own=True), **surrogates),
+        "pca": lambda: analysis.principal_components(probe, seed),
+    }
+    for measure, measured in ways.items():
+        if measure in settings.measures:
+            yield measure, measured()
+
+
+def _draw(run: Run, trainer: Any, results: dict[str, dict[str, Any]], sites: int) -> list[str]:
+    """Draw the figures, shared out over the processes of the first node, which surely have one disk; their names."""
+    settings = run.config.analysis
+    drawn = panels(
+        results, settings.measures, sites_per_layer=sites, units=settings.rotation.units, seed=run.config.seed
+    )
+    for name in list(drawn)[trainer.local_rank :: trainer.num_devices] if trainer.node_rank == 0 else []:
+        figures.save(drawn[name], run.folder / "figures", name)
+    trainer.strategy.barrier()
+    return list(drawn)
+
+
+def _on_cpu(results: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.cpu() if hasattr(v, "cpu") else v for k, v in results.items()}
+
+
+def _report(
+    run: Run,
+    summary: dict[str, Any],
+    results: dict[str, dict[str, Any]],
+    streams: list[Any],
+    n_recorded: list[int],
+    drawn: list[str],
+    clock: Clock,
+) -> None:
+    """Write results, findings and summary; send them and the figures to W&B; print the findings."""
+    conditions, measures, sites = summary["conditions"], summary["measures"], summary["sites_per_layer"]
+    main = results[conditions[0]]
+    table = findings(results, measures, sites)
+    words = rotation_in_words(main, summary["n_sublayers"]) if "rotation" in measures else []
+    words += plane_in_words(main) if "pca" in measures else []
+    notes = flags_in_words(results)
+    if summary["positions"] != "last":
+        notes = [*positions_in_words(results), *notes]
+    arrays: dict[str, Any] = {
+        f"{c}/{k}": np.asarray(v) for c, r in results.items() for k, v in r.items() if hasattr(v, "numpy")
+    }
+    np.savez_compressed(run.folder / "results.npz", **arrays)
+    curves = {c: sublayer_curves(r) for c, r in results.items()}
+    summary |= {
+        "findings": as_json(table),
+        "in_words": words + notes,
+        "scalars": {c: _scalars(r) for c, r in results.items()},
+        "curves": curves,
+        "seconds": {"total": time.time() - run.started, "parts": clock.parts},
+    }
+    write_json(run.folder / "summary.json", summary)
+    write_report(run.folder)
+    several = "" if summary["positions"] == "last" else f", {summary['n_trajectories']} trajectories"
+    title = f"# {summary['lm']} on {summary['text']}, {summary['n_sequences']} sequences{several}\n\n"
+    below = "".join(f"\n{line}\n" for line in words + notes)
+    write_text(run.folder / "findings.md", title + as_markdown(table, conditions) + below)
+    rotation, units = run.config.analysis.rotation, []
+    if "rotation" in measures:
+        units = portrait_units(main["rotation"], rotation.units, run.config.seed)
+    shared = show.Shared(run.logger, run.folder, streams, n_recorded, drawn, run.config.tracking.artifacts)
+    show.analysis(shared, summary=summary, table=table, results=results, units=units)
+    run.say()
+    for line in as_text(table, conditions):
+        run.say(line)
+    for line in words + notes:
+        run.say()
+        run.say(line)
+    run.say()
+    recorded = summary["sequences_recorded"]
+    run.say(f"LM:          {recorded} sequences recorded" if recorded else "LM:          not loaded, all was cached")
+    run.say(f"Time:        {summary['seconds']['total']:.0f} s in all")
+    run.say(f"Run folder:  {run.folder}")
+    run.say("             report.html, findings.md, summary.json, results.npz, figures/")
+
+
+def _scalars(results: dict[str, Any]) -> dict[str, Any]:
+    """Numbers, texts and lists of units; what is longer is in ``results.npz``."""
+    out = {}
+    for name, value in results.items():
+        if not hasattr(value, "numpy"):
+            out[name] = value
+        elif value.ndim == 0:
+            out[name] = float(value)
+        elif name.endswith("_units"):
+            out[name] = value
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_script("analyze", analyze, argv)

@@ -1,0 +1,276 @@
+"""All settings of a script, composed of the sections that the wings own.
+
+Only ``run/`` and ``commands/`` read a :class:`Config`; everything left of them takes plain keyword arguments.
+``command_line.py`` fills one from YAML files and ``key=value`` words. A new section is a dataclass in its wing's
+``settings.py`` and one field in :class:`Config`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+from omegaconf import OmegaConf
+
+from rsdyn.analysis.settings import AnalysisConfig
+from rsdyn.autoencoder.settings import CaeConfig
+from rsdyn.errors import UserError
+from rsdyn.lm.settings import LmConfig
+from rsdyn.options import (
+    DEVICES,
+    Option,
+    is_devices,
+    setting,
+    show,
+    walk,
+)
+from rsdyn.perturbation.settings import PerturbConfig
+from rsdyn.stream.settings import CacheConfig, DataConfig
+from rsdyn.tracking.settings import TrackingConfig
+
+
+@dataclass
+class RunConfig:
+    """Where the results of this run go."""
+
+    dir: str | None = setting(
+        None, "Folder of this run; null makes runs/<time>-<script>-<name>.", also=("out", "output_dir", "run_dir")
+    )
+    name: str | None = setting(None, "Name of this run in its folder and in W&B; null takes the LM's name.")
+
+
+@dataclass
+class TrainerConfig:
+    """Lightning's Trainer: how long to train and on what."""
+
+    max_epochs: int = setting(100, "Most passes over the training split.", low=1)
+    patience: int = setting(10, "Epochs without a better validation loss before training stops.", low=1)
+    devices: int | str = setting(
+        1, "How many devices a node uses, or which.", allowed=DEVICES, test=is_devices, also=("gpus",)
+    )
+    num_nodes: int = setting(1, "How many machines train together.", low=1)
+    accelerator: str = setting("auto", "Kind of device.", choices=("auto", "cpu", "gpu", "cuda"), also=("device",))
+    precision: str = setting(
+        "32-true",
+        "Number format the autoencoder trains in.",
+        choices=("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"),
+    )
+    timeout: int = setting(1800, "Seconds that a process waits for the others of its run before it gives up.", low=1)
+    options: dict[str, Any] = setting(
+        {}, "Further arguments of lightning's Trainer, as trainer.options.gradient_clip_val=1."
+    )
+
+
+@dataclass
+class Config:
+    """All settings of a script."""
+
+    # torch takes 64-bit seeds, but NumPy's global generator and Lightning's seed_everything stop at 32 bits.
+    seed: int = setting(0, "Seed of everything random: splits, shuffles, weights.", low=0, high=2**32 - 1)
+    resume: str = setting(
+        "auto",
+        "Go on where a killed train.py was: auto with the same command, never, or a checkpoint whose run goes on in a "
+        "new folder.",
+        allowed="auto, never, or the path of a checkpoint such as runs/.../checkpoints/last.ckpt",
+        also=("ckpt_path", "resume_from", "resume_from_checkpoint"),
+    )
+    run: RunConfig = field(default_factory=RunConfig)
+    lm: LmConfig = field(default_factory=LmConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    cae: CaeConfig = field(default_factory=CaeConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+    perturb: PerturbConfig = field(default_factory=PerturbConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+# What rsdyn hands to the Trainer itself, and the key to use instead of trainer.options.
+RESERVED_OPTIONS = {
+    "max_epochs": "trainer.max_epochs",
+    "devices": "trainer.devices",
+    "num_nodes": "trainer.num_nodes",
+    "accelerator": "trainer.accelerator",
+    "precision": "trainer.precision",
+    "logger": "tracking.mode",
+    "callbacks": "trainer.patience",
+    "default_root_dir": "run.dir",
+    "plugins": "trainer.precision",
+}
+
+
+def options() -> dict[str, Option]:
+    """List every full key of the schema, such as ``cae.lr``, in the order of the dataclasses."""
+    return {option.key: option for option in walk(Config, "")}
+
+
+def sections() -> dict[str, str]:
+    """List the sections, and the sections in them (``analysis.mi``), with their one line of meaning."""
+    return dict(_sections(Config, ""))
+
+
+def _sections(cls: type, prefix: str) -> Iterator[tuple[str, str]]:
+    hints = get_type_hints(cls)
+    for item in fields(cls):
+        if is_dataclass(hints[item.name]):
+            yield prefix + item.name, str(hints[item.name].__doc__)
+            yield from _sections(hints[item.name], f"{prefix}{item.name}.")  # type: ignore[arg-type]
+
+
+def check(config: Config) -> None:
+    """Raise ``UserError`` on a value out of range, or on two values that do not go together."""
+    for option in options().values():
+        value: Any = config
+        for part in option.key.split("."):
+            value = getattr(value, part)
+        if not option.accepts(value):
+            raise option.error(value)
+    data, cae = config.data, config.cae
+    if data.path is not None and data.name is not None:
+        raise UserError(
+            f"data.path={data.path} and data.name={data.name} are both given, but the text comes from one place: "
+            "set data.name=null for the file, or data.path=null for the Hub."
+        )
+    if data.path is None and data.name is None:
+        for name, value in (("config", data.config), ("revision", data.revision)):
+            if value is not None:
+                raise UserError(
+                    f"data.{name}={value} has no dataset to apply to: data.name and data.path are both null, which "
+                    f"means the embedded text. Set data.name, or leave data.{name} out."
+                )
+    if data.l_max - data.l_min < 2:
+        raise UserError(
+            f"data.l_min={data.l_min} and data.l_max={data.l_max} leave no length: both are strict, so data.l_max must "
+            f"be at least data.l_min + 2. Set for example data.l_max={data.l_min + 400}."
+        )
+    sizes = f"data.val_size={data.val_size:g} and data.test_size={data.test_size:g}"
+    if sum(size for size in (data.val_size, data.test_size) if size < 1) >= 1:
+        raise UserError(f"{sizes} leave nothing to train on: as fractions they must sum to less than 1. Lower one.")
+    if data.limit is not None and sum(size for size in (data.val_size, data.test_size) if size >= 1) >= data.limit:
+        raise UserError(
+            f"{sizes} leave nothing to train on: data.limit={data.limit} keeps too few sequences. Raise data.limit, or "
+            "lower one of the sizes."
+        )
+    if cae.layers is not None and cae.count == "widths" and cae.layers < 2:
+        raise UserError(
+            f"cae.layers={cae.layers} is not allowed with cae.count=widths: it must be a whole number >= 2, since the "
+            "input and the bottleneck are two widths. Set cae.layers=2 or more, or cae.count=maps."
+        )
+    if config.lm.device_map is not None and (not _is_one(config.trainer.devices) or config.trainer.num_nodes > 1):
+        raise UserError(
+            f"lm.device_map={config.lm.device_map} spreads one LM over all devices, and trainer.devices="
+            f"{show(config.trainer.devices)}, trainer.num_nodes={config.trainer.num_nodes} would load one in each "
+            "process. Set trainer.devices=1 and trainer.num_nodes=1, or lm.device_map=null if the LM fits on a device."
+        )
+    if config.lm.device_map is not None and config.lm.layout == "packed":
+        raise UserError(
+            f"lm.layout=packed is not allowed with lm.device_map={config.lm.device_map}: a model spread over devices "
+            "is recorded in padded batches. Set lm.layout=auto or sorted, or lm.device_map=null."
+        )
+    analysis = config.analysis
+    for null in ("token_shuffled", "untrained"):
+        if null in (analysis.rotation.nulls or []) and null not in analysis.conditions:
+            raise UserError(
+                f"analysis.rotation.nulls={show(analysis.rotation.nulls)} needs a stream that is not measured: add "
+                f"{null} to analysis.conditions={show(analysis.conditions)}, or leave that null model out."
+            )
+    if analysis.rotation.nulls and "original" not in analysis.conditions:
+        for null in ("token_shuffled", "untrained"):
+            if null in analysis.rotation.nulls:
+                raise UserError(
+                    f"analysis.rotation.nulls={show(analysis.rotation.nulls)}: {null} is compared with the original "
+                    "text, which is not measured. Add original to analysis.conditions."
+                )
+    perturb = config.perturb
+    if (perturb.space == "cae") != (perturb.checkpoint is not None):
+        raise UserError(
+            f"perturb.space={perturb.space} and perturb.checkpoint={show(perturb.checkpoint)} do not go together: an "
+            "autoencoder needs perturb.space=cae and perturb.checkpoint=runs/.../checkpoints/best.ckpt, PCA neither."
+        )
+    if perturb.prompts is not None and perturb.from_text is not None:
+        raise UserError(
+            f"perturb.prompts={perturb.prompts} and perturb.from_text={perturb.from_text} are both given, but the "
+            "prompts come from one place: leave one of them out."
+        )
+    for name, instead in RESERVED_OPTIONS.items():
+        if name in config.trainer.options:
+            raise UserError(
+                f"trainer.options.{name}={show(config.trainer.options[name])} is not allowed: rsdyn sets {name} of "
+                f"lightning's Trainer itself. Use {instead} instead."
+            )
+
+
+def _is_one(devices: int | str) -> bool:
+    """Whether ``trainer.devices`` asks for one process: 1, or one device by its number."""
+    return devices == 1 or (isinstance(devices, str) and devices.endswith(",") and devices.count(",") == 1)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Turn the settings into plain nested dictionaries."""
+    return asdict(config)
+
+
+def to_yaml(config: Config | dict[str, Any]) -> str:
+    """Write every setting, defaults included, as YAML that ``--config FILE`` reads back to the same settings."""
+    return OmegaConf.to_yaml(OmegaConf.create(config if isinstance(config, dict) else to_dict(config)))
+
+
+# What a script leaves alone: given on its command line, such a key would change nothing, so it is refused. In a file it
+# may stand, since presets are shared.
+UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
+    "train": {
+        "by analyze.py alone": ("analysis.conditions", "analysis.components", "analysis.rotation."),
+        "by perturb.py alone": ("perturb.",),
+    },
+    "perturb": {
+        "by train.py alone": (
+            "cae.",
+            "data.val_size",
+            "data.test_size",
+            "data.batch_by",
+            "data.batch_size",
+            "data.shuffle_shards",
+        ),
+        "by train.py and analyze.py; perturb.py runs in one process": (
+            *("trainer.devices", "trainer.num_nodes", "trainer.timeout", "trainer.precision"),
+            *("trainer.max_epochs", "trainer.patience", "trainer.options", "trainer.options."),
+        ),
+        "by analyze.py": ("analysis.",),
+        "by train.py": ("data.condition", "resume"),
+    },
+    "analyze": {
+        "by train.py alone": (
+            "cae.",
+            "data.val_size",
+            "data.test_size",
+            "data.batch_by",
+            "data.batch_size",
+            "data.shuffle_shards",
+            "trainer.max_epochs",
+            "trainer.patience",
+            "trainer.precision",
+            "analysis.on_train",
+            "resume",
+        ),
+        "by train.py; analyze.py has analysis.conditions": ("data.condition",),
+        "by perturb.py alone": ("perturb.",),
+    },
+}
+
+# Keys of one kind of perturbation alone, refused with the others in the same way.
+KINDS = {
+    "perturb.grid.n": ("teleport",),
+    "perturb.grid.range": ("teleport",),
+    "perturb.noise.sigma": ("noise",),
+    "perturb.points": ("noise", "swap"),
+    "perturb.through": ("noise", "swap"),
+}
+
+
+def idle(key: str, config: Config) -> str | None:
+    """Why a key of perturb.py would change nothing beside the other settings, or None when it would."""
+    kind = config.perturb.kind
+    if key in KINDS and kind not in KINDS[key]:
+        return f"with perturb.kind={kind}: it is for perturb.kind={' or '.join(KINDS[key])}"
+    if key == "perturb.off_plane" and kind != "teleport" and config.perturb.through == "full":
+        return f"with perturb.kind={kind}, which acts on the whole state, unless perturb.through=projection"
+    return None

@@ -1,0 +1,194 @@
+"""Which figures and curves the results of an analysis make (paper Figs. 1B-H, 2A-C, 4A-C)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rsdyn import figures
+from rsdyn.dynamics.rotation import portrait
+from rsdyn.labels import NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Results = Mapping[str, Any]
+DEFAULT_NULL = "increment_shuffle_windowed"
+CURVES = ("density", "participation", "r_mean", "cosine", "speed", "mi_mean", "mi_floor", "ev", "dimensions")
+N_DRAWN = 1000  # trajectories behind the mean
+LITERAL = "sum of p log p / (p p), as printed\n(not an information)"
+
+
+def sublayer_curves(results: Results) -> dict[str, list[float]]:
+    """The curves over depth, by name, for W&B and ``summary.json``."""
+    known = (*CURVES, "components_90", "mi_true_mean", *(f"{name}_without_massive" for name in CURVES))
+    return {name: results[name] for name in known if name in results}
+
+
+def panels(
+    results: Mapping[str, Results],
+    measures: Sequence[str],
+    *,
+    sites_per_layer: int,
+    units: Sequence[int] | None = None,
+    seed: int = 0,
+) -> dict[str, Figure]:
+    """The figures by file name; ``results`` maps a condition to its results, the first one being the main one."""
+    main = next(iter(results.values()))
+    sites: Any = {"sites_per_layer": sites_per_layer}
+    others = {NAMES[c]: r for c, r in list(results.items())[1:]}
+    makers: dict[str, Callable[[], dict[str, Figure]]] = {
+        "activations": lambda: _activations(main, sites),
+        "correlation": lambda: _correlation(main, others, sites),
+        "cosine": lambda: {
+            "fig1e_cosine": _curve(main, others, "cosine", "cosine of successive states", sites, fisher=True)
+        },
+        "velocity": lambda: {"fig1f_speed": _curve(main, others, "speed", "speed (activation units)", sites)},
+        "mutual_information": lambda: _information(main, others, sites),
+        "rotation": lambda: _rotation(main, results, sites, units, seed),
+        "pca": lambda: _components(main, results, sites),
+    }
+    drawn: dict[str, Figure] = {}
+    for measure in measures:
+        drawn |= makers[measure]()
+    return drawn
+
+
+def _curve(main: Results, others: Mapping[str, Results], name: str, ylabel: str, sites: Any, **looks: Any) -> Figure:
+    """One curve over depth with its interval; beside it the other conditions, and itself without massive units."""
+    beside: dict[str, Tensor] = {}
+    if f"{name}_without_massive" in main:
+        beside["without massive units"] = main[f"{name}_without_massive"]
+    beside |= {label: r[name] for label, r in others.items()}
+    return figures.transition_curve(
+        main[name],
+        main.get(f"{name}_interval"),
+        others=beside,
+        ylabel=ylabel,
+        interval_label="95 % interval",
+        **looks,
+        **sites,
+    )
+
+
+def _activations(main: Results, sites: Any) -> dict[str, Figure]:
+    n_units = main["mean"].shape[1]
+    n_usable = n_units - len(main["unusable_units"])
+    participation: Any = main["participation"] / n_usable
+    if n_massive := len(main["massive_units"]):
+        participation = {
+            "all units": participation,
+            "without massive units": main["participation_without_massive"] / (n_usable - n_massive),
+        }
+    fraction: Any = main["density"]
+    if n_massive:
+        fraction = {"all units": fraction, "without massive units": main["density_without_massive"]}
+    return {
+        "fig1b_mean_activations": figures.mean_activations(main["mean"], **sites),
+        "fig1b_density": figures.density(fraction, participation, threshold=main["density_threshold"], **sites),
+    }
+
+
+def _correlation(main: Results, others: Mapping[str, Results], sites: Any) -> dict[str, Figure]:
+    return {
+        "fig1c_correlation": figures.unit_correlations(main["r"], **sites),
+        "fig1c_correlation_mean": _curve(main, others, "r_mean", "mean correlation over units", sites, fisher=True),
+        "fig1d_correlation_density": figures.correlation_density(
+            main["r_all_counts"], main["r_all_edges"], below=main["r_all_below"]
+        ),
+    }
+
+
+def _information(main: Results, others: Mapping[str, Results], sites: Any) -> dict[str, Figure]:
+    literal = main["mi_estimator"] == "paper_literal"
+    drawn = {}
+    if literal:  # the true mutual information beside the paper's sum, in every picture
+        drawn["fig1g_information_kde"] = figures.unit_information(main["mi_true"], **sites)
+        drawn["fig1h_information_kde_mean"] = figures.transition_curve(
+            main["mi_true_mean"], ylabel="mean mutual information\nover units (nats)", **sites
+        )
+    words: Any = {"ylabel": LITERAL, "log": True} if literal else {}
+    drawn["fig1g_information"] = figures.unit_information(main["mi"], floor=main["mi_floor"], **words, **sites)
+    beside = {"permuted pairs (floor)": main["mi_floor"]}
+    if "mi_mean_without_massive" in main:
+        beside["without massive units"] = main["mi_mean_without_massive"]
+    beside |= {label: r["mi_mean"] for label, r in others.items()}
+    drawn["fig1h_information_mean"] = figures.transition_curve(
+        main["mi_mean"],
+        main.get("mi_mean_interval"),
+        others=beside,
+        ylabel=LITERAL if literal else f"mean mutual information\nover units (nats, {main['mi_estimator']})",
+        interval_label="95 % interval",
+        log=literal,
+        **sites,
+    )
+    return drawn
+
+
+def _rotation(
+    main: Results, results: Mapping[str, Results], sites: Any, units: Sequence[int] | None, seed: int
+) -> dict[str, Figure]:
+    r = main["rotation"]
+    drawn = {}
+    chosen = portrait_units(r, units, seed)
+    a = main["rotation_mean_trajectory"][:, chosen]
+    path = portrait(a)
+    drawn["fig2a_portraits"] = figures.portraits(path.x, path.y, [f"unit {u}" for u in chosen], r[chosen], **sites)
+    spread: dict[str, Tensor] = {"per sequence, mean": main["rotation_per_sequence"]}
+    nulls = [k.removeprefix("null_").removesuffix("_example") for k in main if k.endswith("_example")]
+    spread |= {NAMES[null]: main[f"null_{null}_example"] for null in nulls}
+    spread |= {NAMES[c]: other["rotation"] for c, other in list(results.items())[1:]}
+    drawn["fig2b_rotations"] = figures.rotation_distribution(r, spread)
+    for null in nulls:
+        if null in (DEFAULT_NULL, "layer_shuffle"):
+            drawn[f"fig2c_rotations_by_unit_{null}"] = figures.rotations_by_unit(
+                r, main[f"null_{null}_mean"], main[f"null_{null}_std"], null_name=NAMES[null]
+            )
+    return drawn
+
+
+def portrait_units(r: Tensor, units: Sequence[int] | None, seed: int) -> list[int]:
+    """The units asked for, else the three that turn most clockwise and three others at random."""
+    if units is not None:
+        return list(units)[:12]
+    ranked = torch.argsort(torch.nan_to_num(r, nan=torch.inf)).tolist()
+    generator = torch.Generator().manual_seed(seed)
+    rest = ranked[3:]
+    picked = [rest[i] for i in torch.randperm(len(rest), generator=generator)[:3].tolist()]
+    return [*ranked[:3], *picked]
+
+
+def _components(main: Results, results: Mapping[str, Results], sites: Any) -> dict[str, Figure]:
+    named = {NAMES[c]: r for c, r in results.items()}
+    n_components = len(main["pca_ratio"])
+    return {
+        "fig4a_trajectory": figures.pca_trajectory(
+            main["latent_mean"],
+            main["latent_samples"][:N_DRAWN],
+            ratio=main["pca_ratio"],
+            control_mean=main["control_mean"],
+            control_samples=main["control_samples"],
+            control_ratio=main["control_ratio"],
+            **sites,
+        ),
+        "fig4b_cumulative_variance": figures.cumulative_variance(
+            {k: r["pca_ratio"] for k, r in named.items()} | _without_massive(main, "pca_ratio")
+        ),
+        "fig4c_variance_by_sublayer": figures.explained_variance(
+            {f"{k}, {n_components} components": r["ev"] for k, r in named.items()} | _without_massive(main, "ev"),
+            **sites,
+        ),
+        "fig4c_components_needed": figures.components_needed(
+            {k: r["components_90"] for k, r in named.items()}, **sites
+        ),
+        "fig4_loadings": figures.loadings(main["pca_components"], main["massive_units"].tolist()),
+    }
+
+
+def _without_massive(main: Results, name: str) -> dict[str, Tensor]:
+    """The same curve without massive units, where there are some."""
+    key = f"{name}_without_massive"
+    return {"without massive units": main[key]} if key in main else {}

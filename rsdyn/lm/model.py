@@ -1,0 +1,294 @@
+"""Record the residual stream of an open language model.
+
+Finding and reading one is in ``source.py``, running on from a sublayer in ``continuation.py``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rsdyn.errors import NonFiniteError, UserError
+from rsdyn.lm.batches import PACKED, SORTED, batches_apart, make_batches
+from rsdyn.lm.head import behind_the_layers
+from rsdyn.lm.packing import NotPackedError, Row, one_row, packed_attention
+from rsdyn.lm.sites import RESID_PRE, find_sites, sublayer_index
+from rsdyn.lm.tracing import stream_of
+from rsdyn.threads import side_by_side
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+EXTRACTOR_VERSION = 2  # raise it whenever recording would give other numbers: it is part of the cache's key
+
+
+class _StopForwardError(Exception):
+    """Raised by the last hook: nothing behind the last site is needed."""
+
+
+class Layout(NamedTuple):
+    """How sequences lie in a batch, ``packed`` or ``sorted`` (``batches.py``), and why not packed, in a clause."""
+
+    name: str
+    reason: str | None = None
+
+
+class LanguageModel:
+    """A base model and the sites of its stream.
+
+    Args:
+        base: transformers' model without the LM head, on its device.
+        name: for messages.
+        causal: the model with the LM head whose base ``base`` is; None when the head was not loaded.
+
+    Attributes:
+        config: of the language model; a part of the whole config where the model also sees or hears.
+        head: the LM head alone, or None.
+        n_edits: how many interventions are open (``rsdyn.perturbation.states``).
+        layout: of the batches that :meth:`record` makes; sorted, until ``layout.choose_layout`` has tried to pack.
+    """
+
+    def __init__(self, base: PreTrainedModel, *, name: str = "lm", causal: PreTrainedModel | None = None):
+        self.base = base.eval().requires_grad_(False)
+        self.causal = None if causal is None else causal.eval().requires_grad_(False)
+        self.head: nn.Module | None = None if causal is None else causal.get_output_embeddings()
+        self.n_edits = 0
+        self.layout = Layout(SORTED)
+        self.config = base.config.get_text_config()
+        self.name = name
+        self.sites = find_sites(base)
+        self._tail = None if causal is None else behind_the_layers(causal, self.sites.final_norm)
+        self._running = threading.local()  # the forward that a thread's hooks belong to
+        parameter = next(base.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        # Of a model spread over devices by accelerate: where its first layer computes, though its weights may lie on
+        # disk. A layer's weights come and go with each forward there, so forwards must not run side by side.
+        hook = getattr(base.get_input_embeddings(), "_hf_hook", None)
+        self.is_spread = hook is not None
+        if hook is not None:
+            self.device = torch.device(hook.execution_device)
+
+    @property
+    def n_sublayers(self) -> int:
+        return len(self.sites.modules)
+
+    @property
+    def n_units(self) -> int:
+        return int(self.config.hidden_size)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The model's context, in tokens; None where nothing limits it (alibi)."""
+        return context_length(self.config)
+
+    @property
+    def n_layers(self) -> int:
+        return self.n_sublayers // len(self.sites.names)
+
+    def sublayer(self, layer: int, site: str = RESID_PRE) -> int:
+        """The sublayer of a layer's site; ``UserError`` for a layer or site that the model has not."""
+        return sublayer_index(self.sites.names, self.n_layers, layer, site)
+
+    def log_probs(self, final: Tensor) -> Tensor:
+        """Next-token log-probabilities ``(..., V)``, float32, of states behind the last layer ``(..., D)``.
+
+        What comes behind the LM head (soft-capping, a scale) is the model's own. Raises ``ValueError`` when the model
+        was loaded without its LM head.
+        """
+        if self._tail is None:
+            raise ValueError(
+                f"log_probs: {self.name} was loaded without its LM head, and only the stream can be had. "
+                "Load it with load(head=True)."
+            )
+        # through the class, since a model spread over devices has its forward replaced by one bound to the original
+        logits = type(self._tail).forward(self._tail, inputs_embeds=final.reshape(1, -1, self.n_units)).logits
+        return logits.float().log_softmax(-1).view(*final.shape[:-1], -1)
+
+    def record(
+        self,
+        sequences: Sequence[np.ndarray],
+        *,
+        positions: Sequence[np.ndarray] | None = None,
+        batch_tokens: int = 1024,
+        dtype: torch.dtype | None = None,
+        first_index: int = 0,
+        on_batch: Callable[[int], object] = lambda n: None,
+    ) -> Tensor:
+        """The trajectories of the last token of each sequence: ``(B, S, D)`` on the CPU (METHOD section 2).
+
+        Args:
+            sequences: token ids of each, BOS included; any lengths.
+            positions: which tokens of each instead, BOS being 0, at least one of each; then the result is
+                ``(n, S, D)``, the trajectories of a sequence together, in the order given.
+            batch_tokens: at most so many tokens, padding included, go through the model together (one sequence at
+                least). What goes together depends on ``sequences``, this number and ``layout`` alone.
+            dtype: of the result; default the model's.
+            first_index: index of ``sequences[0]`` in its corpus, for messages.
+            on_batch: called with the number of sequences after each batch.
+
+        With ``layout`` packed, sequences stand end to end in one row, without padding, and attend to themselves alone
+        (``packing.py``). Else, and while an intervention is open, they are sorted by length and padded on the *right*,
+        without an attention mask: a causal model never looks right, and left padding without position ids changes
+        activations silently. Raises ``NonFiniteError`` naming sequence and sublayer when the stream is not finite, and
+        ``ValueError`` for sequences of several lengths, or in several batches, while an intervention is open, which
+        edits the last column of each batch.
+        """
+        lengths = [len(s) for s in sequences]
+        self._check_lengths(lengths, first_index)
+        at = [np.array([n - 1]) for n in lengths] if positions is None else positions
+        ends = np.cumsum([len(tokens) for tokens in at])
+        out = torch.empty(int(ends[-1]), self.n_sublayers, self.n_units, dtype=dtype or self.dtype)
+        layout, apart = SORTED if self.n_edits else self.layout.name, longrope_length(self.config)
+        batches = make_batches(lengths, batch_tokens, layout, apart)
+        if self.n_edits and (len(batches) > 1 or len(set(lengths)) > 1):
+            raise ValueError(
+                f"sequences: {len(sequences)} of several lengths, or too many for one batch, while an intervention is "
+                "open. It edits the last column of a batch, which is not the last token of a shorter sequence; record "
+                "sequences of one length, in one batch (batch_tokens), or one at a time."
+            )
+
+        def record(rows: list[int]) -> None:
+            into = np.concatenate([np.arange(ends[i] - len(at[i]), ends[i]) for i in rows])
+            self._record_batch([sequences[i] for i in rows], [at[i] for i in rows], out, torch.from_numpy(into), layout)
+
+        with packed_attention(self.base) if layout == PACKED else nullcontext(), self._hooks():
+            for group in batches_apart(batches, lengths, apart):
+                work = side_by_side(record, group, self.device, one_by_one=self.is_spread)
+                # closed before the hooks go, so that no thread is left running without them after an exception
+                with closing(work) as parts:
+                    for rows, _ in zip(group, parts, strict=True):
+                        on_batch(len(rows))
+        finite = torch.cat([torch.isfinite(part).all(-1) for part in out.split(256)])
+        if not finite.all():
+            number = int(np.searchsorted(ends, int((~finite).nonzero()[0, 0]), side="right"))
+            # where it began: attention takes what is not finite to other tokens, also to those before it (0 x NaN)
+            of_sequence = finite[ends[number] - len(at[number]) : ends[number]]
+            sublayer, row = (~of_sequence).T.nonzero()[0].tolist()
+            layer, site = divmod(sublayer, len(self.sites.names))
+            token = "" if positions is None else f", token {at[number][row]}"
+            raise NonFiniteError(
+                f"the stream of {self.name} is not finite at sequence {first_index + number}{token}, sublayer "
+                f"{sublayer} ({self.sites.names[site]} of layer {layer}), in {self.dtype} stored as {out.dtype}. "
+                "Nothing of it was written. Check the weights, or compute in a wider type (lm.dtype=float32)."
+            )
+        return out
+
+    @torch.inference_mode()
+    def _record_batch(
+        self, sequences: list[np.ndarray], at: list[np.ndarray], out: Tensor, into: Tensor, layout: str
+    ) -> None:
+        """Record tokens ``at`` of one batch into the rows ``into`` of ``out``, on the CPU."""
+        lengths = [len(s) for s in sequences]
+        is_packed = layout == PACKED
+        width = sum(lengths) if is_packed else max(lengths)
+        starts = np.cumsum([0, *lengths[:-1]]) if is_packed else np.arange(len(lengths)) * width
+        ids = torch.zeros(width if is_packed else len(lengths) * width, dtype=torch.int64)
+        for start, sequence in zip(starts, sequences, strict=True):
+            ids[start : start + len(sequence)] = torch.from_numpy(np.asarray(sequence, dtype=np.int64))
+        tokens = torch.from_numpy(np.concatenate([start + here for start, here in zip(starts, at, strict=True)]))
+        wanted: dict[torch.device, Tensor] = {}  # on each device that layers lie on
+        # the copy takes the wanted tokens only: a view of them would keep the whole activation alive. A GPU fills a
+        # buffer of its own first, since to wait for it at each site takes longer; a CPU needs none.
+        buffer, rows_there = out, into
+        if self.device.type != "cpu":
+            shape = (len(into), self.n_sublayers, self.n_units)
+            buffer = torch.empty(shape, dtype=self.dtype, device=self.device)
+            rows_there = torch.arange(len(into), device=self.device)
+        sites = buffer.unbind(1)
+
+        def take(sublayer: int, stream: Tensor) -> None:
+            if stream.device not in wanted:
+                wanted[stream.device] = tokens.to(stream.device)
+            states = stream.index_select(0, wanted[stream.device]).to(self.dtype)
+            sites[sublayer].index_copy_(0, rows_there, states.to(buffer.device, buffer.dtype))
+
+        ids = ids.view(-1, width).to(self.device)
+        if is_packed:
+            with one_row(lengths) as row:
+                self._forward(ids, take, row)
+        else:
+            self._forward(ids, take)
+        if buffer is not out:
+            out[into] = buffer.to("cpu").to(out.dtype)
+
+    @contextmanager
+    def _hooks(self) -> Iterator[None]:
+        """Hooks at every site while the context lasts, and none afterwards, whatever happens."""
+
+        def hook(sublayer: int) -> Any:
+            def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                # some families flatten the tokens of all rows into one dimension themselves
+                self._running.take(sublayer, stream_of(args, kwargs).reshape(self._running.n_tokens, self.n_units))
+                self._running.fired += 1
+                if sublayer == self.n_sublayers - 1:
+                    raise _StopForwardError
+
+            return pre_hook
+
+        handles = [m.register_forward_pre_hook(hook(s), with_kwargs=True) for s, m in enumerate(self.sites.modules)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _check_lengths(self, lengths: Sequence[int], first_index: int) -> None:
+        """Dynamic scaling of positions begins beyond the context, and depends on the neighbours and the past."""
+        limit = self.max_tokens
+        if limit is None or not any("dynamic" in rope["rope_type"] for rope in _rope_types(self.config)):
+            return
+        for i, length in enumerate(lengths):
+            if length > limit:
+                raise UserError(
+                    f"sequence {first_index + i} has {length} tokens, and the positions of {self.name} are scaled "
+                    f"dynamically beyond {limit}: what is recorded would depend on the sequences beside it and before "
+                    "it. Truncate the sequences."
+                )
+
+    def _forward(self, ids: Tensor, take: Callable[[int, Tensor], None], row: Row | None = None) -> None:
+        """One forward over ``ids`` ``(B, T)``, or over a packed row of them, inside :meth:`_hooks`.
+
+        ``take(sublayer, stream (B T, D))`` is called at each site, in order, in this thread; at the last one it stops.
+        """
+        self._running.take, self._running.fired, self._running.n_tokens = take, 0, ids.numel()
+        places = {}
+        if row is not None:  # each sequence's own positions, from 0 on
+            places["position_ids"] = torch.cat([torch.arange(stop - start) for start, stop in row.bounds])[None]
+        with suppress(_StopForwardError):
+            self.base(input_ids=ids, use_cache=False, **{k: v.to(ids.device) for k, v in places.items()})
+        if self._running.fired != self.n_sublayers:
+            raise RuntimeError(f"{self._running.fired} of {self.n_sublayers} sites of {self.name} were reached.")
+        attending = self.n_layers - (len(self.sites.names) == 1)  # it stops before the last layer's parallel attention
+        if row is not None and row.calls != attending:
+            raise NotPackedError(f"{row.calls} of {attending} layers called the attention function that it was given")
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model takes at most; None where nothing limits them (alibi)."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if getattr(text, name, None) is not None:
+            return int(getattr(text, name))
+    return None
+
+
+def _rope_types(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """The settings of each kind of rotary embedding that a model's layers have."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return [part for part in (rope, *rope.values()) if isinstance(part, dict) and "rope_type" in part]
+
+
+def longrope_length(config: PreTrainedConfig) -> int | None:
+    """The longest sequence that longrope treats as short; None for other positions.
+
+    A longer one in the same forward turns the angles of all rows, so short and long ones must be kept apart.
+    """
+    text = config.get_text_config()
+    lengths = [r.get("original_max_position_embeddings") for r in _rope_types(text) if r["rope_type"] == "longrope"]
+    return next((int(n) for n in lengths if n is not None), None)

@@ -1,0 +1,42 @@
+"""The settings of the language model: `lm.` keys."""
+
+from dataclasses import dataclass
+
+from rsdyn.options import (
+    setting,
+)
+
+
+@dataclass
+class LmConfig:
+    """The language model whose residual stream is recorded."""
+
+    name: str = setting(
+        "embedded", "Hub name or folder of the LM; embedded is the one inside the package.", also=("model", "llm")
+    )
+    revision: str | None = setting(None, "Branch, tag or commit of the LM on the Hub; null is its main branch.")
+    dtype: str = setting(
+        "float32",
+        "Number format the LM computes in.",
+        choices=("float32", "bfloat16", "float16"),
+        also=("torch_dtype",),
+    )
+    trust_remote_code: bool = setting(False, "Run Python code that comes with the LM; only for authors you trust.")
+    device_map: str | None = setting(
+        None,
+        "null keeps the LM on one device; auto spreads its layers over all GPUs, then memory, then disk, for a model "
+        "larger than one device (needs accelerate, and one process).",
+        choices=("auto",),
+    )
+    batch_tokens: int = setting(1024, "Most tokens that go through the LM together.", low=1)
+    layout: str = setting(
+        "auto",
+        "How sequences go together: packed end to end without padding, sorted by length and padded, or packed where a "
+        "self-test on the model allows it.",
+        choices=("auto", "packed", "sorted"),
+    )
+    matmul_precision: str = setting(
+        "highest",
+        "Precision of float32 products while the LM runs (torch.set_float32_matmul_precision).",
+        choices=("highest", "high", "medium"),
+    )

@@ -1,0 +1,350 @@
+"""Find a language model: all there is to know of it before its weights are read, and how to read them.
+
+Two steps, so that a run whose cache is complete never reads the weights: :func:`find_lm` learns all there is to know
+from the config, :meth:`LMSource.load` reads the weights and gives a :class:`~rsdyn.lm.model.LanguageModel`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import xxhash
+
+from rsdyn import embedded
+from rsdyn.errors import UserError
+from rsdyn.lm.hub import hub_reachable, lm_errors, no_safetensors
+from rsdyn.lm.model import LanguageModel, context_length
+from rsdyn.lm.model_lock import one_at_a_time
+from rsdyn.lm.sites import RESID_PRE, site_names, sublayer_index
+from rsdyn.lm.weights import (
+    DTYPES,
+    INDEX,
+    SINGLE,
+    cached_folder,
+    check_files,
+    check_memory,
+    empty_model,
+    n_parameters,
+)
+
+log = logging.getLogger(__name__)
+_NOT_OF_THE_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+
+
+@dataclass(frozen=True)
+class LMSource:
+    """What is known of a language model before its weights are read.
+
+    Attributes:
+        name: what the user called it.
+        location: a folder, or a name on the Hub.
+        commit: the Hub commit that the name resolved to; None for a folder.
+        config: transformers' config of the model.
+        site_names: the sites of one layer, in order.
+        device_map: None for one device; ``auto`` spreads the layers over all GPUs, then memory, then disk (accelerate).
+        untrained: None for the weights that were saved, else the seed of random ones (:meth:`without_training`).
+    """
+
+    name: str
+    location: str
+    revision: str | None
+    commit: str | None
+    config: Any
+    site_names: tuple[str, ...]
+    trust_remote_code: bool = False
+    device_map: str | None = None
+    untrained: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The model's name without the folders that lead to it."""
+        name = self.name if self.commit or self.name == "embedded" else Path(self.location).resolve().name
+        return name if self.untrained is None else f"{name}-untrained"
+
+    def without_training(self, seed: int) -> LMSource:
+        """The same architecture with the random weights that its authors start training from.
+
+        Raises ``UserError`` with ``device_map``: only saved weights can be spread over devices.
+        """
+        if self.device_map is not None:
+            raise UserError(
+                f"lm.device_map={self.device_map}: an untrained model cannot be spread over devices, since its random "
+                "weights are drawn in one place. Measure without it: analysis.conditions=[original,token_shuffled]."
+            )
+        return replace(self, untrained=seed)
+
+    @property
+    def _text_config(self) -> Any:
+        """The part of the config that is the language model's, where the model also sees or hears."""
+        return self.config.get_text_config()
+
+    @property
+    def n_layers(self) -> int:
+        return int(self._text_config.num_hidden_layers)
+
+    @property
+    def n_sublayers(self) -> int:
+        """``S``: the layers times the sites of each."""
+        return self.n_layers * len(self.site_names)
+
+    @property
+    def n_units(self) -> int:
+        """``D``."""
+        return int(self._text_config.hidden_size)
+
+    @property
+    def max_tokens(self) -> int:
+        """The model's context, in tokens; for one that has no bound (ALiBi), more than any text has."""
+        bound = context_length(self.config)
+        return sys.maxsize if bound is None else bound
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._text_config.vocab_size)
+
+    def identity(self) -> str:
+        """What tells these weights from all others: the Hub's commit, or a digest of the folder's files."""
+        if self.untrained is not None:
+            shape = {k: v for k, v in self.config.to_dict().items() if k not in _NOT_OF_THE_SHAPE}
+            text = json.dumps(shape, sort_keys=True, default=str)
+            return f"untrained, seed {self.untrained}, shape xxh3 {xxhash.xxh3_128_hexdigest(text.encode())}"
+        if self.commit is not None:
+            return f"commit {self.commit}"
+        return f"xxh3 {self._digest}"
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = xxhash.xxh3_128()  # of 16 GB it takes a while: once a run
+        for file in sorted([Path(self.location) / "config.json", *Path(self.location).glob("*.safetensors")]):
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 24):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the weights lie on this machine; None for those of the Hub that are not in its local cache yet."""
+        return Path(self.location) if self.commit is None else cached_folder(self.location, self.commit)
+
+    def stored_dtype(self) -> str | None:
+        """The format the weights are stored in; None for several, or where they are not all on this machine yet."""
+        folder = self.folder
+        if folder is None:
+            return None
+        try:
+            return check_files(self.name, folder).dtype
+        except UserError:
+            if self.commit is None:
+                raise
+            return None  # the Hub has the rest
+
+    def n_parameters(self, *, head: bool = False) -> int:
+        """Parameters of the base model, or with ``head`` of the causal LM; tied ones count once."""
+        return n_parameters(empty_model(self.config, head=head, trust_remote_code=self.trust_remote_code))
+
+    def check_memory(
+        self, *, dtype: str, device: torch.device | str = "cpu", head: bool = False, processes: int = 1
+    ) -> None:
+        """Raise ``UserError`` when the weights do not fit into the memory that ``device`` has left.
+
+        ``processes`` is how many load them on this machine; on a CPU they share what is mapped from the files, which
+        are the weights in the format they are stored in.
+        """
+        if self.device_map is not None:
+            return  # what fits nowhere else stays on the disk
+        on_gpu = torch.device(device).type == "cuda"
+        is_mapped = not on_gpu and self.untrained is None and self.stored_dtype() == dtype
+        spread = "lm.device_map=auto with one process (all GPUs, then memory, then disk)"
+        check_memory(
+            self.name,
+            self.n_parameters(head=head),
+            dtype=dtype,
+            device=device,
+            processes=1 if is_mapped or on_gpu else processes,
+            cure=spread if self.untrained is None else "",
+        )
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer; ``UserError`` when there is none."""
+        from transformers import AutoTokenizer
+
+        with lm_errors(self.name, self.revision, is_folder=self.commit is None):
+            return AutoTokenizer.from_pretrained(
+                self.location,
+                revision=self.commit or self.revision,
+                trust_remote_code=self.trust_remote_code,
+                local_files_only=self.commit is not None and not hub_reachable(),
+            )
+
+    def sublayer(self, layer: int, site: str = RESID_PRE) -> int:
+        """The sublayer of a layer's site; ``UserError`` for a layer or site that the model has not."""
+        return sublayer_index(self.site_names, self.n_layers, layer, site)
+
+    def load(self, *, dtype: str = "float32", device: torch.device | str = "cpu", head: bool = False) -> LanguageModel:
+        """Read the weights (safetensors only) and put the base model on ``device``.
+
+        The LM head's are read with ``head=True`` alone: next-token probabilities need it, the stream does not. With
+        ``device_map``, accelerate puts each layer where there is room, and ``device`` is not used. Raises ``UserError``
+        when the weights do not fit into memory, cannot be read, or are not those that the config speaks of.
+        """
+        from transformers import AutoModel, AutoModelForCausalLM
+
+        self.check_memory(dtype=dtype, device=device, head=head)
+        if self.untrained is not None:
+            with one_at_a_time():
+                base, causal = self._without_weights(DTYPES[dtype], head)
+            causal = causal and causal.to(device)
+            return LanguageModel(base.to(device), name=f"{self.name} (untrained)", causal=causal)
+        from transformers.utils import logging as transformers_logging
+
+        if self.device_map is not None and find_spec("accelerate") is None:
+            raise UserError(
+                f"lm.device_map={self.device_map} needs the package accelerate: pip install 'rsdyn[big]', or pip "
+                "install accelerate."
+            )
+        with one_at_a_time():
+            verbosity = transformers_logging.get_verbosity()
+            transformers_logging.set_verbosity_error()  # it would report the LM head, left out on purpose
+            transformers_logging.disable_progress_bar()
+            try:
+                with lm_errors(self.name, self.revision, is_folder=self.commit is None):
+                    kind: Any = AutoModelForCausalLM if head else AutoModel
+                    model, found = kind.from_pretrained(
+                        self.location,
+                        revision=self.commit or self.revision,
+                        dtype=DTYPES[dtype],
+                        local_files_only=self.commit is not None and not hub_reachable(),
+                        use_safetensors=True,
+                        trust_remote_code=self.trust_remote_code,
+                        device_map=self.device_map,
+                        output_loading_info=True,
+                    )
+            finally:
+                transformers_logging.set_verbosity(verbosity)
+                transformers_logging.enable_progress_bar()
+        if missing := sorted(found["missing_keys"]):  # transformers has drawn them at random, and only warned
+            if head and set(missing) <= {"lm_head.weight", "lm_head.bias", "embed_out.weight"}:
+                raise UserError(
+                    f"lm.name={self.name}: the next-token probabilities need {', '.join(missing)}, which its weights "
+                    "lack. Give a model that was saved with its LM head."
+                )
+            others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+            raise UserError(
+                f"lm.name={self.name}: its config asks for {missing[0]}{others}, which its weights lack. The config is "
+                "another model's, or files are missing: copy or download the model again."
+            )
+        if self.device_map is None:
+            model = model.to(device)
+        else:
+            self._report_spread(model)
+        if head:
+            return LanguageModel(model.base_model, name=self.name, causal=model)
+        return LanguageModel(model, name=self.name)
+
+    def _report_spread(self, model: Any) -> None:
+        places = [str(place) for place in getattr(model, "hf_device_map", {}).values()]
+        if "disk" in places:
+            log.warning(
+                "lm.device_map=%s: %d of %d parts of %s do not fit into memory and are read from disk in every forward",
+                *(self.device_map, places.count("disk"), len(places), self.name),
+            )
+
+    def _without_weights(self, dtype: torch.dtype, head: bool) -> tuple[Any, Any]:
+        """Base model and, if asked for, CausalLM with random weights; those of the base are the same either way."""
+        from transformers import AutoModel, AutoModelForCausalLM
+
+        options = {"dtype": dtype, "trust_remote_code": self.trust_remote_code}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cast(int, self.untrained))
+            base = AutoModel.from_config(self.config, **options)
+            if not head:
+                return base, None
+            causal = AutoModelForCausalLM.from_config(self.config, **options)
+        setattr(causal, causal.base_model_prefix, base)
+        causal.tie_weights()
+        return base, causal
+
+
+def find_lm(
+    name: str = "embedded",
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device_map: str | None = None,
+) -> LMSource:
+    """Resolve ``lm.name`` (a Hub name, a folder, or ``embedded``) to an :class:`LMSource`, without reading weights.
+
+    Raises ``UserError`` for a folder or name that is not there, has no safetensors or damaged ones, is gated, needs
+    remote code, or is of an unsupported architecture.
+    """
+    from transformers import AutoConfig
+
+    location = str(embedded.MODEL) if name == "embedded" else name
+    folder = Path(location).expanduser()
+    is_folder = folder.is_dir()
+    if is_folder:
+        location = str(folder)
+        if revision is not None:
+            raise UserError(
+                f"lm.revision={revision} is for a model on the Hub, and lm.name={name} is a folder. Leave it out."
+            )
+        _check_folder(name, folder)
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
+        raise UserError(
+            f"lm.name={name}: no such folder. Give a folder with config.json and *.safetensors, a name on the Hugging "
+            "Face Hub such as meta-llama/Llama-3.1-8B, or 'embedded'."
+        )
+    with lm_errors(name, revision, is_folder=is_folder):
+        is_online = not is_folder and hub_reachable()
+        if is_online:
+            _check_on_hub(name, revision)
+        config = AutoConfig.from_pretrained(
+            location,
+            revision=revision,  # by its name, so that the local cache learns which commit it stands for
+            trust_remote_code=trust_remote_code,
+            local_files_only=not is_folder and not is_online,
+        )
+    commit = None if is_folder else _commit_in_cache(name, revision)
+    names = site_names(config, trust_remote_code=trust_remote_code)
+    return LMSource(name, location, revision, commit, config, names, trust_remote_code, device_map)
+
+
+def _check_on_hub(name: str, revision: str | None) -> None:
+    """Ask the Hub whether it has the model at this revision, with safetensors, before anything is fetched."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(name, revision=revision, timeout=10)
+    if info.siblings is not None and not {SINGLE, INDEX} & {file.rfilename for file in info.siblings}:
+        raise no_safetensors(name)
+
+
+def _commit_in_cache(name: str, revision: str | None) -> str:
+    """The commit that a revision stood for when the model was fetched: config.json lies in a folder of that name.
+
+    Read off the cache, since transformers' config no longer carries it.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    if not isinstance(found, str):
+        raise UserError(f"lm.name={name}: its commit is not known to the local Hub cache. Connect once to fetch it.")
+    return Path(found).parent.name
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"lm.name={name}: the folder has no config.json, so it is not a saved model.")
+    try:
+        json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise UserError(f"lm.name={name}: config.json is not valid JSON ({error}).") from error
+    check_files(name, folder)

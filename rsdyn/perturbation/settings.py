@@ -1,0 +1,69 @@
+"""The settings of the perturbation: `perturb.` keys."""
+
+from dataclasses import dataclass, field
+
+from rsdyn.options import (
+    is_range,
+    setting,
+)
+
+
+@dataclass
+class GridConfig:
+    """The grid of points that the stream is teleported to."""
+
+    n: int = setting(10, "Points along each side of the grid.", low=2)
+    range: list[float] | None = setting(
+        None,
+        "Its ends, [min1,max1,min2,max2], in latents; null is the range of the text's trajectories and a tenth more.",
+        allowed="four numbers [min1,max1,min2,max2], each min below its max",
+        test=is_range,
+    )
+
+
+@dataclass
+class NoiseConfig:
+    """Gaussian noise on the stream."""
+
+    sigma: float = setting(0.5, "Size of the noise, as a share of the state's own norm.", above=0)
+
+
+@dataclass
+class PerturbConfig:
+    """What perturb.py does to the stream of a prompt."""
+
+    kind: str = setting(
+        "teleport",
+        "Put the state on a grid in a plane, add noise to it, or put another sequence's state in its place.",
+        choices=("teleport", "noise", "swap"),
+    )
+    layers: list[float] | None = setting(
+        None,
+        "Layers of injection: numbers such as [0,7,15], or fractions of the depth such as [0.25,1.0] if any is not "
+        "whole; null is the paper's 0, 7, 15, 23 and 31 of 32, at this model's depth.",
+        low=0,
+    )
+    site: str = setting("resid_pre", "Where in the layer.", choices=("resid_pre", "resid_mid"))
+    position: str = setting("last", "The last token's state alone, or the same state at all.", choices=("last", "all"))
+    space: str = setting(
+        "pca", "Plane of the teleports: PCA of the text's stream, or an autoencoder.", choices=("pca", "cae")
+    )
+    through: str = setting(
+        "full",
+        "Noise and swaps act on the whole state, or only on what the projection of perturb.space holds of it.",
+        choices=("full", "projection"),
+    )
+    checkpoint: str | None = setting(None, "Autoencoder of perturb.space=cae: a best.ckpt of train.py.")
+    off_plane: str = setting(
+        "drop",
+        "Teleports, and what goes through the projection, lose what lies outside the plane (the paper), or keep it.",
+        choices=("drop", "keep"),
+    )
+    prompt: str = setting("I'm sorry, Dave. I'm afraid I can't do that.", "The prompt (the paper's).")
+    prompts: str | None = setting(None, "A text file of prompts, one a line, instead of perturb.prompt.")
+    from_text: int | None = setting(None, "So many sequences of the text as prompts, instead of perturb.prompt.", low=1)
+    points: int = setting(100, "Points of noise or swap; a grid has its own number.", low=1)
+    samples: int = setting(1000, "Sequences of the text that the plane, its range and swaps come from.", low=3)
+    steps: int = setting(12, "Sublayers after the injection that the arrows average over.", low=1)
+    grid: GridConfig = field(default_factory=GridConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)

@@ -1,0 +1,288 @@
+"""What the scripts share: the stream and the Trainer that a config asks for.
+
+The scripts and this file are the only ones that read the config; all below takes plain arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+import transformers
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+
+from rsdyn.config.schema import to_dict
+from rsdyn.errors import UserError
+from rsdyn.lightning_private import NoProfiler
+from rsdyn.lm.certificate import Certificate
+from rsdyn.lm.source import LMSource, find_lm
+from rsdyn.ranks import is_rank_zero
+from rsdyn.redaction import redact
+from rsdyn.run.checkpoints import WholeCheckpointIO, identity
+from rsdyn.run.progress import Guard
+from rsdyn.run.script import Run
+from rsdyn.stream.cache import default_cache_dir
+from rsdyn.stream.text.corpus import load_rows
+from rsdyn.stream.text.tokens import Sequences, tokenise
+from rsdyn.stream.trajectories import TrajectoryStream
+
+
+class Source(NamedTuple):
+    """The language model and the text of a run, neither of which has met the other yet."""
+
+    lm: LMSource
+    sequences: Sequences
+    text: str
+    made_from: dict[str, Any]
+
+
+def find_source(run: Run) -> Source:
+    """The language model (its config, not its weights) and the tokenised text that the config asks for."""
+    return find_text(run, open_lm(run))
+
+
+def open_lm(run: Run) -> LMSource:
+    """What the config of the language model says; its weights are not read."""
+    transformers.utils.logging.set_verbosity_error()
+    lm_config = run.config.lm
+    lm = find_lm(
+        lm_config.name,
+        revision=lm_config.revision,
+        trust_remote_code=lm_config.trust_remote_code,
+        device_map=lm_config.device_map,
+    )
+    run.say(f"LM:   {lm.label} ({lm.config.model_type}), {lm.n_layers} layers of {lm.n_units} units")
+    return lm
+
+
+def find_text(run: Run, lm: LMSource) -> Source:
+    """The text that the config asks for, in this model's tokens."""
+    data: Any = run.config.data  # its choices are plain strings, checked when the config was read
+    rows = load_rows(
+        path=data.path,
+        name=data.name,
+        config=data.config,
+        split=data.split,
+        revision=data.revision,
+        text_column=data.text_column,
+    )
+    tokenizer = lm.tokenizer()
+    sequences = tokenise(
+        rows,
+        tokenizer,
+        text_column=data.text_column,
+        l_min=data.l_min,
+        l_max=data.l_max,
+        limit=data.limit,
+        max_tokens=lm.max_tokens,
+        truncate=data.truncate,
+        vocab_size=lm.vocab_size,
+    )
+    text = data.name or (Path(data.path).name if data.path else "embedded")
+    run.say(
+        f"Text: {text}: {len(sequences)} sequences of {data.l_min + 1} to {data.l_max - 1} characters out of "
+        f"{sequences.n_rows} rows read, {sequences.n_tokens / len(sequences):.0f} tokens each on average"
+    )
+    for note in (sequences.bos_note, f"{sequences.n_truncated} sequences were cut" if sequences.n_truncated else None):
+        if note:
+            run.say(f"      {note}")
+    made_from = {
+        "lm_revision": lm.commit or lm.revision,
+        "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer)} tokens, BOS {sequences.bos_id}",
+        "text": text,
+        "text_config": data.config,
+        "text_split": data.split,
+        "text_revision": data.revision,
+        "text_column": data.text_column,
+        "filter": [data.l_min, data.l_max],
+        "limit": data.limit,
+        "positions": data.positions,
+    }
+    return Source(lm, sequences, text, made_from)
+
+
+def open_stream(
+    run: Run, source: Source, condition: str = "original", *, samples: int | None = None
+) -> TrajectoryStream:
+    """The trajectories of one condition, of which nothing is recorded yet; says what the cache holds of them.
+
+    ``condition`` is ``original``, ``shuffled`` or ``token_shuffled`` (one control, the paper's and the null model's
+    name of it), or ``untrained``: the original text in random weights. ``samples`` is how many sequences, from the
+    first one on, the run will want; default all.
+    """
+    stream = make_stream(run, source, condition)
+    if stream.n_missing(samples) and not on_gpu(run.config):  # each GPU is asked when the weights go there
+        stream.lm.check_memory(dtype=run.config.lm.dtype, processes=processes_here(run))
+    stream.open(samples)
+    missing, in_shards = stream.n_missing(samples), stream.bounds(stream.shards_of(samples) - 1)[1]
+    n_bytes = stream.n_trajectories(0, in_shards) * stream.n_sublayers * stream.n_units * stream.dtype.itemsize
+    name = "" if condition == "original" else f" ({condition})"
+    if stream.cache is None:
+        run.say(f"Cache{name}: none (cache.enabled=false); the LM runs whenever the stream is read")
+    elif missing == 0:
+        run.say(f"Cache{name}: complete, {n_bytes / 2**20:.0f} MiB in {stream.cache.folder}; the LM is not loaded")
+    else:
+        run.say(
+            f"Cache{name}: {missing} of {in_shards} sequences to record, {n_bytes / 2**20:.0f} MiB in "
+            f"all, in {stream.cache.folder}"
+        )
+    return stream
+
+
+def make_stream(run: Run, source: Source, condition: str) -> TrajectoryStream:
+    """The trajectories of one condition (see :func:`open_stream`), before anything is looked up or written."""
+    config, cache, seed = run.config, run.config.cache, run.config.seed
+    is_shuffled = condition in ("shuffled", "token_shuffled")
+    return TrajectoryStream(
+        source.lm.without_training(seed) if condition == "untrained" else source.lm,
+        source.sequences.shuffled(seed) if is_shuffled else source.sequences,
+        positions=config.data.positions,
+        position_seed=seed,
+        made_from={
+            **source.made_from,
+            "condition": "shuffled" if is_shuffled else "original",
+            "shuffle_seed": seed if is_shuffled else None,
+        },
+        cache_dir=(cache.dir or default_cache_dir()) if cache.enabled else None,
+        dtype=cache.dtype,
+        shard_sequences=cache.shard_sequences,
+        batch_tokens=config.lm.batch_tokens,
+        lm_dtype=config.lm.dtype,
+        matmul_precision=config.lm.matmul_precision,
+        layout=config.lm.layout,
+    )
+
+
+def say_positions(run: Run, stream: TrajectoryStream, samples: int | None = None) -> None:
+    """Say how many trajectories the first ``samples`` sequences have, where it is not one each."""
+    if not stream.positions.is_last:
+        n = stream.n_sequences if samples is None else min(samples, stream.n_sequences)
+        run.say(f"Positions: {stream.positions.words()}, {stream.n_trajectories(0, n)} trajectories of {n} sequences")
+
+
+def on_gpu(config: Any) -> bool:
+    """Whether the run computes on GPUs, as :func:`make_trainer` decides."""
+    return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def device_of(config: Any) -> torch.device:
+    """Where a script of one process computes."""
+    return torch.device("cuda" if on_gpu(config) else "cpu")
+
+
+def processes_here(run: Run) -> int:
+    """How many processes this run has on one machine; ``perturb.py`` has one."""
+    devices = run.config.trainer.devices
+    if run.script == "perturb":
+        return 1
+    if devices == "auto":
+        return torch.cuda.device_count() if on_gpu(run.config) else 1
+    return devices if isinstance(devices, int) else sum(part != "" for part in devices.split(","))
+
+
+def start_records(run: Run, source: Source, streams: Mapping[str, TrajectoryStream]) -> None:
+    """Write down what the run measures, and start W&B, once the first stream is open."""
+    lm, first = source.lm, next(iter(streams.values()))
+    caches = {name: stream.cache for name, stream in streams.items() if stream.cache is not None}
+    run.record_provenance(
+        lm={"name": lm.name, "revision": lm.revision, "commit": lm.commit, "identity": lm.identity()},
+        text=source.text,
+        tokens_digest=first.sequences.digest,
+        caches={name: {"cache_key": c.key, "cache_folder": str(c.folder)} for name, c in caches.items()},
+    )
+    for name, stream in streams.items():
+        if stream.certificate is not None:
+            record_certificate(run, name, stream.certificate)
+        stream.on_certificate = partial(_say_certificate, run, name)
+    run.start_tracking(group=lm.label, tags=list(dict.fromkeys([lm.label, source.text, *streams])))
+
+
+def record_certificate(run: Run, condition: str, certificate: dict[str, Any]) -> None:
+    """Add the certificate of a condition's model to ``provenance.json``."""
+    run.record_provenance(certificates={**run.provenance.get("certificates", {}), condition: certificate})
+
+
+def _say_certificate(run: Run, condition: str, certificate: Certificate) -> None:
+    if is_rank_zero():
+        tqdm.write(certificate.line())  # above the bar that shows the recording
+        record_certificate(run, condition, certificate.to_dict())
+
+
+def what_decides(run: Run, source: Source, stream: TrajectoryStream) -> dict[str, Any]:
+    """What a checkpoint of this run must agree on with a run that goes on from it (``checkpoints.identity``)."""
+    settings = redact(to_dict(run.config))
+    return identity(settings, tokens=stream.sequences.digest, weights=source.lm.identity())
+
+
+def make_trainer(run: Run, callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning's Trainer: the ``trainer`` section, our defaults, and ``trainer.options`` over them.
+
+    Raises ``UserError`` for an option Lightning does not have, or a device this machine does not have.
+    """
+    settings = run.config.trainer
+    accelerator = settings.accelerator
+    if accelerator == "auto" and not torch.cuda.is_available():
+        accelerator = "cpu"  # Lightning would take Apple's MPS, which has no float64, and the statistics need it
+    arguments: dict[str, Any] = {
+        "max_epochs": settings.max_epochs,
+        "devices": settings.devices,
+        "num_nodes": settings.num_nodes,
+        "accelerator": accelerator,
+        "precision": settings.precision,
+        "logger": run.logger or False,
+        "callbacks": [*callbacks, Guard(run.stop)],
+        "default_root_dir": run.folder,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,  # validation before training would record what training is about to
+        "log_every_n_steps": 20,
+        "use_distributed_sampler": False,
+        "plugins": [WholeCheckpointIO()],
+        "profiler": NoProfiler(),
+    }
+    if settings.devices != 1 or settings.num_nodes > 1:
+        # the buffers are equal everywhere; syncing them in each forward would hang processes with fewer batches
+        new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        no_sync: dict[str, Any] = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
+        arguments["strategy"] = DDPStrategy(timeout=timedelta(seconds=settings.timeout), **no_sync)
+    known = inspect.signature(L.Trainer).parameters
+    for name, value in settings.options.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            cure = f"Did you mean trainer.options.{near[0]}?" if near else f"It has: {', '.join(known)}."
+            raise UserError(f"trainer.options.{name}={value}: lightning's Trainer has no such argument. {cure}")
+    try:
+        trainer = L.Trainer(**(arguments | settings.options))
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+        given = f"devices={settings.devices}, accelerator={settings.accelerator}, precision={settings.precision}"
+        options = f", options={settings.options}" if settings.options else ""
+        reason = " ".join(str(error).split())
+        raise UserError(f"trainer ({given}{options}): lightning refuses this: {reason}") from error
+    # Signals are ours (signals.py). Lightning's SIGTERM handler broadcasts from inside the handler, which hangs
+    # two processes that both got the signal; its SIGUSR1 handler asks SLURM for the job again, without asking the user.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        launch = launcher.launch
+
+        def launch_and_adopt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            def adopt_first(*args: Any, **kwargs: Any) -> Any:
+                run.stop.adopt(launcher.procs)
+                launcher.procs.clear()  # Lightning's observer, which looks after this list, has nothing left to kill
+                return function(*args, **kwargs)
+
+            return launch(adopt_first, *args, **kwargs)
+
+        launcher.launch = launch_and_adopt  # type: ignore[method-assign]
+    return trainer

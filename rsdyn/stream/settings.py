@@ -1,0 +1,73 @@
+"""The settings of text and cache: `data.` and `cache.` keys."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rsdyn.options import (
+    POSITIONS,
+    SIZE,
+    is_positions,
+    is_size,
+    setting,
+)
+
+
+@dataclass
+class DataConfig:
+    """The text, which sequences of it are kept, and how they are split and batched."""
+
+    path: str | None = setting(
+        None,
+        "Text, jsonl or parquet file, or a folder in the Hub's layout; with neither data.path nor data.name, the "
+        "embedded text.",
+        also=("file",),
+    )
+    name: str | None = setting(None, "Dataset on the Hub, such as Salesforce/wikitext.", also=("dataset",))
+    config: str | None = setting(None, "Configuration of that dataset, such as wikitext-103-raw-v1.", also=("subset",))
+    split: str = setting("train", "Split of that dataset from which all sequences come.")
+    revision: str | None = setting(None, "Branch, tag or commit of the dataset on the Hub; null is its main branch.")
+    text_column: str = setting("text", "Column that holds the text.")
+    limit: int | None = setting(
+        None,
+        "Keep only the first so many sequences after the filter; null keeps all.",
+        low=1,
+        also=("max_sequences", "max_samples"),
+    )
+    l_min: int = setting(100, "Keep sequences of more than so many characters (strict).", low=0, also=("min_length",))
+    l_max: int = setting(500, "Keep sequences of fewer than so many characters (strict).", low=2, also=("max_length",))
+    truncate: bool = setting(False, "Cut sequences longer than the LM's context instead of refusing them.")
+    condition: str = setting(
+        "original",
+        "The text as it is, or the control with the tokens of each sequence shuffled.",
+        choices=("original", "shuffled"),
+        also=("shuffle", "shuffled"),
+    )
+    positions: Any = setting(
+        "last",
+        "Tokens whose stream is recorded, each a trajectory of its own: the last of each sequence, all (BOS too), or k "
+        "drawn of each.",
+        allowed=POSITIONS,
+        test=is_positions,
+        also=("tokens",),
+    )
+    val_size: float = setting(0.1, "Sequences for validation: a fraction, or their number.", allowed=SIZE, test=is_size)
+    test_size: float = setting(0.15, "Sequences for the test: a fraction, or their number.", allowed=SIZE, test=is_size)
+    batch_by: str = setting(
+        "vector",
+        "A batch is whole sequences (the paper's; each recorded token counts as one), or vectors shuffled across them.",
+        choices=("sequence", "vector"),
+    )
+    batch_size: int = setting(512, "Vectors in a batch, or whole sequences with data.batch_by=sequence.", low=1)
+    shuffle_shards: int = setting(4, "How many shards of the cache are shuffled together.", low=1)
+
+
+@dataclass
+class CacheConfig:
+    """Recorded trajectories on disk, so that a sequence goes through the LM once, ever."""
+
+    dir: str | None = setting(
+        None, "Folder of the cache; null is $RSDYN_CACHE, else $XDG_CACHE_HOME/rsdyn, else ~/.cache/rsdyn."
+    )
+    dtype: str = setting("bfloat16", "Number format of the trajectories on disk.", choices=("bfloat16", "float32"))
+    enabled: bool = setting(True, "Keep the cache for later runs.")
+    shard_sequences: int = setting(256, "Sequences in a shard.", low=1)

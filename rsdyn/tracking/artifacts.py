@@ -1,0 +1,135 @@
+"""W&B artifacts with their lineage: cache → checkpoint → results, small files alone.
+
+A run that recorded into a cache logs it, and every run uses the caches it read; `train.py` logs the checkpoint,
+`perturb.py` uses it; each logs its results. An artifact is known by its contents: one that is there already is not
+uploaded again. Offline the records and copies of the files are in the run folder, until ``wandb sync`` uploads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+from safetensors import safe_open
+
+from rsdyn.files import PROVENANCE, SUMMARY, plain
+from rsdyn.redaction import redact
+from rsdyn.stream.cache import MANIFEST, TrajectoryCache
+from rsdyn.tracking.sending import sending
+
+if TYPE_CHECKING:
+    from wandb import Artifact
+
+    from rsdyn.tracking.logger import RunLogger
+
+MAX_BYTES = 1 << 30  # of a file that is uploaded
+
+
+def log_cache(logger: RunLogger | None, cache: TrajectoryCache | None, *, recorded: bool) -> None:
+    """Use ``cache-<folder>``, and before that log it, if this run ``recorded`` any of it, in whichever process.
+
+    It is the manifest, and references with the checksums of the shards that are on disk; shards are never uploaded.
+    """
+    if logger is None or cache is None:
+        return
+    metadata = redact(plain({"made_from": cache.fields, "key": cache.key}))
+    shards = [cache.path(k) for k in range(cache.n_shards) if cache.has(k)]
+    with sending(logger, f"the artifact of the cache {cache.folder.name}"):
+        for uses in (False, True) if recorded else (True,):
+            artifact = _artifact(f"cache-{cache.folder.name}", "cache", metadata)
+            _add_file(artifact, cache.folder / MANIFEST)
+            for shard in shards:
+                _add_reference(artifact, shard)
+            _log(logger, artifact, uses=uses)
+
+
+def log_checkpoint(logger: RunLogger | None, path: Path, **metadata: Any) -> None:
+    """Log a checkpoint as ``checkpoint-<run id>``."""
+    if logger is None:
+        return
+    metadata = redact(plain(metadata))
+    with sending(logger, f"the artifact of {path.name}"):
+        artifact = _artifact(f"checkpoint-{logger.experiment.id}", "model", metadata)
+        _add_file(artifact, path)
+        _log(logger, artifact)
+
+
+def use_checkpoint(logger: RunLogger | None, path: Path) -> None:
+    """Use the checkpoint of another run: ``checkpoint-<its id>``, or by its checksum where its folder does not say."""
+    if logger is None:
+        return
+    known = _id_of(path.parent.parent)
+    with sending(logger, f"the artifact of {path.name}"):
+        name = known or xxhash.xxh3_64_hexdigest(path.read_bytes())
+        artifact = _artifact(f"checkpoint-{name}", "model", {})
+        _add_file(artifact, path)
+        _log(logger, artifact, uses=True)
+
+
+def log_results(logger: RunLogger | None, folder: Path, **metadata: Any) -> None:
+    """Log ``results.npz`` and ``summary.json`` as ``results-<run id>``."""
+    if logger is None:
+        return
+    metadata = redact(plain(metadata))
+    with sending(logger, "the artifact of the results"):
+        artifact = _artifact(f"results-{logger.experiment.id}", "results", metadata)
+        for name in ("results.npz", SUMMARY):
+            _add_file(artifact, folder / name)
+        _log(logger, artifact)
+
+
+def _artifact(name: str, kind: str, metadata: dict[str, Any]) -> Artifact:
+    import wandb
+
+    return wandb.Artifact(name[:128], type=kind, metadata=metadata)
+
+
+def _add_file(artifact: Artifact, path: Path) -> None:
+    """Add a copy of a file; ``OSError`` for one that is too large to upload unasked.
+
+    Never the file itself: later runs rewrite the manifest of a cache, and by its source the ``wandb sync`` of 0.28
+    removes what an offline run names once that is uploaded, wherever it lies (0.31 leaves it).
+    """
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise OSError(f"{path.name} has {size / 2**30:.1f} GiB, and no more than {MAX_BYTES / 2**30:.0f} are uploaded")
+    artifact.add_file(str(path), name=path.name, policy="mutable")
+
+
+def _add_reference(artifact: Artifact, path: Path) -> None:
+    """Add where a shard lies, with the checksum that its own header has: W&B's own way would read it all again."""
+    from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
+    from wandb.sdk.lib.paths import LogicalPath
+
+    with safe_open(path, framework="numpy") as shard:
+        digest = json.loads(shard.metadata()["rsdyn"])["xxh3"]
+    artifact.manifest.add_entry(
+        ArtifactManifestEntry(
+            path=LogicalPath(path.name), ref=path.absolute().as_uri(), digest=digest, size=path.stat().st_size
+        )
+    )
+
+
+def _log(logger: RunLogger, artifact: Artifact, *, uses: bool = False) -> None:
+    # `use_artifact` refuses offline runs and waits for the server online; the call underneath does neither. What a user
+    # created is nobody's output, so the mark is for what is used alone, as in `use_artifact`.
+    logger.experiment._log_artifact(artifact, is_user_created=uses, use_after_commit=uses)
+
+
+def _id_of(folder: Path) -> str | None:
+    """The W&B id of a run by its folder."""
+    try:
+        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # a checkpoint that was moved out of its run
+    name = found.get("wandb_id") if isinstance(found, dict) else None
+    return name if isinstance(name, str) and name.isalnum() else None
+
+
+def log_caches(logger: RunLogger | None, streams: Sequence[Any], recorded: Sequence[int]) -> None:
+    """Log or use the caches of some `TrajectoryStream`, of each of which this run ``recorded`` so many sequences."""
+    for stream, n in zip(streams, recorded, strict=True):
+        log_cache(logger, stream.cache, recorded=n > 0)

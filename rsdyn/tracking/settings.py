@@ -1,0 +1,24 @@
+"""The settings of Weights & Biases: `tracking.` keys."""
+
+from dataclasses import dataclass
+
+from rsdyn.options import (
+    setting,
+)
+
+
+@dataclass
+class TrackingConfig:
+    """Weights & Biases."""
+
+    mode: str = setting(
+        "auto",
+        "auto is online when a W&B key is there, else offline.",
+        choices=("auto", "online", "offline", "disabled"),
+        also=("wandb", "logger"),
+    )
+    project: str = setting("rsdyn", "Project that the run belongs to.")
+    entity: str | None = setting(None, "User or team that owns the project; null is the key's own.")
+    artifacts: bool = setting(
+        True, "Whether results, the best checkpoint and the cache's manifest become artifacts; shards never do."
+    )

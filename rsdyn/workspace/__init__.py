@@ -1,5 +1,0 @@
-"""A saved layout for W&B: a workspace with a section for each figure of the paper, and a report that compares runs.
-
-``python -m rsdyn.workspace`` builds both through the optional ``wandb-workspaces`` and saves them where there is a key;
-``--print`` shows what would be sent, without a server. What is drawn follows the table of ``rsdyn/panels.py``.
-"""

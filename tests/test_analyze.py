@@ -110,19 +110,19 @@ def test_the_findings_are_the_results(default):
     """Some cells of the table computed again from the arrays, in the terminal, the summary and the page."""
     folder, said = default
     arrays, summary = arrays_of(folder), summary_of(folder)
-    cells = {(f["measure"], f["statistic"]): f["values"] for f in summary["findings"]}
+    cells = {f["key"]: f["values"] for f in summary["findings"]}
     page = (folder / "findings.md").read_text()
     for condition in ("original", "token_shuffled", "untrained"):
         r = arrays[f"{condition}/r"]
-        cell = cells["correlation", "mean correlation, first transition"][condition]
+        cell = cells["correlation_first"][condition]
         assert cell["value"] == pytest.approx(np.nanmean(r[0]), rel=1e-9)
         assert cell["low"] < cell["value"] < cell["high"]
         assert f"{cell['value']:.3f} [" in said and f"{cell['value']:.3f} [" in page
         speed = arrays[f"{condition}/speed"]
-        cell = cells["velocity", "cross over within"][condition]
+        cell = cells["speed_cross_over_within"][condition]
         assert cell["value"] == pytest.approx(speed[1::2].mean() / speed[0::2].mean(), rel=1e-9)
         turns = np.abs(arrays[f"{condition}/rotation"]).mean()
-        assert cells["rotation", "mean |R| of the mean trajectory"][condition]["value"] == pytest.approx(turns)
+        assert cells["turns"][condition]["value"] == pytest.approx(turns)
     beyond = [k for k in arrays if k.startswith("original/null_") and k.endswith("_p") and "population" not in k]
     assert {k.removeprefix("original/null_").removesuffix("_p") for k in beyond} == set(NULLS) - {
         "layer_shuffle_regradient"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rsdyn.analysis.findings import findings
-from rsdyn.tracking.analysis import curves, finding_key, keyed, massive_table, rotation_table, summary_numbers, tables
+from rsdyn.tracking.analysis import curves, findings_table, massive_table, rotation_table, summary_numbers, tables
 
 S, D = 7, 8
 MEASURES = ["activations", "correlation", "cosine", "velocity", "mutual_information", "rotation", "pca"]
@@ -31,24 +31,18 @@ def results(*, massive=False, literal=False):
 @pytest.mark.parametrize("sites", [1, 2])
 @pytest.mark.parametrize("massive", [False, True])
 @pytest.mark.parametrize("literal", [False, True])
-def test_every_row_of_the_findings_has_a_key_of_its_own(sites, massive, literal):
-    """Whoever adds a row to the findings, or rewords one, gives it a key here."""
-    by_condition = {"original": results(massive=massive, literal=literal)}
-    rows = list(keyed(findings(by_condition, MEASURES, sites)))
-    keys = [key for _, key in rows if key]
-    assert len(keys) == len(set(keys)) and not any(key.startswith("other/") for key in keys)
-    for row, key in rows:
-        assert (key is None) == ("turns under" in row.statistic or "units beyond" in row.statistic or (
-            row.statistic == "  without massive units" and row.measure == "rotation" and key is None))  # fmt: skip
-    numbers = summary_numbers([row for row, _ in rows], by_condition)
-    assert numbers["2_rotation/layer_shuffle_p/original"] == 0.25
-    assert ("1h_paper_literal/trend/original" in numbers) == literal
-    assert "1h_information/trend/original" in numbers  # the true one, where the other is asked for too
-    assert ("1f_speed/trend_without_massive/original" in numbers) == massive
-
-
-def test_a_row_nobody_gave_a_key_keeps_its_own_words():
-    assert finding_key("a New statistic, of x", None) == "other/a_new_statistic_of_x"
+def test_every_row_of_the_findings_is_known_by_its_own_key(sites, massive, literal):
+    table = findings({"original": results(massive=massive, literal=literal)}, MEASURES, sites)
+    keys = [row.key for row in table]
+    assert len(keys) == len(set(keys))
+    numbers = summary_numbers(table)
+    assert set(numbers) == {f"{key}/original" for key in keys}
+    assert numbers["turns_layer_shuffle_p/original"] == 0.25
+    assert ("paper_sum_trend/original" in numbers) == literal
+    assert "information_trend/original" in numbers  # the true one, where the other is asked for too
+    assert ("speed_trend_without_massive/original" in numbers) == massive
+    columns, rows = findings_table(table)
+    assert [row[columns.index("key")] for row in rows] == [f"findings/{key}/original" for key in keys]
 
 
 def test_curves_have_their_null_interval_and_the_rest_without_massive_units():

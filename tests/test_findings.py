@@ -2,20 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from rsdyn.analysis.findings import (
-    as_json,
-    as_markdown,
-    as_text,
-    findings,
-    flags_in_words,
-    plane_in_words,
-    rotation_in_words,
-    share_beyond,
-    spearman,
-)
+from rsdyn.analysis.finding import Finding, Value
+from rsdyn.analysis.findings import ends_of, findings, fitted_change, rows, spearman
+from rsdyn.analysis.rotation_rows import share_beyond
 from rsdyn.analysis.settings import ESTIMATORS, MEASURES, NULLS
 from rsdyn.dynamics import information
 from rsdyn.dynamics import rotation_test as surrogates
@@ -26,7 +19,7 @@ TRANSITIONS = torch.arange(S - 1, dtype=torch.float64)
 
 def results(**curves):
     """Results whose groups scatter a little about each curve."""
-    out = {}
+    out = {"n_trajectories": 240}
     generator = torch.Generator().manual_seed(0)
     for name, curve in curves.items():
         noise = 1e-3 * torch.randn(10, *curve.shape, generator=generator, dtype=torch.float64)
@@ -35,7 +28,7 @@ def results(**curves):
 
 
 def cells(table):
-    return {(row.measure, row.statistic): row.values for row in table}
+    return {row.key: row.values for row in table}
 
 
 def test_the_schema_names_what_the_library_has():
@@ -48,21 +41,24 @@ def test_each_statistic_of_a_known_curve():
     rising = 1 + TRANSITIONS
     steeper = torch.cat([torch.arange(8.0), 7 + 4 * torch.arange(1, 5)]).to(torch.float64)
     falling = torch.cat([torch.tensor([3.0, 2.0]), torch.ones(S - 3)]).to(torch.float64)
-    found = cells(
-        findings(
-            {"here": results(r_mean=zigzag + 1e-3 * TRANSITIONS, cosine=rising, speed=steeper, mi_mean=falling)},
-            ["correlation", "cosine", "velocity", "mutual_information"],
-            sites_per_layer=2,
-        )
-    )
-    value = found["correlation", "within minus cross"]["here"]
+    curves = {"r_mean": zigzag + 1e-3 * TRANSITIONS, "cosine": rising, "speed": steeper, "mi_mean": falling}
+    measures = ["correlation", "cosine", "velocity", "mutual_information"]
+    found = cells(findings({"here": results(**curves) | {"mi_samples": 150}}, measures, sites_per_layer=2))
+    value = found["correlation_within_minus_cross"]["here"]
     assert value.value == pytest.approx(0.199, abs=1e-6) and value.low < 0.199 < value.high
-    trend = found["correlation", "mean correlation, rank correlation with depth"]["here"]
+    trend = found["correlation_trend"]["here"]
     assert trend.value == pytest.approx(1.0) and trend.low < 1.0 and trend.high <= 1.0  # its steps are its noise
-    assert found["cosine", "mean cosine, rank correlation with depth"]["here"].value == pytest.approx(1.0)
-    assert found["velocity", "slope there less before, of the mean"]["here"].value > 0.3
-    fall = found["mutual_information", "first transition minus mean of the last two thirds, nats"]["here"]
+    assert found["cosine_trend"]["here"].value == pytest.approx(1.0)
+    assert found["cosine_trend"]["here"].ends == (1.5, 5.5, 11.5)  # of the layers' means
+    change = found["cosine_change"]["here"]
+    assert change.value == pytest.approx(10.0) and change.low < 10 < change.high
+    layers = steeper.reshape(-1, 2).mean(1).numpy()
+    slope = np.polyfit(range(6), layers, 1)[0] * 5
+    assert found["speed_change"]["here"].value == pytest.approx(slope / layers.mean())
+    assert found["speed_late_steepening"]["here"].value > 0.3
+    fall = found["information_early_fall"]["here"]
     assert fall.value == pytest.approx(2.0)
+    assert fall.n == 150 and change.n == 240  # information is of the trajectories that were kept
 
 
 def test_massive_units_and_the_papers_sum_have_rows_of_their_own():
@@ -73,11 +69,13 @@ def test_massive_units_and_the_papers_sum_have_rows_of_their_own():
         "speed_without_massive": TRANSITIONS,
     }
     table = findings({"here": curves}, ["mutual_information", "velocity"], sites_per_layer=2)
-    statistics = [row.statistic for row in table]
-    assert statistics.count("  without massive units") == 3
-    assert any("the paper's sum, no information" in s for s in statistics)
-    assert any(s.endswith("(true, kde)") for s in statistics)
-    assert not any("nats" in s and "true" not in s for s in statistics)
+    by_key = {row.key: row for row in table}
+    assert sum(key.endswith("_without_massive") for key in by_key) == 4
+    assert by_key["speed_trend_without_massive"].under == "speed_trend"
+    assert by_key["speed_change_without_massive"].under == "speed_trend"
+    assert "the paper's sum, no information" in by_key["paper_sum_trend"].statistic
+    assert by_key["information_trend"].statistic.endswith("(true, kde)")
+    assert not any("nats" in row.statistic for row in table if row.key.startswith("paper_sum"))
 
 
 def test_massive_units_are_left_out_of_the_share_beyond_a_null():
@@ -90,12 +88,36 @@ def test_massive_units_are_left_out_of_the_share_beyond_a_null():
 
 def test_one_site_a_layer_has_no_rows_on_kinds():
     table = findings({"here": results(speed=1 + TRANSITIONS)}, ["velocity"], sites_per_layer=1)
-    assert len(table) == 2 and not any("within" in row.statistic for row in table)
+    assert [row.key for row in table] == ["speed_trend", "speed_change", "speed_late_steepening"]
 
 
 def test_spearman_where_nothing_can_be_said():
     assert math.isnan(spearman(torch.ones(5))) and math.isnan(spearman(torch.tensor([1.0, 2.0])))
     assert spearman(torch.tensor([1.0, math.nan, 2.0, 3.0])).item() == pytest.approx(1.0)
+
+
+def test_the_fitted_change_is_that_of_the_least_squares_line():
+    curve = torch.tensor([3.0, 1.0, math.nan, 7.0, 2.0])
+    known = [0, 1, 3, 4]
+    expected = np.polyfit(known, curve[known].numpy(), 1)[0] * 4
+    assert float(fitted_change(curve)) == pytest.approx(expected)
+    assert math.isnan(fitted_change(torch.tensor([1.0, math.nan])))
+    assert ends_of(torch.tensor([1.0, 2.0, 3.0, 4.0])) == (1.0, 2.0, 4.0)
+
+
+def test_what_is_not_defined_says_why():
+    r_mean = torch.cat([torch.tensor([math.nan]), 0.5 + 0.01 * TRANSITIONS[1:]])
+    constant = torch.zeros(S)
+    constant[0] = 8
+    same = results(r_mean=r_mean, speed=torch.ones(S - 1)) | {"constant": constant, "mean": torch.zeros(S, 8)}
+    short = results(r_mean=r_mean[:3], speed=TRANSITIONS[:3])
+    found = cells(findings({"same": same, "short": short}, ["correlation", "velocity"], sites_per_layer=2))
+    first = found["correlation_first"]["same"]
+    assert not first.defined and "end in the same token" in first.reason
+    assert found["correlation_first"]["short"].reason == "the curve itself is not defined at the first transition"
+    assert found["speed_trend"]["same"].reason == "the curve never moves"
+    assert found["speed_trend"]["short"].reason.endswith("at least 3 values over depth, and there are 1")
+    assert found["correlation_trend"]["same"].defined and found["correlation_trend"]["same"].reason == ""
 
 
 @pytest.fixture
@@ -115,58 +137,25 @@ def turning():
 
 
 def test_rotations_are_counted_against_each_null(turning):
-    table = findings({"here": turning}, ["rotation"], sites_per_layer=2)
-    found = cells(table)
-    assert str(found["rotation", "turns under layer_shuffle (p of mean |R|)"]["here"]) == "0.000 (p 0.250)"
-    beyond = found["rotation", "  units beyond it, p < .05 (chance: 5 %)"]["here"]
+    found = cells(findings({"here": turning}, ["rotation"], sites_per_layer=2))
+    assert str(found["turns_layer_shuffle"]["here"]) == "0.000 (p 0.250)"
+    assert found["turns_layer_shuffle_p"]["here"].value == 0.25
+    beyond = found["units_beyond_layer_shuffle"]["here"]
     assert beyond.value == pytest.approx(100 * 3 / 9) and "(22 % with q < .05)" in str(beyond)
-    first, second = rotation_in_words(turning, 32)
-    assert "7.50 times" in first and "5.30 times" in first
-    assert second.startswith("33 % of the units") and "98 % do" in second
+    assert found["units_beyond_layer_shuffle_fdr"]["here"].value == pytest.approx(100 * 2 / 9)
 
 
-def test_the_three_forms_hold_the_same(turning):
-    table = findings({"a": turning | results(cosine=1 + TRANSITIONS), "b": turning}, ["rotation", "cosine"], 2)
-    text, page, data = "\n".join(as_text(table, ["a", "b"])), as_markdown(table, ["a", "b"]), as_json(table)
-    for row in table:
-        assert row.statistic in text and row.statistic.replace("|R|", "\\|R\\|") in page
-        for value in row.values.values():
-            assert str(value) in text and str(value) in page.replace("\\|", "|")
-    assert len(data) == len(table) and page.count("\n") == len(table) + 2
-    assert len({line.count("|") - line.count("\\|") for line in page.splitlines()}) == 1
-    assert max(map(len, text.splitlines())) < 200
+def test_every_measure_has_a_row_and_every_row_a_key_of_its_own():
+    for sites in (1, 2):
+        made = rows(sites)
+        assert {row.measure for row in made} == set(MEASURES)
+        keys = [row.key for row in made]
+        assert len(keys) == len(set(keys)) and all(key.isidentifier() and key == key.lower() for key in keys)
+        assert {row.under for row in made} <= {"", *keys}
 
 
-def test_units_to_look_at_twice_are_named():
-    none = torch.zeros(0, dtype=torch.int64)
-    flags = {
-        "massive_units": torch.tensor([788, 1384]),
-        "unusable_units": none,
-        "constant_units": none,
-        "frozen_units": torch.arange(20),
-        "constant": torch.zeros(4),
-        "few_levels": torch.tensor([0, 2, 0, 1]),
-    }
-    (line,) = flags_in_words({"original": flags})
-    assert "2 massive" in line and "(788, 1384)" in line and "20 frozen" in line and ", ...)" in line
-    assert "3 unit-sublayers with few levels" in line and "constant" not in line
-    clean = {k: v[:0] if k.endswith("units") else v * 0 for k, v in flags.items()}
-    assert flags_in_words({"original": clean}) == []
-
-
-def test_the_plane_is_put_into_words():
-    results = {
-        "pca_ratio": torch.tensor([0.3, 0.2, 0.1]),
-        "control_ratio": torch.tensor([0.6, 0.15]),
-        "half_angles": torch.tensor([1.25, 3.5]),
-        "pca_massive_loadings": torch.tensor([[0.5, 0.25], [0.0, 0.0]]),
-    }
-    (line,) = plane_in_words(results)
-    assert "50 % of the variance" in line and "same steps: 75 %" in line and "1.2 and 3.5 degrees" in line
-    assert "Massive units are 75 % of the first component." in line
-    (line,) = plane_in_words(results | {"pca_massive_loadings": torch.zeros(3, 0)})
-    assert "Massive" not in line
-
-
-def test_every_measure_has_a_row():
-    assert {row[0] for row in __import__("rsdyn.analysis.findings", fromlist=["_rows"])._rows(2)} == set(MEASURES)
+def test_a_value_reads_as_it_is():
+    assert str(Value(0.5, 0.4, 0.6)) == "0.500 [0.400, 0.600]"
+    assert Value(0.5, ends=(1.0, 2.0, 12345.0)).ends_text == "1.000 → 2.000 → 1.23e+04"
+    assert str(Value(math.nan, reason="too short")) == "not defined"
+    assert Finding("a", "rotation", "", "", "b").values == {}

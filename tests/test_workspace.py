@@ -245,11 +245,11 @@ ELSEWHERE = ("paper_literal", "figures/fig4d_noise", "figures/fig4d_swap")
 
 
 def test_findings_in_the_runs_table_are_those_of_an_analysis():
-    from rsdyn.tracking.analysis import STATISTICS
+    from rsdyn.analysis.findings import rows
     from rsdyn.tracking.workspace.comparison import FINDINGS
 
-    of_nulls = {f"2_rotation/{null}_p" for null in NULLS}
-    assert set(FINDINGS) <= {*STATISTICS.values()} | of_nulls
+    of_nulls = {"turns_of_random_walk", *(f"turns_{null}_p" for null in NULLS)}
+    assert set(FINDINGS) <= {row.key for row in rows(2)} | of_nulls
 
 
 @pytest.mark.slow

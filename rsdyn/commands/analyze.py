@@ -19,18 +19,11 @@ import torch
 from rsdyn import figures
 from rsdyn.analysis import measures as analysis
 from rsdyn.analysis.checks import check_settings, nulls_of
-from rsdyn.analysis.findings import (
-    as_json,
-    as_markdown,
-    as_text,
-    findings,
-    flags_in_words,
-    plane_in_words,
-    positions_in_words,
-    rotation_in_words,
-)
+from rsdyn.analysis.findings import findings
 from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.analysis.settings import CONDITIONS
+from rsdyn.analysis.table import as_json, as_markdown, as_text
+from rsdyn.analysis.words import flags_in_words, plane_in_words, positions_in_words, rotation_in_words
 from rsdyn.figures.of_analysis import panels, portrait_units, sublayer_curves
 from rsdyn.files import write_json, write_text
 from rsdyn.report import write_report

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from rsdyn.report.plots import counted
+from rsdyn.report.plots import counted, number
 from rsdyn.report.reading import RunFiles
 from rsdyn.report.streams import NAMES
 
@@ -113,8 +113,9 @@ def findings(runs: Sequence[RunFiles]) -> str:
     parts = [
         '<p class="note">What the paper reports is of Llama 3.1 8B and stands beside what was measured here; nothing '
         "on this page says that a claim holds. In brackets: 95 % intervals over sequences (jackknife; of rank "
-        "correlations, by simulation from it). They do not cover the choice of model or of text. Turns in this table "
-        "are signed, counter-clockwise positive; the figures show clockwise turns.</p>"
+        "correlations, by simulation from it). They do not cover the choice of model or of text. Under a trend: the "
+        "first, middle and last value of its curve. Turns in this table are signed, counter-clockwise positive; the "
+        "figures show clockwise turns.</p>"
     ]
     for run in analyses:
         if len(analyses) > 1:
@@ -126,7 +127,7 @@ def findings(runs: Sequence[RunFiles]) -> str:
 
 def _table(run: RunFiles) -> str:
     conditions = run.summary["conditions"]
-    heads = ["measured", *(NAMES.get(c, c) for c in conditions)]
+    heads = ["measured", "N", *(NAMES.get(c, c) for c in conditions)]
     head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
     body = []
     for row in run.summary["findings"]:
@@ -137,16 +138,26 @@ def _table(run: RunFiles) -> str:
                 f'<span class="paper">paper: {escape(row["paper"])}</span></th></tr>'
             )
         cells = "".join(
-            f'<td data-label="{escape(name)}">{escape(_told(row["values"][c]))}</td>'
-            if c in row["values"]
-            else "<td></td>"
-            for c, name in zip(conditions, heads[1:], strict=True)
+            f'<td data-label="{escape(name)}">{_cell(row["values"][c])}</td>' if c in row["values"] else "<td></td>"
+            for c, name in zip(conditions, heads[2:], strict=True)
         )
-        kind = ' class="of"' if row["statistic"].startswith("  ") else ""
+        counts = dict.fromkeys(v.get("n") for v in row["values"].values() if v.get("n") is not None)
+        cells = f'<td data-label="N">{", ".join(f"{n:,}" for n in counts)}</td>{cells}'
+        kind = ' class="of"' if row.get("under") else ""
         told = not row["claim"] and row["paper"] not in ("", "not given")
         paper = f'<span class="paper">paper: {escape(row["paper"])}</span>' if told else ""
         body.append(f'<tr><th scope="row"{kind}>{escape(row["statistic"].strip())} {paper}</th>{cells}</tr>')
     return f'<table class="findings"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+
+
+def _cell(value: dict[str, Any]) -> str:
+    """A value with, below it, why it is not defined, or the first, middle and last value of its curve."""
+    text, below = escape(_told(value)), ""
+    if value.get("reason"):
+        below = str(value["reason"])
+    elif value.get("first") is not None:
+        below = " → ".join(number(value.get(end)) for end in ("first", "middle", "last"))
+    return f'<div>{text}<div class="below">{escape(below)}</div></div>' if below else text
 
 
 def _told(value: dict[str, Any]) -> str:
@@ -154,7 +165,7 @@ def _told(value: dict[str, Any]) -> str:
     if "text" in value:
         text = str(value["text"])
     else:  # of a run before the text was kept: without the notes in it
-        from rsdyn.analysis.findings import Value
+        from rsdyn.analysis.finding import Value
 
         found = float("nan") if value["value"] is None else value["value"]
         text = str(Value(found, value.get("low"), value.get("high")))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from rsdyn.analysis.findings import Finding, Results, share_beyond
+from rsdyn.analysis.finding import Finding
+from rsdyn.analysis.findings import Results
+from rsdyn.analysis.rotation_rows import nulls_of
 from rsdyn.tracking.log import Curves, Table
 
 # results -> measure; a _interval, a _without_massive and a null or floor go with each that has one
@@ -24,26 +25,6 @@ MEASURES = {
     "dimensions": "dimensions",
 }
 NULLS = {"mi_mean": "mi_floor"}
-
-# A row of the findings table by what it measures, as figure, claim and row of a key; see `finding_key`.
-STATISTICS = {
-    "share of active units, rank correlation with depth": "1b_active_share/trend",
-    "mean correlation, first transition": "1c_correlation/first",
-    "mean correlation, all transitions": "1c_correlation/mean",
-    "mean correlation, rank correlation with depth": "1c_correlation/trend",
-    "within minus cross": "1c_correlation/within_minus_cross",
-    "mean cosine, rank correlation with depth": "1e_cosine/trend",
-    "mean speed, rank correlation with depth": "1f_speed/trend",
-    "slope there less before, of the mean": "1f_speed/late_steepening",
-    "cross over within": "1f_speed/cross_over_within",
-    "first transition minus mean of the last two thirds, nats": "1h_information/early_fall",
-    "mean information, rank correlation with depth": "1h_information/trend",
-    "within minus cross, nats": "1h_information/within_minus_cross",
-    "mean |R| of the mean trajectory": "2_rotation/turns",
-    "mean |R| of a random walk as long": "2_rotation/turns_of_random_walk",
-    "dimensions filled, rank correlation with depth": "4_dimensions/trend",
-}
-WITHOUT, TRUE, LITERAL = "  without massive units", " (true, kde)", ": the paper's sum, no information"
 
 
 def curves(results: Mapping[str, Results]) -> Curves:
@@ -81,52 +62,9 @@ def _n_units(r: Results) -> tuple[int, int]:
 # -- the runs table ----------------------------------------------------------------------------------------------------
 
 
-def finding_key(statistic: str, above: str | None) -> str | None:
-    """The key of a row by what it measures: figure, claim and row; None for rows on null models.
-
-    ``above`` is the key of the row above, which a row "without massive units" goes with.
-    """
-    if statistic == WITHOUT:
-        return f"{above}_without_massive" if above else None
-    if statistic.startswith(("turns under ", "  units beyond it")):
-        return None  # `rotation_numbers` has them, with their p-values
-    literal, statistic = statistic.endswith(LITERAL), statistic.removesuffix(LITERAL).removesuffix(TRUE)
-    if literal and f"{statistic}, nats" in STATISTICS:
-        statistic += ", nats"
-    key = STATISTICS.get(statistic) or f"other/{re.sub('[^a-z0-9]+', '_', statistic.lower()).strip('_')}"
-    return key.replace("1h_information", "1h_paper_literal") if literal else key
-
-
-def keyed(table: Sequence[Finding]) -> Iterator[tuple[Finding, str | None]]:
-    """Each row with its key."""
-    key: str | None = None
-    for row in table:
-        key = finding_key(row.statistic, key)
-        yield row, key
-
-
-def summary_numbers(table: Sequence[Finding], results: Mapping[str, Results]) -> dict[str, float]:
-    """The findings as ``figure_claim/row/condition``: short, stable, and sorted as the paper's figures are."""
-    numbers = {f"{key}/{c}": v.value for row, key in keyed(table) if key for c, v in row.values.items()}
-    return numbers | {f"2_rotation/{key}": value for key, value in rotation_numbers(results).items()}
-
-
-def nulls_of(r: Results) -> list[str]:
-    """The null models that a condition's rotations were tested against."""
-    return [k.removeprefix("null_").removesuffix("_mean") for k in r if k.startswith("null_") and k.endswith("_mean")]
-
-
-def rotation_numbers(results: Mapping[str, Results]) -> dict[str, float]:
-    """Turns under each null model, p of mean |R|, and the share of units beyond it, by key."""
-    found: dict[str, float] = {}
-    for condition, r in results.items():
-        for null in nulls_of(r):
-            found[f"{null}_turns/{condition}"] = float(r[f"null_{null}_mean"].nanmean())
-            if (p := r.get(f"null_{null}_population_p")) is not None:
-                found[f"{null}_p/{condition}"] = float(p)
-            found[f"{null}_beyond/{condition}"] = share_beyond(r, null) / 100
-            found[f"{null}_beyond_fdr/{condition}"] = share_beyond(r, null, corrected=True) / 100
-    return found
+def summary_numbers(table: Sequence[Finding]) -> dict[str, float]:
+    """The findings as ``key/condition``, the key being the row's own."""
+    return {f"{row.key}/{c}": v.value for row in table for c, v in row.values.items()}
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -144,14 +82,16 @@ def tables(table: Sequence[Finding], results: Mapping[str, Results]) -> dict[str
 
 
 def findings_table(table: Sequence[Finding]) -> Table:
-    """A row a claim, statistic and condition; ``key`` is that of the run's summary."""
+    """A row per claim, statistic and condition; ``key`` is that of the run's summary."""
     rows, claim, paper = [], "", ""
-    for row, key in keyed(table):
+    for row in table:
         claim, paper = row.claim or claim, row.paper or paper
         for condition, v in row.values.items():
-            rows.append([claim, paper, row.statistic.strip(), condition, v.value, v.low, v.high, str(v),
-                         f"findings/{key}/{condition}" if key else None])  # fmt: skip
-    columns = ["claim", "paper", "statistic", "condition", "value", "low", "high", "in words", "key"]
+            ends = v.ends or (None, None, None)
+            rows.append([claim, paper, row.statistic, condition, v.value, v.low, v.high, *ends, v.n, str(v), v.reason,
+                         f"findings/{row.key}/{condition}"])  # fmt: skip
+    columns = ["claim", "paper", "statistic", "condition", "value", "low", "high", "first", "middle", "last", "N",
+               "in words", "undefined because", "key"]  # fmt: skip
     return Table(columns, rows)
 
 

@@ -14,7 +14,7 @@ from rsdyn.tracking.keys import PANELS
 from rsdyn.tracking.log import Curves, log_charts, log_curves, log_figures, log_summary, log_tables
 
 if TYPE_CHECKING:
-    from rsdyn.analysis.findings import Finding
+    from rsdyn.analysis.finding import Finding
     from rsdyn.perturbation.measure import Found
     from rsdyn.tracking.logger import RunLogger
 
@@ -88,7 +88,7 @@ def analysis(
     log_tables(shared.logger, dashboard_analysis.tables(table, results))
     log_figures(shared.logger, shared.folder / "figures", shared.pictures)
     counts = {f"n_massive_units/{c}": len(r["massive_units"]) for c, r in results.items()}
-    numbers = dashboard_analysis.summary_numbers(table, results)
+    numbers = dashboard_analysis.summary_numbers(table)
     log_summary(shared.logger, _head(summary) | counts | {"findings": numbers})
     if shared.artifacts:
         log_caches(shared.logger, shared.streams, shared.recorded)

@@ -38,16 +38,16 @@ READING = {
 
 # Of the findings, those that tell two models apart at a glance; the table of all of them stands below.
 FINDINGS = (
-    "1b_active_share/trend",
-    "1c_correlation/first",
-    "1c_correlation/trend",
-    "1e_cosine/trend",
-    "1f_speed/trend",
-    "1h_information/trend",
-    "2_rotation/turns",
-    "2_rotation/turns_of_random_walk",
-    "2_rotation/increment_shuffle_windowed_p",
-    "4_dimensions/trend",
+    "density_trend",
+    "correlation_first",
+    "correlation_trend",
+    "cosine_trend",
+    "speed_trend",
+    "information_trend",
+    "turns",
+    "turns_of_random_walk",
+    "turns_increment_shuffle_windowed_p",
+    "dimensions_trend",
 )
 RUN_COLUMNS = ("run:group", "run:tags", "run:createdAt")
 LAYERS = (0, 7, 15)  # of those that perturb.py takes by default, models of 16 and of 32 layers share these

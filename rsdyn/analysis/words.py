@@ -1,0 +1,95 @@
+"""What a reader must know of an analysis beside its findings, in sentences with this run's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rsdyn.analysis.rotation_rows import share_beyond
+from rsdyn.stream.text.positions import SINK_RATIO
+
+Results = Mapping[str, Any]
+
+
+def rotation_in_words(results: Results, n_sublayers: int) -> list[str]:
+    """What a reader must know before taking turns for dynamics, with this run's numbers."""
+    observed, walk = float(results["rotation_abs_mean"]), float(results["rotation_random_walk"])
+    lines = [
+        f"Units turn {observed:.2f} times on average over {n_sublayers} sublayers; a random walk as long turns "
+        f"{walk:.2f} times. A path in the plane of a value and its slope can only turn clockwise: |R| counts how "
+        "jagged it is."
+    ]
+    explained = {
+        "layer_shuffle": "the paper's null (layer order shuffled)",
+        "increment_shuffle_windowed": "the increment null (steps shuffled in windows, attention and MLP apart)",
+    }
+    for null, words in explained.items():
+        if f"null_{null}_mean" in results:
+            here, passed = share_beyond(results, null), share_beyond(results, null, corrected=True)
+            of_walks = 100 * float(results[f"walks_beyond_{null}"])
+            lines.append(
+                f"{here:.0f} % of the units go beyond {words} at p < .05, {passed:.0f} % at a false discovery rate of "
+                f"5 %. Of random walks as long, which have no dynamics, {of_walks:.0f} % do at p < .05."
+            )
+    return lines
+
+
+def plane_in_words(results: Results) -> list[str]:
+    """How much of the stream the plane of PCA shows, how sure it is, and what a random walk's plane would hold."""
+    held, walk = 100 * float(results["pca_ratio"][:2].sum()), 100 * float(results["control_ratio"].sum())
+    line = (
+        f"The plane of the first two components holds {held:.0f} % of the variance (that of a smoothed random walk "
+        f"with the same steps: {walk:.0f} %)."
+    )
+    if "half_angles" in results:
+        first, second = (float(a) for a in results["half_angles"])
+        line += f" The planes of two halves of the sequences lie {first:.1f} and {second:.1f} degrees apart."
+    loadings = results["pca_massive_loadings"]
+    if loadings.shape[1]:
+        line += f" Massive units are {100 * float(loadings[0].sum()):.0f} % of the first component."
+    return [line]
+
+
+def positions_in_words(results: Mapping[str, Results]) -> list[str]:
+    """How many trajectories are BOS and sinks, which weigh more in every mean than the rest, for each condition."""
+    counted = "; ".join(
+        f"{r['n_bos']} BOS and {r['n_sinks']} sinks of {r['n_trajectories']} ({condition})"
+        for condition, r in results.items()
+    )
+    return [
+        f"Among the trajectories are {counted}. A sink's state in the middle of the depth is more than {SINK_RATIO:g} "
+        "times as long as the median one, as BOS often is: such tokens weigh most in means, variances and the plane of "
+        "PCA. Nothing is left out."
+    ]
+
+
+def flags_in_words(results: Mapping[str, Results]) -> list[str]:
+    """Units that need a second look, counted and named, for each condition that has some."""
+    lines = []
+    if any(r.get("mi_estimator") == "paper_literal" for r in results.values()):
+        lines.append(
+            "analysis.mi.estimator=paper_literal is the paper's sum as printed, without the cell's area. It is not a "
+            "mutual information: it changes with the unit of the activations, and falls when they grow. The rows on "
+            "information above show it; the true one (kde) is in the figures and in results.npz as mi_true."
+        )
+    for condition, r in results.items():
+        parts = []
+        for name, words in (
+            ("massive_units", "massive (|mean| > 100 x median)"),
+            ("unusable_units", "left out for NaN or infinities"),
+            ("constant_units", "constant at every sublayer"),
+            ("frozen_units", "frozen by rounding in most steps"),
+        ):
+            units = r[name].tolist()
+            if units:
+                shown = ", ".join(map(str, units[:8])) + (", ..." if len(units) > 8 else "")
+                parts.append(f"{len(units)} {words} ({shown})")
+        for name, words in (
+            ("constant", "constant"),
+            ("few_levels", "with few levels (|mean| / std > 30 in bf16)"),
+        ):
+            if n := int(r[name].sum()):
+                parts.append(f"{n} unit-sublayers {words}")
+        if parts:
+            lines.append(f"Units to look at twice, {condition}: {'; '.join(parts)}.")
+    return lines

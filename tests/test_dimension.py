@@ -3,7 +3,14 @@ import pytest
 import torch
 from sklearn.decomposition import PCA as SklearnPCA
 
-from rsdyn.dynamics.dimension import centred, components_for, participation, participation_of, spectrum
+from rsdyn.dynamics.dimension import (
+    centred,
+    components_for,
+    participation,
+    spectra_of_rows,
+    spectra_without_largest,
+    spectrum,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +43,32 @@ def test_participation_of_known_spectra():
         components_for(ball, 2.0)
 
 
-def test_participation_of_some_rows_is_that_of_their_own_covariance(trajectories):
+@pytest.mark.parametrize("n", [60, 20], ids=["more sequences than units", "more units than sequences"])
+def test_spectra_of_some_rows_are_those_of_their_own_covariance(trajectories, n):
     """Against numpy's covariance of those rows alone, as far from their own mean as an outlier brings them."""
-    x = trajectories[:, 2].clone()
+    x = trajectories[:n, 2].clone()
     x[3] += 50
-    group = torch.arange(60) % 10
-    chosen = torch.stack([*(group != g for g in range(10)), torch.ones(60, dtype=torch.bool)])
-    found = participation_of(centred(x), chosen)
-    for rows, ratio in zip(chosen, found, strict=True):
-        c = np.cov(x[rows].numpy().T)
-        np.testing.assert_allclose(float(ratio), np.trace(c) ** 2 / (c**2).sum(), rtol=1e-5)
-    assert found[3] > 1.5 * found[10]  # without the outlier
+    group = torch.arange(n) % 10
+    chosen = torch.stack([*(group != g for g in range(10)), torch.ones(n, dtype=torch.bool)])
+    found = spectra_of_rows(centred(x), chosen)
+    assert found.shape == (11, min(n, 30))
+    for rows, variances in zip(chosen, found, strict=True):
+        expected = np.linalg.eigvalsh(np.cov(x[rows].numpy().T, bias=True))[::-1][: len(variances)]
+        np.testing.assert_allclose(variances.numpy(), expected, rtol=1e-3, atol=2e-5 * expected[0])
+    assert participation(found)[3] > 1.5 * participation(found)[10]  # without the outlier
+
+
+@pytest.mark.parametrize("n", [60, 20], ids=["more sequences than units", "more units than sequences"])
+def test_spectra_without_the_largest_units_are_those_of_the_others(trajectories, n):
+    x = centred(trajectories[:n, 1])
+    order = torch.tensor([7, 2, 19, 4])
+    x[:, 7] *= 300
+    found = spectra_without_largest(x, order, [0, 3, 1, 4])
+    for count, variances in zip([0, 3, 1, 4], found, strict=True):
+        stays = [u for u in range(30) if u not in order[:count]]
+        expected = np.linalg.eigvalsh(np.cov(x[:, stays].double().numpy().T, bias=True))[::-1][: min(n, len(stays))]
+        np.testing.assert_allclose(variances[: len(expected)], expected, rtol=1e-3, atol=1e-6 * expected[0])
+        assert (variances[len(expected) :] == 0).all()
 
 
 def test_a_unit_that_is_not_finite_is_left_out(trajectories):

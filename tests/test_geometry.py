@@ -9,9 +9,9 @@ from scipy.spatial import distance
 from systems import contraction, norm_growth, rotation
 
 from rsdyn.dynamics import geometry
-from rsdyn.dynamics.geometry import cosine, norm, speed
+from rsdyn.dynamics.geometry import cosine, norm, relative_speed, speed
 
-MEASURES = (cosine, speed, norm)
+MEASURES = (cosine, speed, norm, relative_speed)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_same_bits_for_one_thread_and_two(x, measure, inference, monkeypatch):
 
 
 def test_shapes_and_bad_input(x):
-    assert [m(x[:0]).shape for m in MEASURES] == [(0, 4), (0, 4), (0, 5)]
+    assert [m(x[:0]).shape for m in MEASURES] == [(0, 4), (0, 4), (0, 5), (0, 4)]
     assert norm(x[:, :1]).shape == (7, 1)
     for measure in (cosine, speed):
         with pytest.raises(ValueError, match=r"1 sublayers: at least 2.*record more"):
@@ -145,3 +145,36 @@ def test_shapes_and_bad_input(x):
             measure(x, torch.zeros(33, dtype=torch.bool))
         with pytest.raises(ValueError, match="none of 0 is left"):
             measure(x[..., :0])
+
+
+def test_relative_speed_is_the_step_over_the_norm(x):
+    expected = np.linalg.norm(np.diff(x.numpy(), axis=1), axis=-1) / np.linalg.norm(x[:, :-1].numpy(), axis=-1)
+    np.testing.assert_allclose(relative_speed(x).numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(relative_speed(norm_growth(9, 6, 20, factor=1.3)).numpy(), 0.3, rtol=1e-12)
+    x[2, 1] = 0
+    assert relative_speed(x).isnan().nonzero().tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_pace_without_the_largest_units_is_that_of_the_others(x, dtype):
+    x[..., 20] *= 1e4  # beside it the others are lost in a sum that is taken apart again
+    order, counts = torch.tensor([20, 3, 7, 11, 30]), [0, 1, 5, 2]
+    found = geometry.pace_without_largest(x.to(dtype), order, counts)
+    exact = dtype == torch.float64
+    for i, count in enumerate(counts):
+        stays = torch.ones(33, dtype=torch.bool)
+        stays[order[:count]] = False
+        for name, measure in (("cosine", cosine), ("speed", speed), ("relative_speed", relative_speed)):
+            expected = measure(x, stays).numpy()
+            got = getattr(found, name)[i].numpy()
+            np.testing.assert_allclose(got, expected, rtol=1e-11 if exact else 2e-5, atol=0 if exact else 1e-6)
+
+
+def test_pace_leaves_out_what_does_not_count_at_all(x):
+    x[3, :, 5] = torch.nan
+    usable = torch.ones(33, dtype=torch.bool)
+    usable[5] = False
+    found = geometry.pace_without_largest(x, torch.tensor([8]), [0, 1], usable)
+    np.testing.assert_allclose(found.speed[0].numpy(), speed(x, usable).numpy(), rtol=1e-12)
+    with pytest.raises(ValueError, match=r"counts=\[2\]"):
+        geometry.pace_without_largest(x, torch.tensor([8]), [2])

@@ -13,6 +13,7 @@ from rsdyn.dynamics.moments import (
     density,
     explained_variance,
     few_levels,
+    massive_ratios,
     massive_units,
     merge,
     merge_all,
@@ -228,3 +229,12 @@ def test_covariance_over_several_panels_and_pieces():
     error = (found.scatter / found.n).numpy() - np.cov(exact.T, bias=True)
     assert np.abs(error / np.outer(exact.std(0), exact.std(0))).max() < 5e-7
     np.testing.assert_allclose(found.mean.numpy(), exact.mean(0), rtol=1e-13)
+
+
+def test_massive_ratios_are_the_largest_over_the_median():
+    mean = torch.ones(3, 5)
+    mean[1, 4], mean[2, 1], mean[0] = -300.0, 50.0, 0.0  # a sublayer of zeros has no scale
+    ratios = massive_ratios(mean)
+    assert ratios.tolist() == [1.0, 50.0, 1.0, 1.0, 300.0]
+    assert torch.equal(massive_units(mean), ratios > 100)
+    assert massive_ratios(torch.zeros(2, 3)).tolist() == [0.0, 0.0, 0.0]

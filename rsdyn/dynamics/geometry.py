@@ -5,7 +5,8 @@ Chunks of sequences are taken to float32 one at a time, so no float32 copy of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +43,72 @@ def speed(trajectories: Tensor, units: Tensor | None = None) -> Tensor:
     return _over_chunks(lambda x: torch.linalg.vector_norm(x[:, 1:] - x[:, :-1], dim=-1), trajectories, units, lost=1)
 
 
+def relative_speed(trajectories: Tensor, units: Tensor | None = None) -> Tensor:
+    """Length of the step from each sublayer over the length of the state there, ``(N, S - 1)`` (METHOD section 0.12).
+
+    What is left of a speed that rises only because the stream grows. Arguments, dtype and errors are those of
+    :func:`cosine`; NaN where the state is zero.
+    """
+
+    def measure(x: Tensor) -> Tensor:
+        size = torch.linalg.vector_norm(x[:, :-1], dim=-1)
+        return torch.linalg.vector_norm(x[:, 1:] - x[:, :-1], dim=-1) / torch.where(size > 0, size, torch.nan)
+
+    return _over_chunks(measure, trajectories, units, lost=1)
+
+
+class Pace(NamedTuple):
+    """Cosine of successive states, speed, and speed relative to the state's norm, each ``(C, N, S - 1)``."""
+
+    cosine: Tensor
+    speed: Tensor
+    relative_speed: Tensor
+
+
+def pace_without_largest(
+    trajectories: Tensor, order: Tensor, counts: Sequence[int], units: Tensor | None = None
+) -> Pace:
+    """Cosine and speeds without the first ``counts`` units of ``order`` (METHOD section 0.10).
+
+    Args:
+        trajectories: ``(N, S, D)``, any floating dtype.
+        order: ``(K,)`` numbers of units, the largest first.
+        counts: ``C`` numbers of units to leave out, each from 0 to ``K``.
+        units: boolean mask ``(D,)`` of the units that count at all; default all.
+
+    All counts come from one reading: sums over the units that always stay, to which the others' are added from the
+    smallest up, so that nothing is lost to cancellation.
+
+    Raises:
+        ValueError: as :func:`cosine`, and for a count above ``K``.
+    """
+    if max(counts) > len(order) or min(counts) < 0:
+        raise ValueError(f"counts={list(counts)}: order names {len(order)} units; leave out at most those.")
+    order = order.to(trajectories.device)
+
+    def measure(x: Tensor) -> Tensor:
+        some = x[..., order].to(torch.float64)
+        rest = x.index_fill(-1, order, 0)
+        shape = (*x.shape[:1], x.shape[1] - 1)
+
+        def sums(of_rest: Tensor, of_some: Tensor) -> Tensor:
+            """``(C, n, S - 1)``: without the first ``count`` units, for each count."""
+            back = of_some.flip(-1).cumsum(-1).flip(-1)  # entry k: of the units from the k-th on
+            back = torch.cat([back, back.new_zeros(*back.shape[:-1], 1)], dim=-1)
+            return torch.stack([of_rest.to(torch.float64) + back[..., k] for k in counts]).view(len(counts), *shape)
+
+        dot = sums((rest[:, 1:] * rest[:, :-1]).sum(-1), some[:, 1:] * some[:, :-1])
+        before = sums(rest[:, :-1].square().sum(-1), some[:, :-1].square()).sqrt()
+        after = sums(rest[:, 1:].square().sum(-1), some[:, 1:].square()).sqrt()
+        step = sums((rest[:, 1:] - rest[:, :-1]).square().sum(-1), (some[:, 1:] - some[:, :-1]).square()).sqrt()
+        relative = step / torch.where(before > 0, before, torch.nan)
+        found = torch.stack([(dot / before / after).clamp(-1, 1), step, relative])  # (3, C, n, S - 1)
+        return found.permute(2, 0, 1, 3)
+
+    out = _over_chunks(measure, trajectories, units, lost=1, more=(3, len(counts)))
+    return Pace(*out.permute(1, 2, 0, 3))
+
+
 def norm(trajectories: Tensor, units: Tensor | None = None) -> Tensor:
     """Length of the stream vector at each sublayer of each sequence, ``(N, S)`` (METHOD section 5).
 
@@ -56,8 +123,10 @@ def _cosine(x: Tensor) -> Tensor:
     return (dot / size[:, 1:] / size[:, :-1]).clamp_(-1, 1)  # 0 / 0 is NaN, and stays so
 
 
-def _over_chunks(measure: Callable[[Tensor], Tensor], x: Tensor, units: Tensor | None, lost: int) -> Tensor:
-    """``measure`` of chunks of sequences side by side, ``(N, S - lost)``; ``x`` and ``units`` are checked first."""
+def _over_chunks(
+    measure: Callable[[Tensor], Tensor], x: Tensor, units: Tensor | None, lost: int, more: tuple[int, ...] = ()
+) -> Tensor:
+    """``measure`` of chunks of sequences side by side, ``(N, *more, S - lost)``; ``x`` and ``units`` are checked."""
     if x.ndim != 3:
         raise ValueError(f"trajectories of shape {tuple(x.shape)}: give (N, S, D), sequences by sublayers by units.")
     n, s, d = x.shape
@@ -82,7 +151,7 @@ def _over_chunks(measure: Callable[[Tensor], Tensor], x: Tensor, units: Tensor |
         # Zeros count for nothing in a sum, and to write a few costs less than to gather all the rest
         return measure(part.to(dtype, copy=True).index_fill_(-1, excluded, 0))
 
-    out = torch.empty(n, s - lost, dtype=dtype, device=x.device)
+    out = torch.empty(n, *more, s - lost, dtype=dtype, device=x.device)
     for found, part in zip(out.split(rows), side_by_side(work, x.split(rows), x.device), strict=True):
         found.copy_(part)
     return out

@@ -114,16 +114,24 @@ def _nan_if_zero(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, torch.nan)
 
 
-def massive_units(mean: Tensor, factor: float = 100.0) -> Tensor:
-    """Units whose mean is enormous at some sublayer: a boolean mask ``(D,)`` from ``mean`` ``(S, D)``.
+def massive_ratios(mean: Tensor) -> Tensor:
+    """How large each unit's mean becomes beside the others': ``(D,)`` from ``mean`` ``(S, D)``.
 
-    A unit is massive when, at any sublayer, ``|mean|`` exceeds ``factor`` times the median ``|mean|`` over units
-    (METHOD section 5). A few such units own the variance and hide everything else in a cosine. A sublayer
-    where most means are exactly zero has no scale to compare with, and marks none.
+    The largest, over sublayers, of ``|mean|`` over the median ``|mean|`` of all units there (METHOD section 5). A
+    sublayer where most means are exactly zero has no scale to compare with, and does not count; 0 where none has.
     """
     size = mean.abs()
     median = size.median(dim=-1, keepdim=True).values
-    return ((size > factor * median) & (median > 0)).any(dim=0)
+    return torch.where(median > 0, size / median, 0).amax(dim=0)
+
+
+def massive_units(mean: Tensor, factor: float = 100.0) -> Tensor:
+    """Units whose mean is enormous at some sublayer: a boolean mask ``(D,)`` from ``mean`` ``(S, D)``.
+
+    Those whose :func:`massive_ratios` exceed ``factor``. A few such units own the variance and hide everything else in
+    a cosine. The threshold is a cliff: look at the ratios, and at what is measured without the largest units.
+    """
+    return massive_ratios(mean) > factor
 
 
 def few_levels(m: Moments, dtype: torch.dtype = torch.bfloat16, ratio: float = 30.0) -> Tensor:

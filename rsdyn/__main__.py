@@ -118,7 +118,7 @@ def find_scripts(checkout: Path) -> dict[str, str]:
 def find_presets(checkout: Path) -> dict[str, str]:
     """The presets of ``configs/``, and the first sentence of each; a sweep there is none."""
     found = {}
-    for path in sorted((checkout / "configs").glob("*.yaml")):
+    for path in sorted((checkout / "configs").glob("*.yaml"), key=lambda path: path.stem):
         if path.name.startswith("sweep-") or not _has(checkout, f"configs/{path.name}"):
             continue
         lines = path.read_text(encoding="utf-8").splitlines()[1:]  # the first is the command

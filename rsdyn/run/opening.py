@@ -62,7 +62,8 @@ def open_lm(run: Run) -> LMSource:
         trust_remote_code=lm_config.trust_remote_code,
         device_map=lm_config.device_map,
     )
-    run.say(f"LM:   {lm.label} ({lm.config.model_type}), {lm.n_layers} layers of {lm.n_units} units")
+    stored = "" if lm.gguf is None else f", a GGUF file stored as {lm.gguf.stored}"
+    run.say(f"LM:   {lm.label} ({lm.config.model_type}), {lm.n_layers} layers of {lm.n_units} units{stored}")
     return lm
 
 
@@ -99,6 +100,7 @@ def find_text(run: Run, lm: LMSource) -> Source:
             run.say(f"      {note}")
     made_from = {
         "lm_revision": lm.commit or lm.revision,
+        **({} if lm.quantisation is None else {"lm_quantisation": lm.quantisation}),
         "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer)} tokens, BOS {sequences.bos_id}",
         "text": text,
         "text_config": data.config,
@@ -196,7 +198,13 @@ def start_records(run: Run, source: Source, streams: Mapping[str, TrajectoryStre
     lm, first = source.lm, next(iter(streams.values()))
     caches = {name: stream.cache for name, stream in streams.items() if stream.cache is not None}
     run.record_provenance(
-        lm={"name": lm.name, "revision": lm.revision, "commit": lm.commit, "identity": lm.identity()},
+        lm={
+            "name": lm.name,
+            "revision": lm.revision,
+            "commit": lm.commit,
+            "identity": lm.identity(),
+            "quantisation": lm.quantisation,
+        },
         text=source.text,
         tokens_digest=first.sequences.digest,
         caches={name: {"cache_key": c.key, "cache_folder": str(c.folder)} for name, c in caches.items()},

@@ -205,7 +205,9 @@ def _weights(plan: Plan, run: Run, lm: LMSource) -> None:
     what = "with the LM head" if head else "without the LM head, which is not read"
     plan.say("LM weights", f"{n:,} parameters ({what}), {_size(n_bytes)} in {run.config.lm.dtype}")
     folder = lm.folder
-    if folder is not None:
+    if lm.gguf is not None:
+        plan.say("", f"in {lm.gguf.path}, stored as {lm.gguf.stored} and dequantised")
+    elif folder is not None:
         plan.say("", f"in {folder}, stored in {lm.stored_dtype() or 'several formats, or not complete yet'}")
 
 

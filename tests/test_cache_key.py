@@ -74,7 +74,7 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def opened():
     """The real functions, each answer found once: they are asked thirty times."""
-    return functools.cache(experiment.find_lm), functools.cache(experiment.load_rows)
+    return functools.cache(experiment.find_lm), functools.cache(experiment.open_corpus)
 
 
 @pytest.fixture
@@ -86,11 +86,11 @@ def key_of(files, opened, tmp_path, monkeypatch):
         lm = real_lm(name, **more)
         return lm if revision is None else replace(lm, commit=revision)
 
-    def load_rows(*, path, name, config, split, revision, text_column):
+    def open_corpus(*, path, name, config, split, revision, text_column):
         return real_rows(path=files["text"] if name else path, split=split, text_column=text_column)
 
     monkeypatch.setattr(experiment, "find_lm", find_lm)
-    monkeypatch.setattr(experiment, "load_rows", load_rows)
+    monkeypatch.setattr(experiment, "open_corpus", open_corpus)
     base = {"lm.name": files["lm"], "data.path": files["text"], "data.l_min": 50, "cache.dir": str(tmp_path)}
 
     def key_of(condition=None, without=(), **changes):

@@ -1,4 +1,8 @@
+import bz2
+import codecs
+import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -13,6 +17,8 @@ import pytest
 
 from rsdyn.errors import UserError
 from rsdyn.stream.text import corpus
+from rsdyn.stream.text.corpus import open_corpus
+from rsdyn.stream.text.local_files import splits_of
 from rsdyn.stream.text.tokens import load_rows
 
 NAME = "Salesforce/wikitext"
@@ -93,13 +99,116 @@ def test_embedded_text_is_the_default(tmp_path, monkeypatch):
     assert texts() == ["ours"]
 
 
-def test_a_changed_file_is_read_again(tmp_path):
-    file = tmp_path / "a.txt"
-    file.write_text("old\n")
-    assert texts(path=file) == ["old"]
-    file.write_text("new\n")
-    os.utime(file, (time.time() + 5, time.time() + 5))
-    assert texts(path=file) == ["new"]
+def rewritten(file, body):
+    """Other content under the path and the date that it had, as `cp -p` and reproducible archives leave it."""
+    body = body.encode() if isinstance(body, str) else body
+    times = file.stat() if file.exists() else None
+    file.write_bytes(body)
+    if times is not None:
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_a_text_is_its_content_whatever_path_and_date(tmp_path, caches):
+    file = tmp_path / "in" / "a.txt"
+    file.parent.mkdir()
+    for body in ("old\n", "new\n", "old\n"):
+        rewritten(file, body)
+        assert texts(path=file) == [body.strip()]
+        assert texts(path=file.parent) == [body.strip()]
+    kept = len(list(caches.rglob("*.arrow")))
+    (tmp_path / "elsewhere.txt").write_text("old\n")
+    assert texts(path=tmp_path / "elsewhere.txt") == ["old"]
+    assert len(list(caches.rglob("*.arrow"))) == kept  # the same content at another path
+
+
+@pytest.mark.parametrize("readme", [False, True])
+def test_a_parquet_of_the_hub_layout_that_changed_in_place(wikitext, readme):
+    if readme:
+        write_readme(wikitext)
+    where = {"path": wikitext, "config": "wikitext-2-raw-v1", "split": "test"}
+    assert texts(**where) == expected("wikitext-2-raw-v1", "test")
+    file = wikitext / "wikitext-2-raw-v1" / "test-00000-of-00002.parquet"
+    other = wikitext.parent / "other.parquet"
+    pq.write_table(pa.table({"text": ["changed"] * 7, "n": list(range(7))}), other)
+    rewritten(file, other.read_bytes())
+    assert texts(**where)[:7] == ["changed"] * 7
+
+
+def test_a_readme_that_says_how_to_read_is_followed_and_its_text_is_its_content(tmp_path):
+    (tmp_path / "a.csv").write_text("text;n\none, two;1\n")
+    lines = ["---", "configs:", "- config_name: default", "  data_files: a.csv", '  sep: ";"', "---"]
+    (tmp_path / "README.md").write_text("\n".join(lines))
+    assert texts(path=tmp_path) == ["one, two"]
+    rewritten(tmp_path / "a.csv", "text;n\ntwo, one;1\n")
+    assert texts(path=tmp_path) == ["two, one"]
+
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("packed", ["", ".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv"])
+def test_a_byte_order_mark_says_the_encoding_and_is_no_text(tmp_path, name, encoding, packed):
+    rows = ["é one", "two"]
+    body = {
+        "a.txt": "\n".join(rows),
+        "a.jsonl": "\n".join(json.dumps({"text": row}, ensure_ascii=False) for row in rows),
+        "a.json": json.dumps([{"text": row} for row in rows], ensure_ascii=False),
+        "a.csv": "\n".join(["text", *rows]),
+    }[name]
+    mark = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}.get(encoding, b"")
+    pack = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[packed]
+    (tmp_path / (name + packed)).write_bytes(pack(mark + body.encode(encoding)))
+    assert texts(path=tmp_path / (name + packed)) == rows
+
+
+def test_utf_16_without_a_mark_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes("some row\n".encode("utf-16-le"))
+    wrong("zero bytes.*UTF-16", path=tmp_path / "a.txt")
+
+
+def test_only_the_column_of_text_matters(tmp_path):
+    """datasets types every column of each ten megabytes, and calls the file damaged where another one changes."""
+    rows = [{"text": f"row {i}", "meta": i, "more": [i]} for i in range(3000)]
+    rows += [{"text": "last", "meta": {"a": "n/a"}}, {"text": None, "meta": 1.5}, {"meta": "no text"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert texts(path=tmp_path / "a.jsonl") == [row.get("text") for row in rows]
+    (tmp_path / "b.csv").write_text("text,n\none,1\ntwo,x\n42,\n")
+    assert texts(path=tmp_path / "b.csv") == ["one", "two", "42"]
+    (tmp_path / "c.jsonl").write_text('{"text": "one"}\n{"text": 42}\n')
+    wrong(r"row 2 of c\.jsonl holds int64 \(42\).*data\.text_column", path=tmp_path / "c.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("body", "rows"),
+    [
+        ('{"text": ["a", "b"], "n": [1, 2]}', ["a", "b"]),
+        ('{\n "text": "alone"\n}', ["alone"]),
+        ('["a", "b"]', ["a", "b"]),
+        ('[\n {"text": "a"},\n {"text": "b"}\n]', ["a", "b"]),
+        ('{"text": "a"}\n\n{"text": "b"}\n', ["a", "b"]),
+    ],
+)
+def test_shapes_of_json(tmp_path, body, rows):
+    (tmp_path / "a.json").write_text(body)
+    assert texts(path=tmp_path / "a.json") == rows
+
+
+def test_rows_are_those_that_datasets_reads(tmp_path):
+    (tmp_path / "a.txt").write_bytes("one \r\ntwo\rthree\x0b\u2028four\n\n five".encode())
+    (tmp_path / "a.csv").write_text('n,text\n1,"a ""b"",\nc"\n\n2, d \n')
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\nb"}\n{"text": "\\u00e9"}\n')
+    for reader, name in (("text", "a.txt"), ("csv", "a.csv"), ("json", "a.jsonl")):
+        theirs = datasets.load_dataset(reader, data_files=str(tmp_path / name), split="train")
+        assert texts(path=tmp_path / name) == list(theirs["text"])
+
+
+def test_a_cache_of_datasets_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "datasets")
+    (tmp_path / "a.txt").write_text("row\n")
+    assert texts(path=tmp_path / "a.txt") == ["row"]
 
 
 def test_nothing_is_written_beside_the_data(tmp_path, wikitext, caches):
@@ -164,7 +273,6 @@ def test_folder_of_text_files(tmp_path):
 
 
 def test_folder_of_several_types_is_refused(tmp_path):
-    """datasets reads the commonest type and says nothing of the rest; with three .md it reads no text."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("a\n")
     (tmp_path / "in" / "b.txt").write_text("b\n")
@@ -172,10 +280,52 @@ def test_folder_of_several_types_is_refused(tmp_path):
     assert texts(path=tmp_path / "in") == ["a", "b"]
     (tmp_path / "in" / "c.jsonl").write_text('{"text": "c"}\n')
     wrong(r"types \.jsonl, \.txt.*only one", path=tmp_path / "in")
-    (tmp_path / "in" / "c.jsonl").unlink()
-    for name in ("LICENSE", "NOTES", "HISTORY"):
-        (tmp_path / "in" / f"{name}.md").write_text("x\n")
-    wrong(r"types \.md, \.txt", path=tmp_path / "in")
+
+
+def test_what_a_folder_has_beside_the_rows_is_said(tmp_path):
+    for name in ("a.txt", "LICENSE.md", "notes.md", "more/b.txt", ".hidden/c.txt"):
+        file = tmp_path / "in" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{name}\n")
+    corpus = open_corpus(path=tmp_path / "in")
+    assert list(corpus.rows["text"]) == ["a.txt", "more/b.txt"]
+    assert corpus.unread == "1 file of other types (.md)"
+    (tmp_path / "in" / "notes.md").unlink()
+    assert open_corpus(path=tmp_path / "in").unread is None
+
+
+def test_a_split_is_what_a_whole_name_says_and_every_name(tmp_path):
+    """datasets finds train and test inside other words, and read 20 of these 80 rows."""
+    books = ("night_train_to_lisbon", "the_litmus_test", "emma", "middlemarch")
+    for name in books:
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name} {i}\n" for i in range(20)))
+    assert len(texts(path=tmp_path)) == 80
+    assert open_corpus(path=tmp_path).unread is None
+    (tmp_path / "train.txt").write_text("a book of that title\n")
+    assert len(texts(path=tmp_path)) == 81  # one name says a split, the others do not
+    for name in books:
+        (tmp_path / f"{name}.txt").rename(tmp_path / f"test_{books.index(name)}.txt")
+    corpus = open_corpus(path=tmp_path)
+    assert list(corpus.rows["text"]) == ["a book of that title"]
+    assert corpus.unread == "the split test, beside data.split=train"
+    assert len(texts(path=tmp_path, split="test")) == 80
+    assert open_corpus(path=tmp_path, split="train+test").unread is None
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train/a.txt", "validation/b.txt"], {"train": 1, "validation": 1}),
+        (["data/train-00000-of-00001.txt", "data/extra-00000-of-00001.txt"], {"train": 1, "extra": 1}),
+        (["dev.txt", "train.0.txt", "train.1.txt"], {"train": 2, "validation": 1}),
+        (["training_notes.txt", "dev.txt"], {"train": 2}),
+        (["contest.txt", "latest.txt", "attest.txt"], {"train": 3}),
+        (["my train/a.txt", "test/b.txt"], {"train": 2}),
+    ],
+)
+def test_splits_of_names(tmp_path, names, splits):
+    files = [tmp_path / name for name in names]
+    assert {split: len(found) for split, found in splits_of(tmp_path, files).items()} == splits
 
 
 def test_several_configs_are_never_mixed(wikitext):
@@ -231,8 +381,12 @@ def test_missing_empty_and_unknown_files(tmp_path):
     wrong(r"data\.path=.*folder.*no data", path=tmp_path / "folder")
     (tmp_path / "folder" / "x.bin").write_text("x")
     wrong(r"data\.path=.*folder.*no data", path=tmp_path / "folder")
-    (tmp_path / "old [1]").mkdir()
-    wrong(r"rename it", path=tmp_path / "old [1]")
+    odd = tmp_path / "old [1]"
+    odd.mkdir()
+    (odd / "a.txt").write_text("row\n")
+    assert texts(path=odd) == ["row"]
+    (odd / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_files: a.txt\n---\n")
+    wrong(r"rename it", path=odd)
 
 
 @pytest.mark.parametrize(

@@ -395,6 +395,12 @@ def test_rows_from_a_file_go_straight_in(tokenizer, texts, tmp_path, monkeypatch
     assert sequences.digest == direct.digest and sequences.n_rows == len(texts)
 
 
+def test_a_byte_order_mark_opens_no_row(tokenizer, texts):
+    """One that the reader of a dataset left there, as in a Hub's file of text."""
+    marked = tokenise(as_rows(["\ufeff" + texts[0], *texts[1:]]), tokenizer)
+    assert marked.digest == tokenise(as_rows(texts), tokenizer).digest
+
+
 # ---- splits
 
 

@@ -421,7 +421,7 @@ def _check_folder(name: str, folder: Path) -> None:
         cure = f" Of its GGUF files give one: lm.name={folder / files[0]}." if files else ""
         raise UserError(f"lm.name={name}: the folder has no config.json, so it is not a saved model.{cure}")
     try:
-        json.loads((folder / "config.json").read_text())
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"lm.name={name}: config.json is not valid JSON ({error}).") from error
     check_files(name, folder)

@@ -76,10 +76,12 @@ def prompts_of(settings: PerturbConfig, sequences: Sequences, lm: LMSource, *, s
         return [Prompt(sequences[int(i)], int(i)) for i in sorted(rows)]
     key, texts = "perturb.prompt", [settings.prompt]
     if settings.prompts is not None:
+        from rsdyn.stream.text.local_files import DamagedError, lines_of
+
         key = "perturb.prompts"
         try:
-            lines = Path(settings.prompts).expanduser().read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = list(lines_of(Path(settings.prompts).expanduser()))
+        except (OSError, DamagedError) as error:
             raise UserError(f"perturb.prompts={settings.prompts}: cannot be read as text ({error}).") from error
         texts = [line for line in lines if line.strip()]
         if not texts:

@@ -33,7 +33,7 @@ from rsdyn.run.checkpoints import WholeCheckpointIO, identity
 from rsdyn.run.progress import Guard
 from rsdyn.run.script import Run
 from rsdyn.stream.cache import default_cache_dir
-from rsdyn.stream.text.corpus import load_rows
+from rsdyn.stream.text.corpus import open_corpus
 from rsdyn.stream.text.tokens import Sequences, tokenise
 from rsdyn.stream.trajectories import TrajectoryStream
 
@@ -70,7 +70,7 @@ def open_lm(run: Run) -> LMSource:
 def find_text(run: Run, lm: LMSource) -> Source:
     """The text that the config asks for, in this model's tokens."""
     data: Any = run.config.data  # its choices are plain strings, checked when the config was read
-    rows = load_rows(
+    corpus = open_corpus(
         path=data.path,
         name=data.name,
         config=data.config,
@@ -80,7 +80,7 @@ def find_text(run: Run, lm: LMSource) -> Source:
     )
     tokenizer = lm.tokenizer()
     sequences = tokenise(
-        rows,
+        corpus.rows,
         tokenizer,
         text_column=data.text_column,
         l_min=data.l_min,
@@ -95,7 +95,9 @@ def find_text(run: Run, lm: LMSource) -> Source:
         f"Text: {text}: {len(sequences)} sequences of {data.l_min + 1} to {data.l_max - 1} characters out of "
         f"{sequences.n_rows} rows read, {sequences.n_tokens / len(sequences):.0f} tokens each on average"
     )
-    for note in (sequences.bos_note, f"{sequences.n_truncated} sequences were cut" if sequences.n_truncated else None):
+    cut = f"{sequences.n_truncated} sequences were cut" if sequences.n_truncated else None
+    unread = f"not read: {corpus.unread}" if corpus.unread else None
+    for note in (unread, sequences.bos_note, cut):
         if note:
             run.say(f"      {note}")
     made_from = {

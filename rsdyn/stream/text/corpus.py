@@ -1,16 +1,20 @@
-"""Open a corpus: a file, a folder, a dataset of the Hub or the text that ships with rsdyn, all through `datasets`."""
+"""Open a corpus: a file, a folder, a dataset of the Hub or the text that ships with rsdyn."""
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import errno
 import glob
 import logging
 import re
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rsdyn.embedded import TEXT
 from rsdyn.errors import UserError
@@ -20,7 +24,18 @@ if TYPE_CHECKING:
     import datasets
 
 _log = logging.getLogger(__name__)
-_READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+class Corpus(NamedTuple):
+    """A text that was opened.
+
+    Attributes:
+        rows: with the one column of text.
+        unread: what lies beside these rows and was not read, in a sentence; None where that is nothing.
+    """
+
+    rows: datasets.Dataset
+    unread: str | None
 
 
 def load_rows(
@@ -32,113 +47,222 @@ def load_rows(
     revision: str | None = None,
     text_column: str = "text",
 ) -> datasets.Dataset:
-    """Open a corpus through `datasets` and return its rows, with the one column `text_column`.
+    """The rows of :func:`open_corpus`."""
+    return open_corpus(
+        path=path, name=name, config=config, split=split, revision=revision, text_column=text_column
+    ).rows
 
-    `path` is a file (.txt with one row a line, .json, .jsonl, .parquet, .csv) or a folder of such files, among them
-    the Hub's parquet layout; `name` a dataset on the Hub, taken from the local caches when the network is out of
-    reach. With neither, the text that ships with rsdyn. `split` may be an expression of `datasets`, such as
-    ``train+test``. No remote code is ever run.
+
+def open_corpus(
+    *,
+    path: str | Path | None = None,
+    name: str | None = None,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    text_column: str = "text",
+) -> Corpus:
+    """Open a corpus and return its rows, with the one column `text_column`, kept on disk by `datasets`.
+
+    `path` is a file (.txt with one row a line, .json, .jsonl, .parquet, .csv; text in UTF-8, or in what its byte-order
+    mark says; .gz, .bz2 and .xz are unpacked) or a folder of such files, among them the Hub's parquet layout; `name` a
+    dataset on the Hub, taken from the local caches when the network is out of reach. With neither, the text that ships
+    with rsdyn. `split` may be an expression of `datasets`, such as ``train+test``; a folder has splits where the name
+    of every file in it says one, or its README does. No remote code is ever run.
 
     Raises UserError, naming the ``data.`` key and what exists, when the rows cannot be had.
     """
-    import datasets.exceptions
-
     if path is not None and name is not None:
         raise UserError(f"data.path={path} and data.name={name} exclude each other: leave one of them out.")
     if name is None and revision is not None:
         raise UserError(
             f"data.revision={revision} needs data.name, a dataset on the Hub: local files have no revision."
         )
+    unread: list[str] = []
     if name is not None:
-        key, builder = f"data.name={name}", _open_hub(name, config, revision)
+        key, builder = f"data.name={name}", _open_hub(name, config, revision, text_column)
     else:
         path = Path(TEXT if path is None else path).expanduser()
-        key, builder = f"data.path={path}", _open_local(path, config)
-    try:
-        with _quiet_datasets() as said:
-            builder.download_and_prepare()
-    except Exception as error:
-        if name is not None and not isinstance(error, datasets.exceptions.DatasetGenerationError):
-            raise explain_hub_error(error, kind="data", name=name, revision=revision) from error
-        raise _damaged(key, error, said) from error
+        key = f"data.path={path}"
+        builder = _open_local(path, config, text_column, unread=unread)
+    builder = _prepared(key, builder, name, revision)
     try:
         rows = builder.as_dataset(split=split)
     except (ValueError, AssertionError) as error:  # unknown name, or an expression that does not parse
         raise UserError(f"data.split={split} is not in {key}. Splits there: {_listed(builder.info.splits)}.") from error
-    columns = rows.features
+    columns = {column: str(getattr(feature, "dtype", feature)) for column, feature in rows.features.items()}
+    _check_column(key, text_column, columns)
+    others = [each for each in builder.info.splits or () if not re.search(rf"(?<!\w){re.escape(each)}(?!\w)", split)]
+    if others and name is None:
+        unread.append(f"the split{'s' * (len(others) > 1)} {_listed(others)}, beside data.split={split}")
+    return Corpus(rows.select_columns([text_column]), "; ".join(unread) or None)
+
+
+def _prepared(
+    key: str, builder: datasets.DatasetBuilder, name: str | None, revision: str | None
+) -> datasets.DatasetBuilder:
+    """The builder with its rows on disk; ``UserError`` when they cannot be had."""
+    import datasets.exceptions
+
+    said: list[str] = []
+    try:
+        with _quiet_datasets() as said:
+            builder.download_and_prepare()
+    except Exception as error:
+        cause = _cause(error)
+        if isinstance(cause, UserError):
+            raise cause from error
+        if name is not None and not isinstance(error, datasets.exceptions.DatasetGenerationError):
+            raise explain_hub_error(error, kind="data", name=name, revision=revision) from error
+        raise _damaged(key, error, said) from error
+    return builder
+
+
+def _check_column(key: str, text_column: str, columns: Mapping[str, str]) -> None:
     if text_column not in columns:
         raise UserError(f"data.text_column={text_column} is not in {key}. Columns there: {_listed(columns)}.")
-    texts = [column for column, feature in columns.items() if "string" in str(getattr(feature, "dtype", ""))]
+    texts = [column for column, kind in columns.items() if "string" in kind]
     if text_column not in texts:
-        kind = getattr(columns[text_column], "dtype", columns[text_column])
         raise UserError(
-            f"data.text_column={text_column} of {key} holds {kind}, not text. Columns of text: {_listed(texts)}."
+            f"data.text_column={text_column} of {key} holds {columns[text_column]}, not text. Columns of text: "
+            f"{_listed(texts)}."
         )
-    return rows.select_columns([text_column])
 
 
-def _open_local(path: Path, config: str | None, key: str | None = None) -> datasets.DatasetBuilder:
+def _local_text(key: str, files: Mapping[str, Sequence[Path]], text_column: str) -> datasets.DatasetBuilder:
+    """What reads files of this disk; ``UserError`` where they are damaged, or lack the column."""
+    from rsdyn.stream.text.local_files import DamagedError, LocalText, columns_of
+
+    columns: dict[str, str] = {}
+    try:
+        for file in (file for paths in files.values() for file in paths):
+            found = columns_of(file) if file.stat().st_size else {text_column: "string"}
+            if text_column not in found:
+                _check_column(f"{key}, {file.name}", text_column, found)
+            columns |= {name: kind for name, kind in found.items() if columns.get(name, "null") == "null"}
+    except (DamagedError, OSError) as error:
+        raise _damaged(key, error, []) from error
+    _check_column(key, text_column, columns)
+    return LocalText(files, [text_column], cache_dir=_writable_cache())
+
+
+def _writable_cache() -> str | None:
+    """None for the cache of `datasets`, or a folder for this process where that one cannot be written."""
+    import datasets.config
+
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError:
+        return _own_cache()
+
+
+@cache
+def _own_cache() -> str:
+    folder = tempfile.TemporaryDirectory(prefix="rsdyn-text-", ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
+def _open_local(
+    path: Path, config: str | None, text_column: str, *, key: str | None = None, unread: list[str] | None = None
+) -> datasets.DatasetBuilder:
+    """What reads a file or folder; what of the folder it does not read is added to ``unread``."""
     import datasets
+
+    from rsdyn.stream.text.local_files import READERS, splits_of, type_of
 
     key = key or f"data.path={path}"
     if not path.exists():
         raise UserError(f"{key}: no such file or folder.{_nearby(path)}")
     if path.is_file():
-        reader = _READERS.get(path.suffix.lower())
-        if reader is None:
-            raise UserError(f"{key}: files of type {path.suffix or '(none)'} are not read. Known: {_listed(_READERS)}.")
+        if type_of(path) is None:
+            raise UserError(f"{key}: files of type {path.suffix or '(none)'} are not read. Known: {_listed(READERS)}.")
         if config is not None:
             raise UserError(f"data.config={config} is for a dataset of several: {path.name} is one file. Leave it out.")
         if path.stat().st_size == 0:
             raise UserError(f"{key}: the file is empty.")
-        return datasets.load_dataset_builder(reader, data_files=glob.escape(str(path.absolute())))
-    if glob.has_magic(str(path.resolve())):
-        raise UserError(f"{key}: datasets would take the *, ? or [ in the folder's name as a pattern: rename it.")
+        return _local_text(key, {"train": [path]}, text_column)
     if (path / "state.json").exists() and (path / "dataset_info.json").exists():
         raise UserError(f"{key} was written by save_to_disk, which is not read: write it with to_parquet instead.")
+    if not _has_configs(path / "README.md"):
+        # Without a README datasets would read every config's shards as one.
+        folders = sorted(folder.name for folder in path.iterdir() if _is_config(folder))
+        if (config is None and len(folders) > 1) or config not in (None, "default", *folders):
+            raise UserError(_choose_config(key, config, folders))
+        folder = path / config if config in folders else path
+        return _local_text(key, splits_of(folder, _files(key, folder, unread)), text_column)
+    if glob.has_magic(str(path.resolve())):
+        raise UserError(f"{key}: datasets would take the *, ? or [ in the folder's name as a pattern: rename it.")
     try:
         with _quiet_datasets():
             configs = datasets.get_dataset_config_names(str(path))
-            if configs != ["default"]:  # the folder's README.md names them
-                if config is not None and config not in configs:
-                    raise UserError(_choose_config(key, config, configs))
-                return datasets.load_dataset_builder(str(path), config)
-            # Without a README datasets would read every config's shards as one.
-            folders = sorted(folder.name for folder in path.iterdir() if _is_config(folder))
-            if (config is None and len(folders) > 1) or config not in (None, "default", *folders):
-                raise UserError(_choose_config(key, config, folders))
-            builder = datasets.load_dataset_builder(str(path), data_dir=config if config in folders else None)
-        _refuse_mixture(key, path / config if config in folders else path, builder)
-        return builder
+            if config is not None and config not in configs:
+                raise UserError(_choose_config(key, config, configs))
+            builder = datasets.load_dataset_builder(str(path), config)
     except UserError:
         raise
     except FileNotFoundError as error:  # an empty folder, no known file, or a README that lists files not there
         if config is not None and _is_config(path / config):
-            return _open_local(path / config, None, key)  # a partial copy, as the Hub cache keeps it
+            return _open_local(path / config, None, text_column, key=key)  # a partial copy, as the Hub cache keeps it
         raise UserError(
-            f"{key}: the folder has no data that can be read ({first_line(error)}). Known files: {_listed(_READERS)}."
+            f"{key}: the folder has no data that can be read ({first_line(error)}). Known files: {_listed(READERS)}."
         ) from error
     except ValueError as error:
         if found := _configs_in(error):
             raise UserError(_choose_config(key, config, found)) from error
         raise UserError(f"{key}: the folder could not be opened as a dataset ({first_line(error)}).") from error
+    files = {str(split): [Path(file) for file in paths] for split, paths in builder.config.data_files.items()}
+    kinds = {type_of(file) for paths in files.values() for file in paths}
+    if len(kinds) == 1 and None not in kinds and _is_plain(builder.config):
+        return _local_text(key, files, text_column)
+    from rsdyn.stream.text.local_files import content_digest
+
+    # read by datasets, as the README says (another separator, a field of the file), under a digest of the content
+    digest = content_digest([path / "README.md", *(file for paths in files.values() for file in paths)])
+    root = Path(_writable_cache() or datasets.config.HF_DATASETS_CACHE)
+    with _quiet_datasets():
+        return datasets.load_dataset_builder(str(path), config, cache_dir=str(root / "rsdyn_text" / digest))
 
 
-def _refuse_mixture(key: str, folder: Path, builder: datasets.DatasetBuilder) -> None:
-    """A folder of several types: datasets would take the commonest (.md is one) and leave the others' rows out."""
+def _has_configs(readme: Path) -> bool:
+    """Whether a dataset's README says which files it has."""
+    import yaml
 
-    def suffix(file: str | Path) -> str:
-        suffixes = [suffix.lower() for suffix in Path(file).suffixes] or ["(none)"]
-        return next((suffix for suffix in suffixes if suffix in _READERS), suffixes[-1])  # a.txt.gz is text
+    try:
+        head = readme.read_text(encoding="utf-8-sig").split("---")
+        return head[0].strip() == "" and "configs" in (yaml.safe_load(head[1]) or {})
+    except (OSError, UnicodeError, IndexError, TypeError, yaml.YAMLError):
+        return False
 
-    found = {suffix(file) for files in builder.config.data_files.values() for file in files}
-    others = (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith((".", "dataset_info")))
-    found |= {suffix(file) for file in others} & set(_READERS)
-    if len({_READERS.get(each) for each in found}) > 1 or not found <= set(_READERS):
+
+def _is_plain(config: Any) -> bool:
+    """Whether a README gives files alone, and nothing on how to read them."""
+    where = ("name", "version", "data_dir", "data_files", "description")
+    plain = type(config)(name=config.name)
+    return all(getattr(config, f.name) == getattr(plain, f.name) for f in fields(config) if f.name not in where)
+
+
+def _files(key: str, folder: Path, unread: list[str] | None) -> list[Path]:
+    """The files of a folder without a README that lists them; ``UserError`` for none, or several types."""
+    from rsdyn.stream.text.local_files import READERS, files_in, type_of
+
+    files, others = files_in(folder)
+    types = sorted({file.suffix.lower() for file in others})
+    if not files:
+        there = f" (it has {_listed(types)})" if types else ""
+        raise UserError(f"{key}: the folder has no data that can be read{there}. Known files: {_listed(READERS)}.")
+    if len({type_of(file) for file in files}) > 1:
+        found = sorted({next(s for s in reversed(file.suffixes) if s.lower() in READERS).lower() for file in files})
         raise UserError(
-            f"{key}: the folder has files of types {_listed(sorted(found))}, of which only one would be read. "
-            f"Keep one of {_listed(_READERS)} in it, or give a single file."
+            f"{key}: the folder has files of types {_listed(found)}, of which only one is read. Keep one of them in "
+            "it, or give a single file."
         )
+    if others and unread is not None:
+        unread.append(f"{len(others)} file{'s' * (len(others) > 1)} of other types ({_listed(types)})")
+    return files
 
 
 def _is_config(folder: Path) -> bool:
@@ -146,7 +270,7 @@ def _is_config(folder: Path) -> bool:
     return folder.is_dir() and folder.name != "data" and any(folder.glob("*-[0-9]*-of-[0-9]*.parquet"))
 
 
-def _open_hub(name: str, config: str | None, revision: str | None) -> datasets.DatasetBuilder:
+def _open_hub(name: str, config: str | None, revision: str | None, text_column: str) -> datasets.DatasetBuilder:
     import datasets
     from huggingface_hub import HfApi
 
@@ -159,7 +283,7 @@ def _open_hub(name: str, config: str | None, revision: str | None) -> datasets.D
         )
     try:
         if not hub_reachable():
-            builder = _open_offline(name, config, revision)
+            builder = _open_offline(name, config, revision, text_column)
             _log.warning("data.name=%s: the network is out of reach, the copy in the local cache is used", name)
             return builder
         # Asked first, because datasets answers an unknown revision with the latest version that it has cached.
@@ -174,7 +298,7 @@ def _open_hub(name: str, config: str | None, revision: str | None) -> datasets.D
         raise explain_hub_error(error, kind="data", name=name, revision=revision) from error
 
 
-def _open_offline(name: str, config: str | None, revision: str | None) -> datasets.DatasetBuilder:
+def _open_offline(name: str, config: str | None, revision: str | None, text_column: str) -> datasets.DatasetBuilder:
     """The dataset as an earlier run left it: prepared by `datasets`, else its files in the Hub's cache.
 
     The first knows no revision, so a revision is looked for in the second alone.
@@ -199,7 +323,8 @@ def _open_offline(name: str, config: str | None, revision: str | None) -> datase
                     key = f"data.name={name} (network out of reach, local cache only)"
                     raise UserError(_choose_config(key, config, configs)) from error
                 raise
-        return _open_local(Path(folder), config, key=f"data.name={name} (network out of reach, local cache {folder})")
+        key = f"data.name={name} (network out of reach, local cache {folder})"
+        return _open_local(Path(folder), config, text_column, key=key)
 
 
 def _configs_in(error: BaseException) -> list[str]:
@@ -218,17 +343,30 @@ def _choose_config(key: str, config: str | None, configs: Iterable[str]) -> str:
     return f"data.config={config} is not in {key}. Configs there: {_listed(configs)}."
 
 
+def _cause(error: BaseException) -> BaseException:
+    """The first error of a chain, but for what a reader of ours turned into its own words."""
+    from rsdyn.stream.text.local_files import DamagedError, NotTextError
+
+    while error.__cause__ is not None and not isinstance(error, (DamagedError, NotTextError, UserError)):
+        error = error.__cause__
+    return error
+
+
 def _damaged(key: str, error: Exception, said: list[str]) -> UserError:
     import datasets.config
 
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    from rsdyn.stream.text.local_files import NotTextError
+
+    cause = _cause(error)
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(
             f"{key}: {first_line(cause)}. datasets keeps its cache in {datasets.config.HF_DATASETS_CACHE}: make that "
             "folder writable and free some space there, or set HF_DATASETS_CACHE to another."
         )
+    if isinstance(cause, NotTextError):
+        return UserError(f"{key}: {cause} in the column of text, data.text_column. Write such values in quotes.")
+    if isinstance(cause.__cause__, OSError) and cause.__cause__.errno:
+        return UserError(f"{key} could not be read: {cause}. Check the file's permissions and its disk.")
     detail = said[0].splitlines()[0] if said else f"{type(cause).__name__}: {first_line(cause)}"
     return UserError(f"{key} could not be read: {detail}. The file is damaged, or not of the type that its name says.")
 

@@ -126,7 +126,8 @@ def tokenise(
         texts, numbers = [], []
         for number, text in enumerate(rows[first : first + _CHUNK][text_column], start=first):
             n_rows += 1
-            n_characters = len(text or "")  # a null row is an empty one
+            text = (text or "").removeprefix("\ufeff")  # a null row is an empty one; a byte-order mark is no text
+            n_characters = len(text)
             shortest_row, longest_row = min(shortest_row, n_characters), max(longest_row, n_characters)
             if text and keep(text, l_min, l_max):
                 texts.append(text)

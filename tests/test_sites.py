@@ -56,7 +56,7 @@ def test_a_large_model_costs_no_memory():
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_norms_behind_the_sums_are_refused(name):
-    with pytest.raises(UserError, match=r"lm\.name.*not supported.*post-norm.*SITES of rsdyn/stream/sites\.py"):
+    with pytest.raises(UserError, match=r"lm\.name.*not supported.*post-norm.*SITES of rsdyn/lm/sites\.py"):
         site_names(config_of(name))
     with pytest.raises(UserError, match="post-norm"):
         find_sites(make(name).base_model)
@@ -67,7 +67,6 @@ def test_norms_behind_the_sums_are_refused(name):
     [
         ("t5", "encoder-decoder"),
         ("bart", "encoder-decoder"),
-        ("mamba", "only one block"),
         ("vit", "does not run without weights"),
     ],
 )

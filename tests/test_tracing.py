@@ -149,8 +149,6 @@ def inline_norm(layer, x):
         (lambda layer, x: layer.mlp(layer.attend(x)), "not its input plus"),
         (third_block, "adds to the stream 3 times"),
         (inline_norm, "no module of layers.0 reads the stream between"),
-        (lambda layer, x: x + layer.mlp(layer.norm_1(x)), "no attention"),
-        (lambda layer, x: x + layer.attend(x), "only one block's output"),
         (lambda layer, x: x + layer.attend(x).relu() + layer.mlp(layer.norm_1(x)), "not a module's output"),
         (lambda layer, x: layer.nothing(x), "does not run without weights"),
     ],
@@ -158,6 +156,18 @@ def inline_norm(layer, x):
 def test_what_cannot_be_recorded_is_refused(way, why):
     with pytest.raises(UntraceableError, match=why):
         trace_of(way, way)
+
+
+@pytest.mark.parametrize(
+    ("block", "name"),
+    [(lambda layer, x: layer.attend(x), "attention"), (lambda layer, x: layer.mlp(layer.norm_1(x)), "mlp")],
+)
+def test_one_block_a_layer_is_attention_and_mlp_at_once(block, name):
+    def one(layer, x):
+        return x + block(layer, x)
+
+    found, name = trace_of(one, one).layers[1], f"layers.1.{name}"
+    assert (found.mid, found.attention, found.mlp, found.adds) == (None, name, name, ((Term(name),),))
 
 
 def test_layers_that_do_not_follow_each_other():

@@ -31,6 +31,7 @@ _IDENTITIES = {
     "attention": "resid_mid = resid_pre + what attention adds",
     "mlp": "the next layer's resid_pre = resid_mid + what the MLP adds",
     "parallel": "the next layer's resid_pre = resid_pre + what attention and MLP add",
+    "block": "the next layer's resid_pre = resid_pre + what its block adds",
 }
 
 
@@ -39,8 +40,10 @@ class Certificate:
     """How far each identity is from holding, at worst over layers and tokens; each is relative, 0 is exact.
 
     Attributes:
-        attention, mlp: of the sums of a layer's two sublayers, relative to what is added. None for parallel attention.
+        attention, mlp: of the sums of a layer's two sublayers, relative to what is added; None where there is no
+            resid_mid.
         parallel: the same where attention and MLP are added at once; None where they are not.
+        block: the same where a layer has one block (Mamba); None where it has two.
         recorded: of the recorded states from those of a whole forward, relative to their norm.
         hidden_states: of these at resid_pre from transformers' own; None if the model gives none.
         padding: of a sequence alone from the same one in a batch, padded or packed.
@@ -59,6 +62,7 @@ class Certificate:
     attention: float | None
     mlp: float | None
     parallel: float | None
+    block: float | None
     recorded: float
     hidden_states: float | None
     padding: float
@@ -76,10 +80,11 @@ class Certificate:
 
     def line(self) -> str:
         """One line that says what was checked and how far off it is at worst."""
-        names = ("attention", "mlp", "parallel", "recorded", "hidden_states", "padding", "replay", "log_probs")
+        names = ("attention", "mlp", "parallel", "block", "recorded", "hidden_states", "padding", "replay", "log_probs")
         found = {name.replace("_", " "): getattr(self, name) for name in names}
         parts = ", ".join(f"{name} {value:.0e}" for name, value in found.items() if value is not None)
         kind = " with parallel attention" if self.parallel is not None else ""
+        kind = " of one block" if self.block is not None else kind
         layout = " Recorded in packed rows." if self.layout == PACKED else ""
         if self.layout_reason is not None:
             layout = f" Recorded in padded batches, not in packed rows: {self.layout_reason}."
@@ -125,6 +130,7 @@ def certify(lm: LanguageModel, sequences: Sequence[np.ndarray]) -> Certificate:
         attention=sums.get("attention"),
         mlp=sums.get("mlp"),
         parallel=sums.get("parallel"),
+        block=sums.get("block"),
         recorded=_recorded(lm, pair, run, allowed),
         hidden_states=_hidden_states(lm, run, allowed),
         padding=_padding(lm, pair, of_runs),
@@ -248,7 +254,8 @@ def _require(lm: LanguageModel, name: str, what: str, where: str, error: float, 
     sites = f"The sites of model type {kind!r} are wrong: name its modules in SITES of rsdyn/lm/sites.py"
     why = {
         "padding": "It reads what stands behind a token or beside it in a batch, as an encoder does: choose a decoder",
-        "replay": "Its layers read something besides the stream, so a state is not whole: choose another model",
+        "replay": "Its layers read something besides the stream, as Zamba's read the embeddings, so a state of the "
+        "stream is not the whole state of the model: choose another model",
         "log_probs": "What follows its last layer is not what it seems: record without the LM head (train, analyze)",
     }.get(name, sites)
     rounding = "" if lm.dtype == torch.float32 else " If it is rounding after all, lm.dtype=float32 will pass."
@@ -273,7 +280,7 @@ def _first(lm: LanguageModel, errors: Tensor, allowed: float, start: int = 0) ->
 def _sums(lm: LanguageModel, run: _Run, allowed: float) -> dict[str, float]:
     """The largest error of each kind of sum over the layers, relative to what is added."""
     worst: dict[str, float] = {}
-    parallel = len(lm.sites.names) == 1
+    at_once = "block" if lm.sites.has_one_block else "parallel" if len(lm.sites.names) == 1 else None
     for s, adds in enumerate(lm.sites.adds):
         before, after = run.streams[s], run.streams[s + 1]
         terms = [run.terms[s, k] for k in range(len(adds))]
@@ -283,7 +290,7 @@ def _sums(lm: LanguageModel, run: _Run, allowed: float) -> dict[str, float]:
         orders += [_added(before, [t, *(u for u in terms if u is not t)]) for t in terms]
         size = torch.stack(terms).double().sum(0).norm().clamp_min(torch.finfo(torch.float32).tiny)
         error = min(float((after.double() - order.double()).norm() / size) for order in orders)
-        name = "parallel" if parallel else ("attention", "mlp")[s % 2]
+        name = at_once or ("attention", "mlp")[s % 2]
         _require(lm, name, _IDENTITIES[name], _where(lm, s), error, allowed)
         worst[name] = max(worst.get(name, 0.0), error)
     return worst
@@ -306,12 +313,14 @@ def _recorded(lm: LanguageModel, pair: list[np.ndarray], run: _Run, allowed: flo
 def _hidden_states(lm: LanguageModel, run: _Run, allowed: float) -> float | None:
     if run.hidden is None or len(run.hidden) != lm.n_layers + 1:
         return None  # a model of somebody's own code need not give any
-    worst = 0.0
-    for layer in range(lm.n_layers):  # the last one is behind the final norm
-        s = layer * len(lm.sites.names)
-        error = float(relative(run.streams[s], run.hidden[layer]).max())
-        _require(lm, "hidden_states", "equality with transformers' own hidden_states", _where(lm, s), error, allowed)
-        worst = max(worst, error)
+    what, n_sites = "equality with transformers' own hidden_states", len(lm.sites.names)
+    # The last one is behind the final norm; the first is what layer 0 reads, or in some families what it wrote (Mamba).
+    starts = {}
+    for first in (0, 1):
+        errors = [float(relative(run.streams[(first + i) * n_sites], run.hidden[i]).max()) for i in range(lm.n_layers)]
+        starts[first] = max(errors), _where(lm, (first + int(np.argmax(errors))) * n_sites)
+    worst, where = min(starts.values()) if starts[0][0] > allowed else starts[0]
+    _require(lm, "hidden_states", what, where, worst, allowed)
     return worst
 
 

@@ -38,11 +38,28 @@ class _FinalNorm(nn.Module):
         return _States((inputs_embeds if self.final_norm is None else self.final_norm(inputs_embeds),))
 
 
+def base_of(causal: PreTrainedModel) -> tuple[str, PreTrainedModel]:
+    """The base model in a CausalLM, and the name that it has there.
+
+    That is what its ``base_model_prefix`` says, or where this is the prefix of a larger model's weights (Llama 4), the
+    one model among its parts. Raises ``ValueError`` where there is none.
+    """
+    from transformers import PreTrainedModel
+
+    parts = {name: part for name, part in causal.named_children() if isinstance(part, PreTrainedModel)}
+    name = causal.base_model_prefix
+    if name not in parts and len(parts) == 1:
+        name = next(iter(parts))
+    if name not in parts:
+        raise ValueError(f"causal: {type(causal).__name__} has no one base model among its parts ({', '.join(parts)}).")
+    return name, parts[name]
+
+
 def behind_the_layers(causal: PreTrainedModel, final_norm: nn.Module | None) -> PreTrainedModel:
     """A CausalLM without its layers: its ``inputs_embeds`` are the states behind the last one.
 
     So that what a family does to its logits is run, not rewritten. No weight is copied.
     """
     tail = copy.copy(causal)
-    tail._modules = {**causal._modules, causal.base_model_prefix: _FinalNorm(final_norm)}
+    tail._modules = {**causal._modules, base_of(causal)[0]: _FinalNorm(final_norm)}
     return tail

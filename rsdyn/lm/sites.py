@@ -68,10 +68,10 @@ class Sites:
 
     Attributes:
         names: the sites of one layer, in order: ``("resid_pre", "resid_mid")``; with parallel attention, where both
-            blocks are added at once, ``("resid_pre",)``.
+            blocks are added at once, and with one block a layer (Mamba), ``("resid_pre",)``.
         modules: ``S`` modules; the input of ``modules[s]`` is the stream at sublayer ``s``.
         layers: ``L`` modules, the decoder layers.
-        attention, mlp: ``L`` modules each, of the layers.
+        attention, mlp: ``L`` modules each, of the layers; the same where a layer has one block alone.
         adds: ``S`` of them: what is added to the stream at ``s`` to make that at ``s + 1``.
         final_norm: what the stream goes through behind the last layer.
     """
@@ -83,6 +83,11 @@ class Sites:
     mlp: tuple[nn.Module, ...] = ()
     adds: tuple[tuple[Addend, ...], ...] = ()
     final_norm: nn.Module | None = None
+
+    @property
+    def has_one_block(self) -> bool:
+        """Whether each layer adds one module's output to the stream (Mamba), where others add attention and MLP."""
+        return all(len(addends) == 1 for addends in self.adds) and len(self.names) == 1
 
 
 def site_names(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> tuple[str, ...]:
@@ -136,14 +141,14 @@ def sublayer_index(names: Sequence[str], n_layers: int, layer: int, site: str = 
     """The sublayer ``s`` of a layer's site, in a model of ``n_layers`` layers whose sites are ``names``.
 
     Raises ``UserError`` for a layer that is not there, and for a site that is unknown or that this model has not: with
-    parallel attention (one sum for both blocks) there is no resid_mid.
+    parallel attention (one sum for both blocks), or one block a layer, there is no resid_mid.
     """
     if site not in (RESID_PRE, RESID_MID):
         raise UserError(f"site={site!r}: no such site of the stream; allowed: {RESID_PRE}, {RESID_MID}.")
     if site not in names:
         raise UserError(
-            f"site={site!r}: this model adds attention and MLP to the stream at once (parallel attention), so there is "
-            f"no state between them. Use site={names[0]}."
+            f"site={site!r}: this model adds attention and MLP to the stream at once (parallel attention), or has one "
+            f"block a layer, so there is no state between them. Use site={names[0]}."
         )
     if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_layers:
         raise UserError(
@@ -178,7 +183,7 @@ def _traced(shape: _Shape) -> Trace:
         base = model_without_weights(shape.config, shape.kind)
     found = trace(base)
     if len({layer.mid is None for layer in found.layers}) > 1:
-        raise UntraceableError("some of its layers have parallel attention and some have not")
+        raise UntraceableError("some of its layers add to the stream once and some twice")
     return found
 
 

@@ -21,6 +21,7 @@ import xxhash
 from rsdyn import embedded
 from rsdyn.errors import UserError
 from rsdyn.lm.gguf import SMOLLM2, GGUFFile, gguf_config, gguf_tokenizer, load_gguf, needs_packages, packaged, read_gguf
+from rsdyn.lm.head import base_of
 from rsdyn.lm.hub import hub_reachable, lm_errors, no_safetensors
 from rsdyn.lm.model import LanguageModel, context_length
 from rsdyn.lm.model_lock import one_at_a_time
@@ -276,7 +277,8 @@ class LMSource:
         else:
             self._report_spread(model)
         if head:
-            return LanguageModel(model.base_model, name=self.name, causal=model, quantisation=self.quantisation)
+            base = base_of(model)[1]
+            return LanguageModel(base, name=self.name, causal=model, quantisation=self.quantisation)
         return LanguageModel(model, name=self.name, quantisation=self.quantisation)
 
     def _report_spread(self, model: Any) -> None:
@@ -298,7 +300,7 @@ class LMSource:
             if not head:
                 return base, None
             causal = AutoModelForCausalLM.from_config(self.config, **options)
-        setattr(causal, causal.base_model_prefix, base)
+        setattr(causal, base_of(causal)[0], base)
         causal.tie_weights()
         return base, causal
 

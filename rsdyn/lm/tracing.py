@@ -51,8 +51,8 @@ class LayerTrace:
 
     Attributes:
         layer: the decoder layer; its input is resid_pre.
-        mid: the first module that reads resid_mid; None for parallel attention.
-        attention, mlp: the two blocks.
+        mid: the first module that reads resid_mid; None for parallel attention, and for one block a layer.
+        attention, mlp: the two blocks; the same module where the layer has one block alone (Mamba).
         adds: what each of the layer's sublayers adds to the stream: the sum of these modules' outputs.
     """
 
@@ -278,9 +278,6 @@ def _layer(base: nn.Module, name: str, calls: dict[str, _Call], flow: _Flow) -> 
             f"the output of {name} is not its input plus what its blocks give, but a norm (post-norm) or a factor "
             "stands behind the sum, so there is no running sum to record"
         )
-    attention = next((c for c in inside if _is_attention(base, c.name)), None)
-    if attention is None:
-        raise UntraceableError(f"{name} has no attention (no module in it takes an attention_mask)")
     # a dropout hands on what a block wrote, and the block is the better name for it
     writers = [c for c in inside if not isinstance(base.get_submodule(c.name), nn.Dropout)]
     between = []
@@ -297,11 +294,14 @@ def _layer(base: nn.Module, name: str, calls: dict[str, _Call], flow: _Flow) -> 
         tuple(term for _, added in chain[start:stop] for term in _terms(name, added, writers, flow))
         for start, stop in pairwise(cuts)
     )
-    if not between and len(adds[0]) < 2:
-        raise UntraceableError(f"{name} adds only one block's output to the stream, where attention and MLP do")
+    if not between and len(adds[0]) == 1:
+        block = adds[0][0].module
+        return LayerTrace(name, None, block, block, adds)
+    # what else mixes tokens (xLSTM) stands where attention does: first
+    attention = next((c.name for c in inside if _is_attention(base, c.name)), adds[0][0].module)
     mid = between[0][1] if between else None
     mlp = _mlp(base, name, attention, mid, adds, inside)
-    return LayerTrace(name, None if mid is None else mid.name, attention.name, mlp, adds)
+    return LayerTrace(name, None if mid is None else mid.name, attention, mlp, adds)
 
 
 def _is_attention(base: nn.Module, name: str) -> bool:
@@ -327,7 +327,7 @@ def _terms(layer: str, added: int, inside: Sequence[_Call], flow: _Flow, scale: 
 def _mlp(
     base: nn.Module,
     layer: str,
-    attention: _Call,
+    attention: str,
     mid: _Call | None,
     adds: tuple[tuple[Term, ...], ...],
     inside: Sequence[_Call],
@@ -339,9 +339,9 @@ def _mlp(
         for c in inside
         if c.began >= start
         and c.name.count(".") == layer.count(".") + 1
-        and not f"{attention.name}.".startswith(f"{c.name}.")
+        and not f"{attention}.".startswith(f"{c.name}.")
         and next(base.get_submodule(c.name).children(), None) is not None
     ]
     if blocks:
         return blocks[-1]
-    return next(t.module for t in adds[-1][::-1] if not t.module.startswith(attention.name))
+    return next(t.module for t in adds[-1][::-1] if not t.module.startswith(attention))

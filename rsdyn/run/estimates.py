@@ -64,8 +64,8 @@ def forward_cost(lm: LMSource) -> ForwardCost:
         for parameter in (p for p in module.parameters() if p.ndim > 1):
             share = chosen / parameter.shape[0] if parameter.ndim == 3 and chosen else 1.0  # (experts, in, out)
             linear += 2 * parameter.numel() * share
-    heads = int(config.num_attention_heads)
-    head_size = int(getattr(config, "head_dim", None) or lm.n_units // heads)
+    heads = int(getattr(config, "num_attention_heads", None) or 0)  # a state space model has none
+    head_size = int(getattr(config, "head_dim", None) or lm.n_units // max(1, heads))
     n_attending = lm.n_layers - (len(sites.names) == 1)
     return ForwardCost(linear, 4.0 * heads * head_size * n_attending, longrope_length(config))
 

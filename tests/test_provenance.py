@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rsdyn import ranks, redaction
 from rsdyn.run import folder as run_folder
 from rsdyn.run import provenance
 
@@ -21,7 +22,7 @@ COMMIT = "fedcba9876543210" * 2 + "fedcba98"
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch, tmp_path):
-    for name in (*run_folder.RANK_VARIABLES, "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+    for name in (*ranks.RANK_VARIABLES, "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     # setenv first, so that what create_run_folder leaves behind is undone after the test
     monkeypatch.setenv(run_folder.RUN_DIR_VARIABLE, "")
@@ -43,18 +44,18 @@ def _clean_environment(monkeypatch, tmp_path):
     ],
 )
 def test_a_secret_is_known_by_its_name(secret):
-    assert "abc" not in json.dumps(provenance.redact(secret)) and "***" in json.dumps(provenance.redact(secret))
+    assert "abc" not in json.dumps(redaction.redact(secret)) and "***" in json.dumps(redaction.redact(secret))
 
 
 @pytest.mark.parametrize("secret", [HF_KEY, WANDB_KEY, "sk-proj-abcdefghijklmnop", "ghp_" + "a1" * 18])
 def test_a_secret_is_known_by_its_shape(secret):
-    assert secret not in json.dumps(provenance.redact({"note": [f"use {secret} here", (secret,)]}))
+    assert secret not in json.dumps(redaction.redact({"note": [f"use {secret} here", (secret,)]}))
 
 
 def test_the_values_of_secret_environment_variables_are_hidden(monkeypatch):
     monkeypatch.setenv("MY_SERVICE_PASSWORD", ENV_SECRET)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "falsehood")
-    assert provenance.redact([f"x={ENV_SECRET}", "falsehood"]) == ["x=***", "falsehood"]
+    assert redaction.redact([f"x={ENV_SECRET}", "falsehood"]) == ["x=***", "falsehood"]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_the_values_of_secret_environment_variables_are_hidden(monkeypatch):
     ],
 )
 def test_what_is_no_secret_stays(harmless):
-    assert provenance.redact(harmless) == harmless
+    assert redaction.redact(harmless) == harmless
 
 
 # --- provenance ---

@@ -36,7 +36,7 @@ def test_its_example_of_the_library_runs():
 
     from rsdyn.stream.trajectories import TrajectoryStream
 
-    block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "surrogates" in b)
+    block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "rotation_test" in b)
     block = block.replace("n_sublayers=32, n_units=128", "n_sublayers=6, n_units=8").replace("n=1000", "n=50")
     block = block.replace("n_components=100", "n_components=5")
     trajectories = torch.randn(40, 6, 8, generator=torch.Generator().manual_seed(0)).cumsum(1)

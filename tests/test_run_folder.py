@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from rsdyn import files, ranks
 from rsdyn.errors import UserError
 from rsdyn.run import folder as run_folder
 
-ROOT = Path(run_folder.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 HF_KEY = "hf_" + "AbCdEfGhIjKlMnOpQrSt"
 WANDB_KEY = "0123456789abcdef" * 2 + "01234567"
 ENV_SECRET = "correct horse battery"
@@ -23,7 +24,7 @@ COMMIT = "fedcba9876543210" * 2 + "fedcba98"
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch, tmp_path):
-    for name in (*run_folder.RANK_VARIABLES, "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+    for name in (*ranks.RANK_VARIABLES, "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     # setenv first, so that what create_run_folder leaves behind is undone after the test
     monkeypatch.setenv(run_folder.RUN_DIR_VARIABLE, "")
@@ -72,7 +73,7 @@ def test_the_other_ranks_take_rank_zeros_folder(monkeypatch):
     (folder / "config.yaml").write_text("not empty any more")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("SLURM_PROCID", "0")  # inherited from the parent
-    assert not run_folder.is_rank_zero()
+    assert not ranks.is_rank_zero()
     assert run_folder.create_run_folder("train", "n", None) == folder
     monkeypatch.setenv(run_folder.RUN_DIR_VARIABLE, "")
     with pytest.raises(UserError, match=r"run\.dir is not set"):
@@ -157,7 +158,7 @@ def test_write_json_is_strict_and_knows_arrays(tmp_path):
         "path": Path("a") / "b",
         3: (True, None),
     }
-    run_folder.write_json(path, value)
+    files.write_json(path, value)
     read = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert read["nan"] is None and read["inf"] == [None, 1.5] and read["np"] == [0, 1, 2] and read["scalar"] == 0.5
     assert read["torch"] == [1.0, 1.0] and read["zero_d"] is None
@@ -166,11 +167,11 @@ def test_write_json_is_strict_and_knows_arrays(tmp_path):
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
-    run_folder.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(TypeError, match=r"value\.b\[1\] is a object"):
-        run_folder.write_json(path, {"b": [1, object()]})
+        files.write_json(path, {"b": [1, object()]})
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        run_folder.write_json(path, {"a": 2})
+        files.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

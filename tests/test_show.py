@@ -66,7 +66,7 @@ def folders(common, tmp_path_factory):
                   f"perturb.checkpoint={base / 'train' / 'checkpoints' / 'best.ckpt'}"],
     }  # fmt: skip
     for script, words in own.items():
-        assert run(script, [*common, *words, f"run.dir={base / script.__name__}"]) == []
+        assert run(script, [*common, *words, f"run.dir={base / script.__name__.rpartition('.')[2]}"]) == []
     return base
 
 

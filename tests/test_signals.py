@@ -187,7 +187,7 @@ def test_when_one_process_is_killed_the_other_ends_and_says_why(nursery, words, 
 @pytest.mark.parametrize(
     ("where", "kept"),
     [
-        ("rsdyn.run.opening:find_source", "nothing was recorded yet"),
+        ("rsdyn.commands.train:find_source", "nothing was recorded yet"),
         ("rsdyn.lm.model:LanguageModel._record_batch", "0 of 64 sequences are in the cache"),
         ("rsdyn.run.checkpoints:publish", "the same command goes on from"),  # twice: in the middle of saving
     ],

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from rsdyn import ranks
 from rsdyn.errors import UserError
 from rsdyn.run import folder as run_folder
 from rsdyn.tracking import session as tracking
 
-ROOT = Path(tracking.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 HF_KEY = "hf_" + "AbCdEfGhIjKlMnOpQrSt"
 WANDB_KEY = "0123456789abcdef" * 2 + "01234567"
 ENV_SECRET = "correct horse battery"
@@ -26,7 +27,7 @@ COMMIT = "fedcba9876543210" * 2 + "fedcba98"
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch, tmp_path):
-    for name in (*run_folder.RANK_VARIABLES, "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+    for name in (*ranks.RANK_VARIABLES, "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     # setenv first, so that what create_run_folder leaves behind is undone after the test
     monkeypatch.setenv(run_folder.RUN_DIR_VARIABLE, "")
@@ -91,10 +92,11 @@ import os, sys, time
 import PIL.Image, plotly.graph_objects, torch, wandb
 from lightning.pytorch.loggers import WandbLogger
 start = time.monotonic()  # from here on it is ours: the imports are not
+from rsdyn import files
 from rsdyn.tracking import artifacts, log as dashboard, session as tracking
 from rsdyn.run import provenance, folder as run_folder
 run_dir = run_folder.create_run_folder("train", "demo", sys.argv[1])
-run_folder.write_json(run_dir / "provenance.json", provenance.provenance(seed=7))
+files.write_json(run_dir / "provenance.json", provenance.provenance(seed=7))
 logger = tracking.make_wandb_logger(
     mode="auto", project="rsdyn", run_dir=run_dir, name="demo", job_type="train", group="embedded",
     tags=["original", "x" * 80], entity=None,
@@ -115,7 +117,7 @@ dashboard.log_charts(logger, {"speed": plotly.graph_objects.Figure({"data": [{"t
 tracking.update_config(logger, provenance={"argv": ["late"], "note": sys.argv[2]})
 dashboard.log_summary(logger, {"test": {"mse": torch.tensor(0.25), "curve": [1, 2], "bad": float("inf")}, "note": "ok"})
 (run_dir / "results.npz").write_bytes(b"numbers")
-run_folder.write_json(run_dir / "summary.json", {"n": 1})
+files.write_json(run_dir / "summary.json", {"n": 1})
 artifacts.log_results(logger, run_dir)
 assert logger.lost == {}, logger.lost
 tracking.finish(logger, exit_code=int(sys.argv[3]))
@@ -139,7 +141,7 @@ def offline_run(tmp_path_factory):
         (base / name).mkdir()
     (base / "script.py").write_text(SCRIPT)
     env = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "XDG_"))}
-    for name in (*run_folder.RANK_VARIABLES, run_folder.RUN_DIR_VARIABLE, "NETRC"):
+    for name in (*ranks.RANK_VARIABLES, run_folder.RUN_DIR_VARIABLE, "NETRC"):
         env.pop(name, None)
     env |= {"HOME": str(base / "home"), "TMPDIR": str(base / "tmp"), "PYTHONPATH": str(ROOT)}
     env |= {"MY_TOKEN": ENV_SECRET, "PYTHONDONTWRITEBYTECODE": "1"}

@@ -13,7 +13,7 @@ from rsdyn import ranks, redaction
 from rsdyn.run import folder as run_folder
 from rsdyn.run import provenance
 
-ROOT = Path(provenance.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 HF_KEY = "hf_" + "AbCdEfGhIjKlMnOpQrSt"
 WANDB_KEY = "0123456789abcdef" * 2 + "01234567"
 ENV_SECRET = "correct horse battery"

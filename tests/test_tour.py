@@ -119,7 +119,7 @@ NULLS = re.compile(r"(.*?)\s{2,}(.*?)\s+mean \|R\| (\S+), surrogates' mean R\s+(
 
 def null_models(tour) -> dict[tuple[str, str], tuple[float, float, int]]:
     """What is printed of a null model and of whose turns: mean |R|, the surrogates' mean R, the share beyond them."""
-    cell = next(c for c in tour.cells if c.cell_type == "code" and "rotation_test" in c.source)
+    cell = next(c for c in tour.cells if c.cell_type == "code" and "rotation_test(" in c.source)
     return {(null, who): (float(r), float(mean), int(n)) for null, who, r, mean, n in NULLS.findall(printed(cell))}
 
 

@@ -14,6 +14,35 @@ Sublayer ``2 l`` is ``resid_pre[l]`` (the input of layer ``l``, the paper's pre-
 ``resid_mid[l]`` (after attention was added, the paper's pre-MLP). A *trajectory* is one token of one sequence,
 ``(S, D)``, its *velocity* ``(S - 1, D)``, its *speed* the norm of that. Models with parallel attention have no
 ``resid_mid``: there ``S = L``.
+
+The names below are what a notebook begins with; each is read when it is first asked for, so that ``import rsdyn`` takes
+no time and ``rsdyn.dynamics`` needs torch, numpy and scipy alone.
 """
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from rsdyn.library.recording import record
+    from rsdyn.lm.source import find_lm
+    from rsdyn.stream.recorded import Trajectories
+
+__all__ = ["Trajectories", "__version__", "find_lm", "record"]
+
+_WHERE = {
+    "record": "rsdyn.library.recording",
+    "find_lm": "rsdyn.lm.source",
+    "Trajectories": "rsdyn.stream.recorded",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'rsdyn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])

@@ -7,6 +7,7 @@ a function of the rows, the settings and (seed, sequence index): never of batch,
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Sequences", "keep", "load_rows", "split", "token_order", "tokenise", "tokenise_one"]
+__all__ = ["Sequences", "keep", "load_rows", "split", "token_order", "tokenise", "tokenise_one", "tokenise_texts"]
 
 _CHUNK = 1000  # rows read and tokenised at once: bounds the memory
 
@@ -178,6 +179,44 @@ def tokenise_one(tokenizer: PreTrainedTokenizerBase, text: str, bos_id: int) -> 
             "take as plain text: there would be two BOS. Leave it out of the text."
         )
     return np.concatenate([[bos_id], tokens]).astype(np.int64)
+
+
+def tokenise_texts(
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int | None = None,
+    truncate: bool = False,
+    vocab_size: int | None = None,
+) -> Sequences:
+    """The tokens of texts as they are, none filtered; exactly one BOS opens each, as in a corpus.
+
+    Raises ``UserError``: a text without a token or that spells BOS, one longer than ``max_tokens`` with BOS (unless
+    ``truncate`` cuts it), a token outside the vocabulary.
+    """
+    bos_id, bos_note = _bos(tokenizer)
+    ids, n_truncated = [], 0
+    for number, tokens in enumerate(_encode(tokenizer, list(texts))):
+        _check(tokens, number, tokenizer, bos_id, vocab_size)
+        if max_tokens is not None and len(tokens) + 1 > max_tokens:
+            if not truncate:
+                raise UserError(
+                    f"texts[{number}] has {len(tokens) + 1} tokens with BOS, more than the model's context of "
+                    f"{max_tokens}. Shorten it, or give truncate=True to cut what is too long."
+                )
+            n_truncated += 1
+            tokens = tokens[: max_tokens - 1]
+        ids.append(np.concatenate([[bos_id], tokens]))
+    return sequences_of(ids, bos_id=bos_id, bos_note=bos_note, n_truncated=n_truncated)
+
+
+def sequences_of(ids: list[np.ndarray], *, bos_id: int, bos_note: str | None = None, n_truncated: int = 0) -> Sequences:
+    """Token ids of each sequence as a corpus; BOS, if it is there, stands first in each."""
+    flat = np.concatenate(ids).astype(np.int32)
+    offsets = np.cumsum([0, *map(len, ids)]).astype(np.int64)
+    flat.setflags(write=False)
+    offsets.setflags(write=False)
+    return Sequences(flat, offsets, len(ids), n_truncated, bos_id, bos_note)
 
 
 def split(n: int, *, val_size: float, test_size: float, seed: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,256 @@
+"""``rsdyn.record``: model objects, names and modules in; trajectories out; what is handed in comes back as it was."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+import rsdyn
+from rsdyn.embedded import MODEL
+from rsdyn.errors import UserError
+from rsdyn.stream.recorded import Trajectories
+
+TEXTS = ["In the beginning God created the heaven and the earth.", "A page of a manual.", "And it was so."]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+
+
+def tiny(vocab_size):
+    return LlamaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, vocab_size=vocab_size
+    )
+
+
+def states_of_transformers(model, tokenizer, text):
+    """resid_pre of the last token by transformers' own hidden_states, ``(L, D)``."""
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
+    with torch.inference_mode():
+        states = model(ids, output_hidden_states=True).hidden_states
+    return torch.stack(states[:-1])[:, 0, -1]
+
+
+def test_a_model_object_is_recorded_and_comes_back_as_it_was(model, tokenizer):
+    model.train()
+    model.model.layers[3].eval()
+    frozen = model.model.embed_tokens.weight.requires_grad_(False)
+    x = rsdyn.record(model, TEXTS, tokenizer=tokenizer)
+    assert isinstance(x, Trajectories)
+    assert x.shape == (3, 32, 128) == x.tensor.shape
+    assert x.sites[:4] == ("resid_pre", "resid_mid") * 2 and x.layers[:4] == (0, 0, 1, 1)
+    assert x.texts == tuple(TEXTS)
+    for row, text in zip(x.tensor, TEXTS, strict=True):
+        wanted = states_of_transformers(copy.deepcopy(model).eval(), tokenizer, text)
+        torch.testing.assert_close(row[::2], wanted, atol=2e-5, rtol=1e-5)
+    assert model.training and not model.model.layers[3].training and model.model.layers[4].mlp.training
+    assert not frozen.requires_grad and model.model.norm.weight.requires_grad
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with pytest.raises(UserError):
+        rsdyn.record(model, ["x " * 5000], tokenizer=tokenizer)
+    assert model.training and model.model.norm.weight.requires_grad
+    frozen.requires_grad_(True)
+    model.eval()
+
+
+def test_names_objects_and_base_models_agree(model, tokenizer):
+    by_name = rsdyn.record("embedded", TEXTS)
+    for given in (model, model.model, AutoModel.from_pretrained(MODEL, dtype=torch.float32), rsdyn.find_lm("embedded")):
+        x = rsdyn.record(given, TEXTS, tokenizer=tokenizer)
+        torch.testing.assert_close(x.tensor, by_name.tensor, atol=1e-5, rtol=1e-5)
+    assert by_name.label == "embedded" and by_name.certificate["attention"] < 1e-4
+
+
+def test_token_ids_and_datasets_are_taken(model, tokenizer):
+    x = rsdyn.record(model, TEXTS, tokenizer=tokenizer)
+    ids = [[tokenizer.bos_token_id, *tokenizer(t, add_special_tokens=False)["input_ids"]] for t in TEXTS]
+    for given in (ids, [np.array(i) for i in ids], [torch.tensor(i) for i in ids]):
+        torch.testing.assert_close(rsdyn.record(model, given).tensor, x.tensor)
+    table = Dataset.from_dict({"body": TEXTS, "kind": ["bible", "manual", "bible"]})
+    y = rsdyn.record(model, table, tokenizer=tokenizer, text_column="body", group_column="kind")
+    torch.testing.assert_close(y.tensor, x.tensor)
+    assert y.groups == ("bible", "manual", "bible")
+
+
+def test_several_positions(model, tokenizer):
+    every = rsdyn.record(model, TEXTS, tokenizer=tokenizer, positions="all")
+    last = rsdyn.record(model, TEXTS, tokenizer=tokenizer)
+    lengths = [1 + len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in TEXTS]
+    assert len(every) == sum(lengths)
+    assert every.position.tolist() == [p for n in lengths for p in range(n)]
+    ends = np.cumsum(lengths) - 1
+    torch.testing.assert_close(every.tensor[ends], last.tensor, atol=1e-5, rtol=1e-5)
+    drawn = rsdyn.record(model, TEXTS, tokenizer=tokenizer, positions=2)
+    assert drawn.sequence.tolist() == [0, 0, 1, 1, 2, 2]
+    where = [int(np.cumsum([0, *lengths])[s]) + int(p) for s, p in zip(drawn.sequence, drawn.position, strict=True)]
+    torch.testing.assert_close(drawn.tensor, every.tensor[where], atol=1e-5, rtol=1e-5)
+
+
+def test_a_cache_is_found_again_and_tells_two_models_apart(model, tokenizer, tmp_path):
+    counts = []
+    for _ in range(2):
+        x = rsdyn.record(model, TEXTS, tokenizer=tokenizer, cache=tmp_path, progress=counts.append)
+    assert sum(counts) == 3, "the second call reads what the first one recorded"
+    config = tiny(4096)
+    torch.manual_seed(0)
+    one, other = LlamaForCausalLM(config).eval(), LlamaForCausalLM(config).eval()
+    a = rsdyn.record(one, [[1, 2, 3]], cache=tmp_path)
+    b = rsdyn.record(other, [[1, 2, 3]], cache=tmp_path)
+    assert not torch.equal(a.tensor, b.tensor)
+    assert torch.equal(rsdyn.record(one, [[1, 2, 3]], cache=tmp_path).tensor, a.tensor)
+    assert x.shape == (3, 32, 128)
+
+
+def test_trajectories_are_indexed_saved_and_described(model, tokenizer, tmp_path):
+    x = rsdyn.record(model, TEXTS, tokenizer=tokenizer, groups=["a", "b", "a"])
+    assert x[0].shape == (32, 128) and torch.equal(x[-1], x.tensor[2])
+    for which in (slice(1, None), [1, 2], np.array([False, True, True]), torch.tensor([1, 2])):
+        part = x[which]
+        assert torch.equal(part.tensor, x.tensor[1:]) and part.sequence.tolist() == [1, 2]
+        assert part.groups == x.groups
+    assert repr(x) == (
+        "Trajectories(3 × 32 × 128, float32: model, 16 layers × (resid_pre, resid_mid); 1 token of each of 3 "
+        "sequences; groups a, b; certified as a running sum)"
+    )
+    again = Trajectories.load(x.save(tmp_path / "x.safetensors"))
+    assert torch.equal(again.tensor, x.tensor) and again.texts == x.texts and again.groups == x.groups
+    assert again.certificate == x.certificate and again.origin is None and repr(again) == repr(x)
+    with pytest.raises(UserError, match=r"must end in \.safetensors"):
+        x.save(tmp_path / "x.pt")
+    (tmp_path / "other.safetensors").write_bytes(b"what is this")
+    with pytest.raises(UserError, match="cannot be read as trajectories"):
+        Trajectories.load(tmp_path / "other.safetensors")
+
+
+def test_to_xarray_names_the_axes(model, tokenizer):
+    xarray = pytest.importorskip("xarray")
+    x = rsdyn.record(model, TEXTS, tokenizer=tokenizer, groups=["a", "b", "a"], stored="bfloat16")
+    found = x.to_xarray()
+    assert isinstance(found, xarray.DataArray) and found.dims == ("trajectory", "sublayer", "unit")
+    assert (found.sel(trajectory=found.group == "a").sizes["trajectory"], found.dtype) == (2, np.float32)
+
+
+# -- any module --------------------------------------------------------------------------------------------------------
+
+
+def test_a_vision_transformer():
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=32,
+                       patch_size=8)  # fmt: skip
+    model, images = ViTModel(config).train(), torch.randn(5, 3, 32, 32)
+    x = rsdyn.record(model, images, sites=[f"layers.{i}" for i in range(3)], positions="all")
+    assert x.shape == (5 * 17, 3, 32) and model.training
+    with torch.no_grad():
+        states = model.eval()(images, output_hidden_states=True).hidden_states
+    for s in range(3):
+        torch.testing.assert_close(x.tensor[:, s].view(5, 17, 32), states[s])
+    assert x.certificate["sums"] < 1e-5 and all(len(parts) == 2 for parts in x.certificate["parts"])
+
+
+class Residual(nn.Module):
+    """A block of a pre-activation ResNet; with ``after`` a ReLU follows the sum, as in the first ResNet."""
+
+    def __init__(self, width, after=False):
+        super().__init__()
+        self.norm, self.conv, self.after = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, padding=1), after
+
+    def forward(self, x):
+        x = x + self.conv(torch.relu(self.norm(x)))
+        return torch.relu(x) if self.after else x
+
+
+def test_a_stage_of_a_resnet():
+    torch.manual_seed(0)
+    stage, images = nn.Sequential(*(Residual(6) for _ in range(4))), torch.randn(2, 6, 5, 5)
+    x = rsdyn.record(stage, images, sites=["0", "1", "2", "3"], positions="all")
+    assert x.shape == (2 * 25, 4, 6) and stage.training
+    stage.eval()
+    with torch.no_grad():
+        wanted = stage[1](stage[0](images))
+    torch.testing.assert_close(x.tensor[:, 2].view(2, 25, 6), wanted.flatten(2).transpose(1, 2))
+    assert x.certificate["parts"] == [["conv"]] * 4
+
+
+@pytest.mark.parametrize(
+    ("stage", "sites", "said"),
+    [
+        (nn.Sequential(Residual(6), Residual(6)), ["0", "7"], r"no module '7'; it has 0, 1"),
+        (nn.Sequential(Residual(6), Residual(6)), ["0"], "at least two points"),
+        (nn.Sequential(Residual(6), Residual(6)), ["1", "0"], "is not the output of 1"),
+        (nn.Sequential(Residual(6, after=True), Residual(6)), ["0", "1"], "a norm or a ReLU after the sum"),
+        (nn.Sequential(Residual(6), nn.ReLU(), Residual(6)), ["0", "2"], "is not the output of 0"),
+        (nn.Sequential(nn.Conv2d(6, 6, 1), Residual(6)), ["0", "1"], "does more than add"),
+    ],
+)
+def test_sites_that_are_no_running_sum_are_refused(stage, sites, said):
+    with pytest.raises(UserError, match=said):
+        rsdyn.record(stage, torch.randn(2, 6, 5, 5), sites=sites)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in stage.modules())
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_kind_of_argument_is_one_sentence_that_names_what_is_taken(model, tokenizer):
+    for given, error, said in (
+        ((7, TEXTS), TypeError, "model: int is not taken; give a transformers model"),
+        ((nn.Linear(2, 2), TEXTS), TypeError, r"name its blocks, in order, with sites="),
+        ((model, "one text"), TypeError, "texts: one str is not taken; give a list of strings"),
+        ((model, 7), TypeError, "texts: one int is not taken"),
+        ((model, ["a text", [1, 2]]), TypeError, "strings and others are mixed"),
+        ((model, [7]), TypeError, r"texts\[0\] is a int"),
+        ((model, []), UserError, "there are none"),
+        ((model, ["a text", " "]), UserError, r"texts\[1\] is empty"),
+        ((model, [[]]), UserError, "at least one"),
+        ((model, [[1, 99999]]), UserError, "the model's vocabulary ends at 4095"),
+    ):
+        with pytest.raises(error, match=said) as raised:
+            rsdyn.record(*given, tokenizer=tokenizer)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="strings need one"):
+        rsdyn.record(model, TEXTS)
+    with pytest.raises(TypeError, match="tokenizer: str is not taken"):
+        rsdyn.record(model, TEXTS, tokenizer="gpt2")
+    with pytest.raises(UserError, match="2 labels for 3 texts"):
+        rsdyn.record(model, TEXTS, tokenizer=tokenizer, groups=["a", "b"])
+    with pytest.raises(UserError, match="a label is missing"):
+        rsdyn.record(model, TEXTS, tokenizer=tokenizer, groups=["a", None, "b"])
+    for wrong in (0, "first", True):
+        with pytest.raises(UserError, match="positions="):
+            rsdyn.record(model, TEXTS, tokenizer=tokenizer, positions=wrong)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tokenizer):
+    config = tiny(64)
+    with pytest.raises(UserError, match="do not belong together"):
+        rsdyn.record(LlamaForCausalLM(config), TEXTS, tokenizer=tokenizer)
+
+
+def test_what_is_too_long_is_cut_only_when_asked(model, tokenizer):
+    long = "word " * 600
+    with pytest.raises(UserError, match=r"texts\[1\] has \d+ tokens with BOS, more than the model's context of 512"):
+        rsdyn.record(model, ["short", long], tokenizer=tokenizer)
+    x = rsdyn.record(model, ["short", long], tokenizer=tokenizer, truncate=True)
+    assert x.position.tolist()[1] == 511
+
+
+def test_the_import_takes_neither_torch_nor_lightning():
+    import subprocess
+    import sys
+
+    code = "import sys, rsdyn; assert 'record' in dir(rsdyn); assert not {'torch', 'lightning'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys, rsdyn.dynamics.rotation; assert not {'lightning', 'wandb', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

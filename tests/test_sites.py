@@ -80,7 +80,7 @@ def test_a_config_that_no_model_is_known_for():
     class Strange(PreTrainedConfig):
         model_type = "strange"
 
-    with pytest.raises(UserError, match="'strange' is not supported: it cannot be built from its config"):
+    with pytest.raises(UserError, match="'strange' is not opened: it cannot be built from its config"):
         site_names(Strange())
 
 

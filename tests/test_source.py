@@ -19,8 +19,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 from rsdyn.errors import UserError
 from rsdyn.lm import source as module
 from rsdyn.lm import weights
+from rsdyn.lm.certificate import certify
 from rsdyn.lm.continuing.continuation import continue_all, run_reference
-from rsdyn.lm.source import find_lm
+from rsdyn.lm.source import find_lm, unused_weights
 
 ROOT = Path(__file__).parent.parent
 
@@ -207,11 +208,92 @@ def test_remote_code_is_not_run_unless_asked(folder, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_folder_without_tokenizer(folder):
+def test_a_folder_without_a_tokenizer_and_one_named_in_its_place(folder, tiny_llama, tmp_path):
     for file in folder.glob("*token*"):
         file.unlink()
-    with pytest.raises(UserError, match=r"lm\.name"):
+    with pytest.raises(UserError, match=r"lm\.name=.*no tokenizer can be opened there.*lm\.tokenizer\.$") as caught:
         find_lm(str(folder)).tokenizer()
+    assert "\n" not in str(caught.value) and "instantiate the backend tokenizer" in str(caught.value)
+    own, named = (find_lm(str(lm), tokenizer=t) for lm, t in ((tiny_llama, None), (folder, str(tiny_llama))))
+    assert own.tokenizer()("some words")["input_ids"] == named.tokenizer()("some words")["input_ids"]
+    (tmp_path / "empty").mkdir()
+    for name, words in (
+        (str(tmp_path / "empty"), "no tokenizer can be opened there"),
+        (str(tmp_path / "absent"), "no such folder"),
+        ("nobody/nothing", "network is out of reach"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            find_lm(str(folder), tokenizer=name).tokenizer()
+        assert str(caught.value).startswith(f"lm.tokenizer={name}: ")
+
+
+# --- configs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"intermediate_size": 352.0}, "'intermediate_size' expected int, got float"),
+        ({"max_position_embeddings": None}, "'max_position_embeddings' expected int, got NoneType"),
+        ({"hidden_size": "48"}, "'hidden_size' expected int, got str"),
+        ({"rope_scaling": "linear"}, "config.json holds a value"),
+        ({"hidden_act": "nothing"}, "correct that value in its config.json"),
+    ],
+)
+def test_a_value_of_config_json_that_cannot_be(folder, changes, words):
+    change_config(folder, **changes)
+    assert words in message(folder)
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flash_attention_3", "flex_attention"])
+def test_an_attention_kernel_of_gpus_gives_way_to_the_one_that_computes_the_same_everywhere(
+    folder, tiny_llama, key, kernel
+):
+    change_config(folder, **{key: kernel})
+    source, sequences = find_lm(str(folder)), random_sequences(3)
+    assert kernel in source.notes[0] and "computes the same" in source.notes[0]
+    assert torch.equal(source.load().record(sequences), find_lm(str(tiny_llama)).load().record(sequences))
+    assert find_lm(str(tiny_llama)).notes == ()
+
+
+# --- weights that would not be used ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_weights_that_the_config_has_no_layers_for_are_named(folder, caplog, head):
+    change_config(folder, num_hidden_layers=2)
+    lm = find_lm(str(folder)).load(head=head)
+    words = "weights of layers 2 to 2, which its config.json does not have, are in its files and not used: "
+    assert lm.unused == words + "layers.2.input_layernorm.weight and 8 more"
+    assert lm.unused in caplog.text
+    certificate = certify(lm, random_sequences(2))
+    assert certificate.line().endswith(f"Note: {lm.unused}.") and certificate.to_dict()["unused"] == lm.unused
+
+
+def test_a_head_that_is_not_asked_for_is_no_weight_that_is_missed(tiny_llama, tmp_path):
+    assert find_lm(str(tiny_llama)).load().unused is None
+    names = ["lm_head.weight", "score.weight", "rotary_emb.inv_freq", "layers.0.self_attn.rotary_emb.inv_freq"]
+    base = find_lm(str(tiny_llama)).load().base
+    assert unused_weights(names, base) is None
+    lora = "model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert unused_weights([*names, lora], base) == (
+        f"weights are in its files and not used: {lora.removeprefix('model.')}"
+    )
+
+
+def test_an_adapter_says_that_it_is_one_and_how_it_is_merged(folder):
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "meta-llama/Llama-3.2-1B"}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    beside = message(folder)
+    assert "beside its weights the folder has a PEFT adapter (LORA weights" in beside and "merge_and_unload" in beside
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    alone = message(folder)
+    for words in ("a PEFT adapter", "meta-llama/Llama-3.2-1B", "pip install peft", "lm.name=merged lm.tokenizer=meta"):
+        assert words in alone
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text("{")
+    assert "a PEFT adapter" in message(folder)
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

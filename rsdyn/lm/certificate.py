@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.lm.batches import PACKED
-from rsdyn.lm.model import LanguageModel
+from rsdyn.lm.model import LanguageModel, in_eval_mode
 from rsdyn.lm.tracing import output_of, stream_of
 
 MAX_TOKENS = 24
@@ -56,6 +56,7 @@ class Certificate:
         tolerance_of_runs: see there.
         layout: of the batches that are recorded, ``packed`` or ``sorted``, and
         layout_reason: why they are not packed; None where they are, or nobody asked.
+        unused: weights that the model's files hold and it has no place for, in a sentence; None for none.
         quantisation: what the weights were dequantised from; None where they were not.
     """
 
@@ -76,6 +77,7 @@ class Certificate:
     tolerance_of_runs: float
     layout: str
     layout_reason: str | None
+    unused: str | None
     quantisation: str | None = None
 
     def line(self) -> str:
@@ -92,11 +94,17 @@ class Certificate:
         return (
             f"Stream certified over {self.layers} layers{kind} in {self.dtype}{weights}: largest relative error of "
             f"{parts} (allowed {self.tolerance:.0e}, between two runs {self.tolerance_of_runs:.0e}).{layout}"
+            + ("" if self.unused is None else f" {say_unused(self.unused)}")
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a manifest."""
         return {**asdict(self), "tokens": list(self.tokens)}
+
+
+def say_unused(unused: str) -> str:
+    """The sentence on weights that a model's files hold and it has no place for."""
+    return f"Note: {unused}."
 
 
 def tolerances(lm: LanguageModel) -> tuple[float, float]:
@@ -112,6 +120,7 @@ def tolerances(lm: LanguageModel) -> tuple[float, float]:
     return 3e-2, 0.15 * max(1.0, lm.n_layers / 16) ** 0.5
 
 
+@in_eval_mode
 @torch.inference_mode()
 def certify(lm: LanguageModel, sequences: Sequence[np.ndarray]) -> Certificate:
     """Check a model's stream on two of ``sequences`` (token ids of each, BOS included), cut to 24 tokens.
@@ -144,6 +153,7 @@ def certify(lm: LanguageModel, sequences: Sequence[np.ndarray]) -> Certificate:
         tolerance_of_runs=of_runs,
         layout=lm.layout.name,
         layout_reason=lm.layout.reason,
+        unused=lm.unused,
         quantisation=lm.quantisation,
     )
 
@@ -212,7 +222,8 @@ def _run(lm: LanguageModel, sequences: list[np.ndarray], *, hidden: bool = False
     handles.append(lm.sites.layers[-1].register_forward_hook(wrote(streams, lm.n_sublayers)))
     try:
         model: Any = lm.base if lm.causal is None else lm.causal
-        output = model(input_ids=ids.to(lm.device), use_cache=False, output_hidden_states=hidden)
+        with _no_hook_stays(model):
+            output = model(input_ids=ids.to(lm.device), use_cache=False, output_hidden_states=hidden)
     finally:
         for handle in handles:
             handle.remove()
@@ -225,6 +236,21 @@ def _run(lm: LanguageModel, sequences: list[np.ndarray], *, hidden: bool = False
         last=(np.cumsum(lengths) - 1).tolist(),
         logits=None if lm.causal is None else output.logits[torch.arange(len(last)), last].float().to(lm.device),
     )
+
+
+@contextmanager
+def _no_hook_stays(model: nn.Module) -> Iterator[None]:
+    """Take away what transformers leaves on a model that was once asked for its hidden states."""
+    flag = "_output_capturing_hooks_installed"
+    before = {module: (set(module._forward_hooks), flag in vars(module)) for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, (hooks, had_flag) in before.items():
+            for number in set(module._forward_hooks) - hooks:
+                del module._forward_hooks[number]
+            if not had_flag:
+                vars(module).pop(flag, None)
 
 
 def _check_finite(lm: LanguageModel, run: _Run) -> None:

@@ -175,9 +175,63 @@ def lm_errors(name: str, revision: str | None, *, is_folder: bool) -> Iterator[N
         if is_folder:
             raise UserError(
                 f"lm.name={name}: this folder could not be opened as a model ({type(error).__name__}: "
-                f"{first_line(error)})."
+                f"{one_line(error)})."
             ) from error
         raise explain_hub_error(error, kind="lm", name=name, revision=revision) from error
+
+
+@contextmanager
+def config_errors(name: str) -> Iterator[None]:
+    """Turn whatever transformers makes of a wrong value in config.json into one message that names it."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (UserError, OSError, ImportError):
+        raise
+    except ValueError as error:
+        if any(known in str(error) for known in ("trust_remote_code", "recognize", "Unrecognized")):
+            raise
+        raise _wrong_config(name, error) from error
+    except (StrictDataclassError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise _wrong_config(name, error) from error
+
+
+def _wrong_config(name: str, error: Exception) -> UserError:
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    return UserError(
+        f"lm.name={name}: its config.json holds a value that transformers refuses ({type(root).__name__}: "
+        f"{one_line(root)}). Correct it there, such as 352 for 352.0, or leave the line out for its default."
+    )
+
+
+@contextmanager
+def tokenizer_errors(name: str, key: Literal["lm.name", "lm.tokenizer"], *, is_folder: bool) -> Iterator[None]:
+    """Turn what opening a tokenizer raises into one message: what is missing, and how to name another."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of every kind, from the tokenizers' own to a KeyError in tokenizer_config.json
+        words = one_line(error)
+        if "trust_remote_code" in words:
+            raise UserError(
+                f"{key}={name}: its tokenizer needs Python code of its own, which is not run unless you ask. If you "
+                "trust its authors, set lm.trust_remote_code=true."
+            ) from error
+        if not is_folder and _is_network(_chain(error), words.lower()):
+            where = "lm.tokenizer=<folder of a tokenizer>"
+            raise UserError(
+                f"{key}={name}: the network is out of reach (or HF_HUB_OFFLINE is set), and its tokenizer is not in "
+                f"the local Hub cache. Connect once to fetch it, or give {where}."
+            ) from error
+        raise UserError(
+            f"{key}={name}: no tokenizer can be opened there ({type(error).__name__}: {words}). Add its files "
+            "(tokenizer.json, or what save_pretrained() of its tokenizer writes), or name the model or folder that has "
+            "the tokenizer with lm.tokenizer."
+        ) from error
 
 
 def _index_is_cached(name: str, revision: str | None) -> bool:
@@ -232,6 +286,12 @@ def _is_network(chain: list[BaseException], words: str) -> bool:
         or "couldn't reach" in words
         or "couldn't connect" in words
     )
+
+
+def one_line(error: BaseException) -> str:
+    """An error's whole message on one line, cut where it is very long."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 400 else f"{words[:400]}..."
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -39,13 +40,30 @@ class Layout(NamedTuple):
     reason: str | None = None
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_eval_mode(function: Callable[Concatenate[LanguageModel, P], R]) -> Callable[Concatenate[LanguageModel, P], R]:
+    """Run a function of a language model inside :meth:`LanguageModel.evaluating`."""
+
+    @wraps(function)
+    def inside(lm: LanguageModel, *args: P.args, **kwargs: P.kwargs) -> R:
+        with lm.evaluating():
+            return function(lm, *args, **kwargs)
+
+    return inside
+
+
 class LanguageModel:
     """A base model and the sites of its stream.
 
     Args:
         base: transformers' model without the LM head, on its device.
         name: for messages.
-        causal: the model with the LM head whose base ``base`` is; None when the head was not loaded.
+        causal: the model with the LM head whose base ``base`` is; None when the head was not loaded. Whoever made the
+            two keeps them: their training mode, hooks and ``requires_grad`` are the same after each call as before.
+        unused: weights of the model's files that it has no place for, in a sentence; None for none.
         quantisation: what the weights were dequantised from, such as ``Q4_1``; None where they were not.
 
     Attributes:
@@ -62,14 +80,16 @@ class LanguageModel:
         name: str = "lm",
         causal: PreTrainedModel | None = None,
         quantisation: str | None = None,
+        unused: str | None = None,
     ):
-        self.base = base.eval().requires_grad_(False)
-        self.causal = None if causal is None else causal.eval().requires_grad_(False)
+        self.base, self.causal = base, causal
         self.head: nn.Module | None = None if causal is None else causal.get_output_embeddings()
         self.n_edits = 0
         self.layout = Layout(SORTED)
         self.config = base.config.get_text_config()
-        self.name, self.quantisation = name, quantisation
+        self.name, self.quantisation, self.unused = name, quantisation, unused
+        self._mode = threading.Lock()  # around the two that follow
+        self._n_evaluating, self._training = 0, list[nn.Module]()
         self.sites = find_sites(base)
         self._tail = None if causal is None else behind_the_layers(causal, self.sites.final_norm)
         self._running = threading.local()  # the forward that a thread's hooks belong to
@@ -103,6 +123,25 @@ class LanguageModel:
         """The sublayer of a layer's site; ``UserError`` for a layer or site that the model has not."""
         return sublayer_index(self.sites.names, self.n_layers, layer, site)
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """While open the model is in eval mode (no dropout); every module's own mode comes back, whatever happens."""
+        with self._mode:
+            if self._n_evaluating == 0:
+                parts = [*self.base.modules(), *(() if self.causal is None else self.causal.modules())]
+                self._training = [part for part in parts if part.training]
+                for part in self._training:
+                    part.training = False
+            self._n_evaluating += 1
+        try:
+            yield
+        finally:
+            with self._mode:
+                self._n_evaluating -= 1
+                if self._n_evaluating == 0:
+                    for part in self._training:
+                        part.training = True
+
     def log_probs(self, final: Tensor) -> Tensor:
         """Next-token log-probabilities ``(..., V)``, float32, of states behind the last layer ``(..., D)``.
 
@@ -114,8 +153,10 @@ class LanguageModel:
                 f"log_probs: {self.name} was loaded without its LM head, and only the stream can be had. "
                 "Load it with load(head=True)."
             )
-        # through the class, since a model spread over devices has its forward replaced by one bound to the original
-        logits = type(self._tail).forward(self._tail, inputs_embeds=final.reshape(1, -1, self.n_units)).logits
+        # without a graph through the weights, unless one through the states is wanted
+        with self.evaluating(), torch.set_grad_enabled(torch.is_grad_enabled() and final.requires_grad):
+            # through the class, since a model spread over devices has its forward replaced by one bound to the original
+            logits = type(self._tail).forward(self._tail, inputs_embeds=final.reshape(1, -1, self.n_units)).logits
         return logits.float().log_softmax(-1).view(*final.shape[:-1], -1)
 
     def record(
@@ -165,7 +206,7 @@ class LanguageModel:
             into = np.concatenate([np.arange(ends[i] - len(at[i]), ends[i]) for i in rows])
             self._record_batch([sequences[i] for i in rows], [at[i] for i in rows], out, torch.from_numpy(into), layout)
 
-        with packed_attention(self.base) if layout == PACKED else nullcontext(), self._hooks():
+        with self.evaluating(), packed_attention(self.base) if layout == PACKED else nullcontext(), self._hooks():
             for group in batches_apart(batches, lengths, apart):
                 work = side_by_side(record, group, self.device, one_by_one=self.is_spread)
                 # closed before the hooks go, so that no thread is left running without them after an exception

@@ -18,6 +18,9 @@ class LmConfig:
         also=("model", "llm"),
     )
     revision: str | None = setting(None, "Branch, tag or commit of the LM on the Hub; null is its main branch.")
+    tokenizer: str | None = setting(
+        None, "Hub name or folder whose tokenizer is taken; null is the LM's own.", also=("tokenizer_name",)
+    )
     dtype: str = setting(
         "float32",
         "Number format the LM computes in.",

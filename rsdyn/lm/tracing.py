@@ -37,6 +37,10 @@ class UntraceableError(Exception):
     """The sites cannot be found; the message says why in a clause, without a full stop."""
 
 
+class UnbuildableError(UntraceableError):
+    """A config that no model can be built from."""
+
+
 @dataclass(frozen=True)
 class Term:
     """One module's output among what a sublayer adds to the stream, and the number it is multiplied by."""
@@ -94,7 +98,7 @@ def _first_float(values: Sequence[Any]) -> Tensor | None:
 def model_without_weights(config: PreTrainedConfig, kind: Any = None, *, trust_remote_code: bool = False) -> nn.Module:
     """The base model of a config on the meta device; ``kind`` is its class, by default the one transformers opens.
 
-    Raises :class:`UntraceableError` when it cannot be built.
+    Raises :class:`UnbuildableError` when it cannot be built.
     """
     from transformers import AutoModel
 
@@ -107,7 +111,7 @@ def model_without_weights(config: PreTrainedConfig, kind: Any = None, *, trust_r
                 return kind._from_config(config, dtype=torch.bfloat16).eval()
             return AutoModel.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code).eval()
         except Exception as error:  # whatever the model's code raises: a package that it lacks, a setting it refuses
-            raise UntraceableError(f"it cannot be built from its config ({_told(error)})") from error
+            raise UnbuildableError(f"it cannot be built from its config ({_told(error)})") from error
 
 
 def _told(error: Exception) -> str:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from rsdyn.config.schema import to_dict
 from rsdyn.errors import UserError
 from rsdyn.lightning_private import NoProfiler
-from rsdyn.lm.certificate import Certificate
+from rsdyn.lm.certificate import Certificate, say_unused
 from rsdyn.lm.source import LMSource, find_lm
 from rsdyn.ranks import is_rank_zero
 from rsdyn.redaction import redact
@@ -61,9 +61,12 @@ def open_lm(run: Run) -> LMSource:
         revision=lm_config.revision,
         trust_remote_code=lm_config.trust_remote_code,
         device_map=lm_config.device_map,
+        tokenizer=lm_config.tokenizer,
     )
     stored = "" if lm.gguf is None else f", a GGUF file stored as {lm.gguf.stored}"
     run.say(f"LM:   {lm.label} ({lm.config.model_type}), {lm.n_layers} layers of {lm.n_units} units{stored}")
+    for note in lm.notes:
+        run.say(f"      {note}")
     return lm
 
 
@@ -90,7 +93,7 @@ def find_text(run: Run, lm: LMSource) -> Source:
         truncate=data.truncate,
         vocab_size=lm.vocab_size,
     )
-    text = data.name or (Path(data.path).name if data.path else "embedded")
+    text = data.name or (Path(data.path).expanduser().resolve().name if data.path else "embedded")
     run.say(
         f"Text: {text}: {len(sequences)} sequences of {data.l_min + 1} to {data.l_max - 1} characters out of "
         f"{sequences.n_rows} rows read, {sequences.n_tokens / len(sequences):.0f} tokens each on average"
@@ -103,6 +106,7 @@ def find_text(run: Run, lm: LMSource) -> Source:
     made_from = {
         "lm_revision": lm.commit or lm.revision,
         **({} if lm.quantisation is None else {"lm_quantisation": lm.quantisation}),
+        **({} if lm.own_tokenizer is None else {"tokenizer_of": lm.own_tokenizer}),
         "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer)} tokens, BOS {sequences.bos_id}",
         "text": text,
         "text_config": data.config,
@@ -214,6 +218,8 @@ def start_records(run: Run, source: Source, streams: Mapping[str, TrajectoryStre
     for name, stream in streams.items():
         if stream.certificate is not None:
             record_certificate(run, name, stream.certificate)
+            if stream.certificate.get("unused"):  # said when it was recorded, and to whoever uses that
+                run.say(say_unused(stream.certificate["unused"]))
         stream.on_certificate = partial(_say_certificate, run, name)
     run.start_tracking(group=lm.label, tags=list(dict.fromkeys([lm.label, source.text, *streams])))
 

@@ -22,7 +22,7 @@ from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.lm.continuing.layer_calls import BLOCK, LayerCall, Masks, reading_sites, record_calls
 from rsdyn.lm.continuing.reference import Continued, Reference
 from rsdyn.lm.continuing.self_check import checked, rounding
-from rsdyn.lm.model import LanguageModel
+from rsdyn.lm.model import LanguageModel, in_eval_mode
 from rsdyn.threads import side_by_side
 
 __all__ = ["Continued", "Position", "Reference", "continue_all", "continue_from", "run_reference"]
@@ -32,6 +32,7 @@ Position = Literal["last", "all"]
 _MASKABLE = ("eager", "sdpa")  # implementations of attention that take a mask of our own
 
 
+@in_eval_mode
 def run_reference(lm: LanguageModel, tokens: Sequence[int] | np.ndarray | Tensor) -> Reference:
     """Run a prompt, BOS included, and keep what continuing from any of its sublayers needs (METHOD section 10).
 
@@ -92,6 +93,7 @@ def continue_from(
     ]
 
 
+@in_eval_mode
 def continue_all(
     lm: LanguageModel,
     reference: Reference,

@@ -1,8 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA as SklearnPCA
 
+from rsdyn.dynamics import dimension
 from rsdyn.dynamics.dimension import (
     centred,
     components_for,
@@ -77,3 +80,72 @@ def test_a_unit_that_is_not_finite_is_left_out(trajectories):
     clean = trajectories[:, 1].clone()
     clean[:, 4] = 0
     assert torch.equal(centred(broken), centred(clean))
+
+
+# -- intrinsic dimension and entropy -----------------------------------------------------------------------------------
+
+
+def planted(n, k, d, seed=0):
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.normal(size=(n, k)) @ rng.normal(size=(k, d)))  # no edge, which would bias both
+
+
+def swiss_roll(n, seed=0):
+    from sklearn.datasets import make_swiss_roll
+
+    return torch.from_numpy(make_swiss_roll(n, random_state=seed)[0])
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_intrinsic_dimensions_find_planted_subspaces(k):
+    pytest.importorskip("skdim")
+    x = [planted(1000, k, 40, seed) for seed in range(4)]
+    assert np.mean([dimension.twonn(one) for one in x]) == pytest.approx(k, rel=0.05)
+    assert np.mean([dimension.mle(one) for one in x]) == pytest.approx(k, rel=0.08)
+
+
+def test_a_curved_sheet_has_two_dimensions_and_three_components():
+    pytest.importorskip("skdim")
+    x = swiss_roll(1000)
+    assert dimension.twonn(x) == pytest.approx(2, rel=0.06)
+    assert float(dimension.effective_rank(x)) > 2.8
+
+
+def test_repeated_states_are_left_out_and_counted():
+    skdim = pytest.importorskip("skdim")
+    x = planted(300, 3, 10)
+    doubled = torch.cat([x, x[:100], x[:1].expand(50, -1)])
+    kept, left_out = dimension.distinct(doubled)
+    assert (len(kept), left_out) == (300, 150)
+    assert dimension.twonn(doubled) == pytest.approx(float(skdim.id.TwoNN().fit(x.numpy()).dimension_), rel=1e-9)
+    assert math.isnan(dimension.twonn(torch.ones(50, 4))) and math.isnan(dimension.mle(torch.ones(50, 4)))
+
+
+def test_entropies_against_scipy():
+    from scipy.stats import entropy
+
+    x = planted(60, 7, 20).to(torch.float32)
+    values = np.linalg.svd((x - x.double().mean(0)).numpy().astype(float), compute_uv=False)
+    assert float(dimension.matrix_entropy(x)) == pytest.approx(entropy(values**2), rel=1e-6)
+    assert float(dimension.effective_rank(x)) == pytest.approx(math.exp(entropy(values)), rel=1e-6)
+    raw = np.linalg.svd(x.numpy().astype(float), compute_uv=False)
+    assert float(dimension.matrix_entropy(x, centre=False)) == pytest.approx(entropy(raw**2), rel=1e-6)
+
+
+def test_effective_rank_counts_equal_directions_in_any_basis():
+    q, _ = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    x = torch.cat([torch.eye(4), -torch.eye(4)]).to(torch.float64) @ q[:4]
+    assert float(dimension.effective_rank(x)) == pytest.approx(4, rel=1e-9)
+    assert float(dimension.matrix_entropy(x)) == pytest.approx(math.log(4), rel=1e-9)
+    several = torch.stack([x, 5 * x @ q])
+    assert dimension.effective_rank(several).tolist() == pytest.approx([4, 4])
+    assert dimension.effective_rank(torch.ones(5, 3)).isnan()
+
+
+def test_what_has_no_dimension_is_refused():
+    with pytest.raises(ValueError, match=r"give \(N, D\)"):
+        dimension.twonn(torch.randn(3, 4, 5))
+    with pytest.raises(ValueError, match="NaN or infinities"):
+        dimension.twonn(torch.full((30, 4), torch.nan))
+    with pytest.raises(ValueError, match="k=1"):
+        dimension.mle(torch.randn(30, 4), k=1)

@@ -178,3 +178,71 @@ def test_pace_leaves_out_what_does_not_count_at_all(x):
     np.testing.assert_allclose(found.speed[0].numpy(), speed(x, usable).numpy(), rtol=1e-12)
     with pytest.raises(ValueError, match=r"counts=\[2\]"):
         geometry.pace_without_largest(x, torch.tensor([8]), [2])
+
+
+# -- curvature, straightness (METHOD section 14) -----------------------------------------------------------------------
+
+
+def test_curvature_of_independent_steps_is_a_right_angle():
+    walk = torch.randn(400, 30, 500, generator=torch.Generator().manual_seed(1)).cumsum(1)
+    found = geometry.curvature(walk)
+    assert found.shape == (400, 28)
+    assert float(found.mean()) == pytest.approx(math.pi / 2, abs=0.01)
+
+
+@pytest.mark.parametrize("angle", [1e-4, 0.3, 2.0, 3.1415])
+def test_curvature_of_a_circle_is_the_angle_of_its_steps(angle):
+    turn = torch.arange(12, dtype=torch.float64) * angle
+    circle = torch.stack([turn.cos(), turn.sin(), torch.zeros_like(turn)], -1)[None]
+    np.testing.assert_allclose(geometry.curvature(circle).numpy(), angle, rtol=1e-7)
+    chord, step = (circle[0, -1] - circle[0, 0]).norm(), 2 * math.sin(angle / 2)
+    np.testing.assert_allclose(geometry.straightness(circle).numpy(), float(chord) / (11 * step), rtol=1e-9)
+
+
+def test_curvature_does_not_depend_on_basis_scale_or_place(x):
+    q, _ = torch.linalg.qr(torch.randn(33, 33, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+    torch.testing.assert_close(geometry.curvature(x @ q), geometry.curvature(x))
+    torch.testing.assert_close(geometry.curvature(1e6 * x - 3), geometry.curvature(x))
+    torch.testing.assert_close(geometry.curvature(x.flip(1)).flip(1), geometry.curvature(x))
+    torch.testing.assert_close(geometry.straightness(x @ q), geometry.straightness(x))
+
+
+def test_curvature_against_numpy(x):
+    steps = np.diff(x.numpy(), axis=1)
+    unit = steps / np.linalg.norm(steps, axis=-1, keepdims=True)
+    np.testing.assert_allclose(
+        geometry.curvature(x).numpy(), np.arccos((unit[:, 1:] * unit[:, :-1]).sum(-1)), rtol=1e-9
+    )
+    length = np.linalg.norm(steps, axis=-1)
+    ends = np.linalg.norm(x[:, -1].numpy() - x[:, 0].numpy(), axis=-1)
+    np.testing.assert_allclose(geometry.path_length(x).numpy(), length.sum(1), rtol=1e-12)
+    np.testing.assert_allclose(geometry.straightness(x).numpy(), ends / length.sum(1), rtol=1e-12)
+
+
+def test_straightness_of_lines_walks_and_what_stands_still():
+    line = torch.arange(6.0)[None, :, None] ** 2 * torch.ones(3, 6, 4)  # in a line, faster and faster
+    torch.testing.assert_close(geometry.straightness(line), torch.ones(3))
+    assert (geometry.curvature(line) < 1e-3).all()
+    walk = torch.randn(300, 26, 400, generator=torch.Generator().manual_seed(3)).cumsum(1)
+    assert float(geometry.straightness(walk).mean()) == pytest.approx(1 / 5, abs=0.01)
+    still = torch.ones(2, 5, 3)
+    assert geometry.straightness(still).isnan().all() and geometry.curvature(still).isnan().all()
+
+
+def test_scaled_steps_count_alike():
+    steps = torch.randn(200, 25, 300, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    growth = torch.logspace(0, 2, 25, dtype=torch.float64)
+    h = torch.cat([torch.zeros(200, 1, 300, dtype=torch.float64), (steps * growth[:, None]).cumsum(1)], 1)
+    plain = torch.cat([torch.zeros(200, 1, 300, dtype=torch.float64), steps.cumsum(1)], 1)
+    torch.testing.assert_close(geometry.straightness(h, scale=growth), geometry.straightness(plain))
+    assert float(geometry.straightness(h).mean()) > 1.3 * float(geometry.straightness(plain).mean())
+    with pytest.raises(ValueError, match="one per step"):
+        geometry.straightness(h, scale=growth[1:])
+
+
+@pytest.mark.parametrize("measure", [geometry.curvature, geometry.straightness, geometry.path_length])
+def test_shapes_that_have_none_are_refused(measure):
+    with pytest.raises(ValueError, match=r"give \(N, S, D\)"):
+        measure(torch.randn(4, 5))
+    with pytest.raises(ValueError, match="sublayers"):
+        measure(torch.randn(4, 2 if measure is geometry.curvature else 1, 5))

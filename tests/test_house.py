@@ -81,3 +81,10 @@ def test_no_machine_paths():
         if MACHINE_PATH.search(line)
     }
     assert not found, "\n".join(sorted(found))
+
+
+def test_nothing_recommends_installing_this_package_by_a_name_that_no_index_has():
+    wrong = re.compile(r"pip install\s+[\"']?rsdyn\b")
+    found = [str(p.relative_to(ROOT)) for p in shipped_texts() if wrong.search(p.read_text(encoding="utf-8"))]
+    assert wrong.search("pip install 'rs" + "dyn[big]'")
+    assert not found

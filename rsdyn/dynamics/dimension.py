@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from rsdyn.errors import UserError
+
+LEAST_STATES = 10  # for a dimension by nearest neighbours
 
 
 def centred(x: Tensor) -> Tensor:
@@ -96,3 +103,94 @@ def spectra_without_largest(x: Tensor, order: Tensor, counts: Sequence[int]) -> 
         values = torch.linalg.eigvalsh((product + some @ some.T).to(x.dtype)).flip(0).clamp(min=0)
         out[i] = values.to(torch.float64) / len(x)
     return out
+
+
+# -- intrinsic dimension and entropy (METHOD section 14) ---------------------------------------------------------------
+
+
+def distinct(x: Tensor) -> tuple[np.ndarray, int]:
+    """The states of ``x`` ``(N, D)`` without repeated ones, float64, and how many were left out.
+
+    Two equal states are at distance 0, which says nothing of the dimension and breaks estimators by nearest neighbours.
+    """
+    if x.ndim != 2:
+        raise ValueError(f"x of shape {tuple(x.shape)}: give (N, D), samples by units.")
+    rows = x.detach().to("cpu", torch.float64).numpy()
+    if not np.isfinite(rows).all():
+        raise ValueError("x: it holds NaN or infinities. Leave those samples or units out.")
+    kept = np.unique(rows, axis=0)
+    return kept, len(rows) - len(kept)
+
+
+def twonn(x: Tensor) -> float:
+    """Intrinsic dimension by the ratio of each state's two nearest distances (Facco et al. 2017), of ``x`` ``(N, D)``.
+
+    Repeated states are left out first (:func:`distinct` counts them); NaN where fewer than ten remain. scikit-dimension
+    computes it.
+
+    Raises:
+        UserError: where scikit-dimension is not installed.
+        ValueError: for another shape, or what is not finite.
+    """
+    kept, _ = distinct(x)
+    if len(kept) < LEAST_STATES:
+        return math.nan
+    return float(_scikit_dimension().TwoNN().fit(kept).dimension_)
+
+
+def mle(x: Tensor, k: int = 20) -> float:
+    """Intrinsic dimension by maximum likelihood over ``k`` neighbours (Levina & Bickel 2004), of ``x`` ``(N, D)``.
+
+    Repeated states are left out first; NaN where fewer than ten remain. ``k`` is at most the states less one.
+
+    Raises:
+        UserError: where scikit-dimension is not installed.
+        ValueError: for another shape, what is not finite, or a ``k`` below 2.
+    """
+    if k < 2:
+        raise ValueError(f"k={k}: the likelihood needs at least 2 neighbours.")
+    kept, _ = distinct(x)
+    if len(kept) < LEAST_STATES:
+        return math.nan
+    found = _scikit_dimension().MLE().fit(kept, n_neighbors=min(k, len(kept) - 1))
+    return float(found.dimension_)
+
+
+def effective_rank(x: Tensor, *, centre: bool = True) -> Tensor:
+    """The exponential of the entropy of the singular values' shares (Roy & Vetterli 2007), of ``x`` ``(..., N, D)``.
+
+    1 for a line, ``k`` for ``k`` directions of one size; NaN where nothing varies. A scalar per matrix, float64.
+    """
+    values = torch.linalg.svdvals(_about(x, centre))
+    return _entropy(values).exp()
+
+
+def matrix_entropy(x: Tensor, *, centre: bool = True) -> Tensor:
+    """Von Neumann entropy in nats of the Gram matrix of trace 1, of ``x`` ``(..., N, D)`` (Giraldo et al. 2015).
+
+    The entropy of the shares of variance along the principal components: from 0 to ``log min(N, D)``. Float64.
+    """
+    return _entropy(torch.linalg.svdvals(_about(x, centre)).square())
+
+
+def _about(x: Tensor, centre: bool) -> Tensor:
+    if x.ndim < 2:
+        raise ValueError(f"x of shape {tuple(x.shape)}: give (N, D), samples by units.")
+    x = x.to(torch.float64)
+    return x - x.mean(-2, keepdim=True) if centre else x
+
+
+def _entropy(weights: Tensor) -> Tensor:
+    """Entropy in nats of non-negative weights ``(..., K)`` over their sum; NaN where that is 0."""
+    total = weights.sum(-1, keepdim=True)
+    return torch.special.entr(weights / torch.where(total > 0, total, torch.nan)).sum(-1)
+
+
+def _scikit_dimension() -> Any:
+    try:
+        from skdim import id as estimators
+    except ImportError as error:
+        raise UserError(
+            "intrinsic dimensions need the package scikit-dimension: pip install scikit-dimension."
+        ) from error
+    return estimators

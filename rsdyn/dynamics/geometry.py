@@ -117,6 +117,63 @@ def norm(trajectories: Tensor, units: Tensor | None = None) -> Tensor:
     return _over_chunks(lambda x: torch.linalg.vector_norm(x, dim=-1), trajectories, units, lost=0)
 
 
+def curvature(trajectories: Tensor, units: Tensor | None = None) -> Tensor:
+    """Angle in radians between successive steps ``h_{s+1} - h_s`` and ``h_{s+2} - h_{s+1}``, ``(N, S - 2)``.
+
+    0 is straight on, pi/2 what independent steps give in many dimensions, pi is turning back (Hosseini & Fedorenko
+    2023, METHOD section 14). Scaling the steps of a sublayer changes no angle. As twice the arc tangent of half the
+    angle, which keeps small angles and those near pi exact where the arc cosine loses them.
+
+    Arguments, dtype and errors are those of :func:`cosine`, but three sublayers are needed; NaN where a step is zero.
+    """
+
+    def measure(x: Tensor) -> Tensor:
+        steps = x[:, 1:] - x[:, :-1]
+        size = torch.linalg.vector_norm(steps, dim=-1, keepdim=True)
+        ahead = steps / torch.where(size > 0, size, torch.nan)
+        before, after = ahead[:, :-1], ahead[:, 1:]
+        apart = torch.linalg.vector_norm(after - before, dim=-1)
+        return 2 * torch.atan2(apart, torch.linalg.vector_norm(after + before, dim=-1))
+
+    return _over_chunks(measure, trajectories, units, lost=2)
+
+
+def path_length(trajectories: Tensor, units: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+    """Length of the whole way, the sum of the steps' lengths, ``(N,)``.
+
+    ``scale`` ``(S - 1,)`` divides each step first, such as its RMS over sequences, so that the longest steps do not own
+    the sum. The other arguments, dtype and errors are those of :func:`cosine`.
+    """
+    return _scaled(speed(trajectories, units), scale).sum(-1)
+
+
+def straightness(trajectories: Tensor, units: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+    """Distance from the first state to the last over the length of the way, ``(N,)`` (METHOD section 14).
+
+    1 is a straight line; ``S - 1`` independent steps of one length give about ``1 / sqrt(S - 1)``. Arguments, dtype and
+    errors are those of :func:`path_length`; NaN where nothing moves.
+    """
+    dtype = torch.float64 if trajectories.dtype == torch.float64 else torch.float32
+
+    def measure(x: Tensor) -> Tensor:
+        steps = x[:, 1:] - x[:, :-1]
+        if scale is not None:
+            steps = steps / scale.to(x.device, dtype)[:, None]
+        return torch.linalg.vector_norm(steps.sum(1), dim=-1, keepdim=True)
+
+    length = path_length(trajectories, units, scale)
+    ends = _over_chunks(measure, trajectories, units, lost=trajectories.shape[1] - 1 if trajectories.ndim == 3 else 1)
+    return ends[:, 0] / torch.where(length > 0, length, torch.nan)
+
+
+def _scaled(steps: Tensor, scale: Tensor | None) -> Tensor:
+    if scale is None:
+        return steps
+    if scale.shape != steps.shape[-1:] or not bool((scale > 0).all()):
+        raise ValueError(f"scale of shape {tuple(scale.shape)}: give ({steps.shape[-1]},) sizes above 0, one per step.")
+    return steps / scale.to(steps.device, steps.dtype)
+
+
 def _cosine(x: Tensor) -> Tensor:
     size = torch.linalg.vector_norm(x, dim=-1)
     dot = (x[:, 1:] * x[:, :-1]).sum(-1)

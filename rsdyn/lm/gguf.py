@@ -118,10 +118,7 @@ def needs_packages(name: str) -> None:
     """Raise ``UserError`` where the packages are missing with which transformers reads GGUF files."""
     for package in ("gguf", "accelerate"):
         if find_spec(package) is None:
-            raise UserError(
-                f"lm.name={name}: a GGUF file needs the package {package}: pip install 'rsdyn[gguf]', or pip install "
-                f"{package}."
-            )
+            raise UserError(f"lm.name={name}: a GGUF file needs the package {package}: pip install {package}.")
 
 
 def read_gguf(path: Path, name: str) -> GGUFFile:

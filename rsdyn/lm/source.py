@@ -248,10 +248,7 @@ class LMSource:
         from transformers.utils import logging as transformers_logging
 
         if self.device_map is not None and find_spec("accelerate") is None:
-            raise UserError(
-                f"lm.device_map={self.device_map} needs the package accelerate: pip install 'rsdyn[big]', or pip "
-                "install accelerate."
-            )
+            raise UserError(f"lm.device_map={self.device_map} needs the package accelerate: pip install accelerate.")
         with one_at_a_time():
             verbosity = transformers_logging.get_verbosity()
             transformers_logging.set_verbosity_error()  # it would report the LM head, left out on purpose

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "python -m rsdyn.tracking.workspace"
 METRIC = "val/mse"  # what configs/sweep-cae*.yaml lower, in raw activations, so that all of its runs compare
-INSTALL = "pip install 'rsdyn[workspaces]'"
+INSTALL = "pip install wandb-workspaces"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,87 @@
+"""Debiased CKA: copies 1, independent states 0, against its published formula; the map against its pairs."""
+
+import numpy as np
+import pytest
+import torch
+
+from rsdyn.dynamics.similarity import cka, cka_map
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def unbiased_hsic(k, m):
+    """Equation 5 of Song et al. 2012, written out for Gram matrices."""
+    k, m = k.copy(), m.copy()
+    np.fill_diagonal(k, 0)
+    np.fill_diagonal(m, 0)
+    n, one = len(k), np.ones(len(k))
+    whole = one @ k @ one * (one @ m @ one) / ((n - 1) * (n - 2))
+    return (np.trace(k @ m) + whole - 2 / (n - 2) * (one @ k @ m @ one)) / (n * (n - 3))
+
+
+def test_against_the_published_formula():
+    x, y = drawn(40, 7), drawn(40, 5, seed=1) + drawn(40, 7)[:, :5]
+    k, m = (x @ x.T).numpy(), (y @ y.T).numpy()
+    wanted = unbiased_hsic(k, m) / np.sqrt(unbiased_hsic(k, k) * unbiased_hsic(m, m))
+    assert float(cka(x, y)) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_rotated_shifted_and_scaled_copies_are_the_same():
+    x = drawn(60, 12)
+    q, _ = torch.linalg.qr(drawn(12, 12, seed=2))
+    assert float(cka(x, 3 * x @ q + 5)) == pytest.approx(1, abs=1e-9)
+    assert float(cka(x, torch.cat([x, x], 1))) == pytest.approx(1, abs=1e-9)
+
+
+def test_independent_states_are_at_zero_where_the_biased_one_is_not():
+    found, biased = [], []
+    for seed in range(40):
+        x, y = drawn(100, 200, seed=2 * seed), drawn(100, 200, seed=2 * seed + 1)
+        found.append(float(cka(x, y)))
+        a, b = x - x.mean(0), y - y.mean(0)
+        biased.append(float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm())))
+    assert abs(np.mean(found)) < 0.01
+    assert np.mean(biased) > 0.5
+
+
+def test_the_map_is_all_pairs():
+    x, y = drawn(50, 6, 9).cumsum(1), drawn(50, 4, 5, seed=3)
+    found = cka_map(x)
+    assert found.shape == (6, 6) and found.dtype == torch.float64
+    for s in range(6):
+        for m in range(6):
+            assert float(found[s, m]) == pytest.approx(float(cka(x[:, s], x[:, m])), abs=1e-6)
+    torch.testing.assert_close(found.diagonal(), torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-6)
+    both = cka_map(x, y)
+    assert both.shape == (6, 4)
+    assert float(both[2, 3]) == pytest.approx(float(cka(x[:, 2], y[:, 3])), abs=1e-6)
+
+
+def test_the_order_of_samples_does_not_matter_and_permuted_pairing_is_the_floor():
+    x = drawn(200, 3, 20).cumsum(1)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(cka_map(x[order]), cka_map(x), rtol=0, atol=1e-6)
+    assert cka_map(x, x[order]).abs().max() < 0.1 < cka_map(x)[0, 2]
+
+
+def test_constant_states_have_none():
+    x = drawn(20, 3, 4)
+    x[:, 1] = 2.0
+    found = cka_map(x)
+    assert found[1].isnan().all() and found[:, 1].isnan().all() and found[0, 2].isfinite()
+    assert cka(x[:, 0], x[:, 1]).isnan()
+
+
+def test_mistakes():
+    with pytest.raises(ValueError, match="x has 3 samples: the debiased estimator needs at least 4"):
+        cka(drawn(3, 2), drawn(3, 2))
+    with pytest.raises(ValueError, match="the same samples"):
+        cka(drawn(5, 2), drawn(6, 2))
+    with pytest.raises(ValueError, match="the same samples"):
+        cka_map(drawn(5, 2, 2), drawn(6, 2, 2))
+    with pytest.raises(ValueError, match=r"give \(N, D\)"):
+        cka(drawn(5, 2, 2), drawn(5, 2))
+    with pytest.raises(ValueError, match=r"give \(N, S, D\)"):
+        cka_map(drawn(5, 2))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rsdyn.errors import UserError
 from rsdyn.lm.blocks import record_blocks
-from rsdyn.lm.given import GivenModel, as_it_was
+from rsdyn.lm.given import GivenModel
 from rsdyn.lm.source import LMSource, find_lm
 from rsdyn.stream.recorded import Trajectories
 from rsdyn.stream.text.tokens import Sequences, sequences_of, tokenise_texts
@@ -140,11 +140,7 @@ def read(
     stream.device = lm.device if isinstance(lm, GivenModel) else device or _default_device()
     stream.on_record = progress
     try:
-        if isinstance(lm, GivenModel):
-            with as_it_was(lm.model):
-                tensor, sequence = stream.read()
-        else:
-            tensor, sequence = stream.read()
+        tensor, sequence = stream.read()
     finally:
         stream.release_lm()
     position = np.concatenate([stream.positions.of(i) for i in range(stream.n_sequences)])
@@ -256,9 +252,7 @@ def _record_blocks(
         )
     if positions not in ("last", "all"):
         raise UserError(f"positions={positions!r}: with sites, give 'last' or 'all'.")
-    with as_it_was(model):
-        model.eval()
-        states, certificate = record_blocks(model, inputs, sites)
+    states, certificate = record_blocks(model, inputs, sites)
     n, s, p, d = states.shape
     if positions == "last":
         states = states[:, :, -1:]

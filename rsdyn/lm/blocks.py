@@ -58,7 +58,7 @@ def record_blocks(
     """The inputs of a module's blocks ``(B, S, P, D)`` in one forward of ``inputs``, ``P`` being their positions.
 
     Args:
-        model: any module; it runs in the mode it is in.
+        model: any module; it runs in eval mode, and each part's own mode comes back.
         inputs: a tensor, or a dictionary of keyword arguments.
         sites: the names of the blocks, in order. Their inputs are ``(B, P, D)``, or images ``(B, D, H, W)``, whose
             places are the positions.
@@ -94,7 +94,9 @@ def record_blocks(
         return hook
 
     handles = []
+    training = [part for part in model.modules() if part.training]
     try:
+        model.eval()
         for i, block in enumerate(blocks):
             handles.append(block.register_forward_pre_hook(before(i), with_kwargs=True))
             handles.append(block.register_forward_hook(after(i)))
@@ -103,6 +105,8 @@ def record_blocks(
     finally:
         for handle in handles:
             handle.remove()
+        for kept in training:
+            kept.training = True
     for i, site in enumerate(sites):
         if i not in given:
             raise UserError(f"sites: {site} was not reached in a forward of these inputs.")

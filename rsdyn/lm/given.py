@@ -1,14 +1,12 @@
 """A model object that a person has opened already, where a run would have found one by its name.
 
 It answers what :class:`~rsdyn.lm.source.LMSource` answers, so that the stream, its cache and the controls need not know
-which of the two they have. What is handed in comes back as it was: training mode, ``requires_grad``, hooks.
+which of the two they have. What is handed in comes back as it was: :class:`~rsdyn.lm.model.LanguageModel` sees to that.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,35 +22,6 @@ from rsdyn.lm.sites import RESID_PRE, Sites, find_sites, sublayer_index
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_CAPTURING = "_output_capturing_hooks_installed"  # transformers' own, set once output_hidden_states was asked for
-
-
-@contextmanager
-def as_it_was(model: nn.Module) -> Iterator[None]:
-    """Give a module back with its training modes, each parameter's ``requires_grad`` and its hooks as they were.
-
-    transformers leaves hooks in a model that it was once asked for hidden states, which certifying does: they go, too.
-    """
-    training = [(part, part.training) for part in model.modules()]
-    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    hooks = [(getattr(part, kind), set(getattr(part, kind))) for part in model.modules() for kind in _HOOKS]
-    capturing = [(part, part.__dict__.get(_CAPTURING)) for part in model.modules()]
-    try:
-        yield
-    finally:
-        for part, was in training:
-            part.training = was
-        for parameter, needed in gradients:
-            parameter.requires_grad_(needed)
-        for there, before in hooks:
-            for key in set(there) - before:
-                del there[key]
-        for part, installed in capturing:
-            if installed is None:
-                part.__dict__.pop(_CAPTURING, None)
 
 
 class GivenModel:
@@ -147,7 +116,7 @@ class GivenModel:
         raise UserError("tokenizer: strings need one. Give tokenizer=..., or token ids in place of strings.")
 
     def load(self, *, dtype: str = "float32", device: torch.device | str = "cpu", head: bool = False) -> LanguageModel:
-        """The model as it is, in its own format and on its own device; ``as_it_was`` takes back what this sets."""
+        """The model as it is, in its own format and on its own device."""
         if head and self.causal is None:
             raise UserError(
                 f"model: next-token probabilities need its LM head, and {type(self.model).__name__} has none. Give the "

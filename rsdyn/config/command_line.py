@@ -21,7 +21,9 @@ from rsdyn.config.schema import UNUSED, Config, check, idle, options, sections, 
 from rsdyn.errors import UserError
 from rsdyn.options import Option, show
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+_CHECKOUT = Path(__file__).parents[2]
+# of a checkout; an installed package has its own copy of the presets
+CONFIGS = _CHECKOUT / "configs" if (_CHECKOUT / "pyproject.toml").is_file() else _CHECKOUT / "rsdyn" / "presets"
 COMMAND_LINE = "command line"
 PLAN = "--plan"
 FLAGS = ("--config", "--print-config", PLAN, "--help")

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from rsdyn import ranks
+from rsdyn.config.command_line import load_config
 from rsdyn.errors import UserError
 from rsdyn.run import folder as run_folder
+from rsdyn.run import script
 from rsdyn.tracking import session as tracking
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +29,7 @@ COMMIT = "fedcba9876543210" * 2 + "fedcba98"
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch, tmp_path):
-    for name in (*ranks.RANK_VARIABLES, "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+    for name in (*ranks.RANK_VARIABLES, *(name for name in os.environ if name.startswith("WANDB_")), "NETRC"):
         monkeypatch.delenv(name, raising=False)
     # setenv first, so that what create_run_folder leaves behind is undone after the test
     monkeypatch.setenv(run_folder.RUN_DIR_VARIABLE, "")
@@ -56,6 +58,62 @@ def test_auto_follows_the_environment_then_the_key(tmp_path):
         tracking.wandb_mode("auto", {**home, "WANDB_MODE": "quick"})
     mode, line = tracking.wandb_mode("auto", home)
     assert mode == "offline" and "no API key" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("value", ["true", "1", "True"])
+def test_auto_follows_the_older_variable_too(value):
+    assert tracking.wandb_mode("auto", {"WANDB_DISABLED": value})[0] == "disabled"
+    assert tracking.wandb_mode("offline", {"WANDB_DISABLED": value})[0] == "offline"
+    assert tracking.wandb_mode("auto", {"WANDB_DISABLED": "false"})[0] == "offline"
+
+
+def started(monkeypatch, tmp_path, words, env):
+    """What W&B is started with by a script of these settings, in this environment; and the lines that it prints."""
+    found, lines = {}, []
+    monkeypatch.setattr(script, "make_wandb_logger", lambda **given: found.update(given))
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    config = load_config([f"{key}={value}" for key, value in words.items()], "train")
+    run = script.Run("train", config, tmp_path / "folder", 0.0)
+    run.folder.mkdir()
+    monkeypatch.setattr(script.Run, "say", lambda self, line="": lines.append(line))
+    run.start_tracking(group="lm", tags=["lm", "text"])
+    return found, lines
+
+
+def test_the_environment_names_what_no_setting_names(monkeypatch, tmp_path):
+    env = {
+        **{"WANDB_PROJECT": "mine", "WANDB_NAME": "first", "WANDB_RUN_GROUP": "all", "WANDB_TAGS": "a, b,,lm"},
+        **{"WANDB_JOB_TYPE": "night", "WANDB_RUN_ID": "abc", "WANDB_MODE": "offline", "WANDB_DIR": "/elsewhere"},
+    }
+    given, lines = started(monkeypatch, tmp_path, {}, env)
+    named = {key: given[key] for key in ("project", "name", "group", "tags", "job_type", "run_id", "mode", "entity")}
+    assert named == {
+        **{"project": "mine", "name": "first", "group": "all", "tags": ["a", "b", "lm", "text"]},
+        **{"job_type": "night", "run_id": "abc", "mode": "offline", "entity": None},  # W&B reads WANDB_ENTITY itself
+    }
+    assert lines[1] == "W&B: its files are in the run folder; WANDB_DIR=/elsewhere is not used"
+
+
+def test_settings_come_before_the_environment(monkeypatch, tmp_path):
+    env = {"WANDB_PROJECT": "mine", "WANDB_NAME": "first", "WANDB_ENTITY": "us", "WANDB_MODE": "online"}
+    words = {"tracking.project": "ours", "run.name": "second", "tracking.entity": "them", "tracking.mode": "offline"}
+    given, _ = started(monkeypatch, tmp_path, words, env)
+    assert [given[key] for key in ("project", "name", "entity", "mode")] == ["ours", "folder", "them", "offline"]
+
+
+def test_without_either_names_are_ours(monkeypatch, tmp_path):
+    given, lines = started(monkeypatch, tmp_path, {}, {"WANDB_MODE": "offline"})
+    found = [given[key] for key in ("project", "name", "group", "tags", "job_type")]
+    assert found == ["rsdyn", "folder", "lm", ["lm", "text"], "train"] and len(lines) == 1
+
+
+def test_what_wandb_reads_of_the_environment_by_itself_reaches_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_NOTES", "a note")
+    monkeypatch.setenv("WANDB_ENTITY", "us")
+    logger = tracking.make_wandb_logger(mode="offline", project="p", run_dir=tmp_path, config={})
+    assert logger.experiment.notes == "a note" and logger.experiment.settings.entity == "us"
+    tracking.finish(logger)
 
 
 @pytest.mark.parametrize("where", ["variable", "netrc", "settings"])

@@ -27,7 +27,17 @@ from rsdyn.redaction import redact
 from rsdyn.run.folder import RUN_DIR_VARIABLE, HeldFolder, create_run_folder, find_unfinished, hold
 from rsdyn.run.provenance import provenance
 from rsdyn.run.signals import GRACE, Interrupted, Stop, exit_code_of, how_it_ended
-from rsdyn.tracking.session import NotStarted, finish, make_wandb_logger, offline_because, update_config, wandb_mode
+from rsdyn.tracking.session import (
+    NotStarted,
+    described_by,
+    finish,
+    make_wandb_logger,
+    offline_because,
+    project_of,
+    unused_folders,
+    update_config,
+    wandb_mode,
+)
 
 if TYPE_CHECKING:
     from rsdyn.tracking.logger import RunLogger
@@ -85,20 +95,28 @@ class Run:
         if is_rank_zero():
             mode, line = wandb_mode(tracking.mode, run_dir=self.folder)
             self.say(line)
-            of_sweep = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None  # its agent's word
-            run_id = of_sweep or self.provenance.get("wandb_id") or secrets.token_hex(4)  # a run that goes on keeps it
+            if mode != "disabled" and (unused := unused_folders(os.environ)) is not None:
+                self.say(unused)
+            given = os.environ.get("WANDB_RUN_ID")
+            of_sweep = given if os.environ.get("WANDB_SWEEP_ID") else None  # its agent's word
+            # a run that goes on keeps its id
+            run_id = of_sweep or self.provenance.get("wandb_id") or given or secrets.token_hex(4)
             if run_id != self.provenance.get("wandb_id"):
                 self.record_provenance(wandb_id=run_id)
             start = partial(
                 make_wandb_logger,
                 run_id=run_id,
-                project=tracking.project,
+                project=project_of(tracking.project),
                 entity=tracking.entity,
                 run_dir=self.folder,
-                name=self.folder.name,
-                job_type=self.script,
-                group=group,
-                tags=tags,
+                **described_by(
+                    os.environ,
+                    name=self.folder.name,
+                    is_named=self.config.run.name is not None,
+                    job_type=self.script,
+                    group=group,
+                    tags=tags,
+                ),
                 config={**to_dict(self.config), "provenance": self.provenance},
             )
             try:

@@ -48,9 +48,9 @@ class NotStarted(UserError):
 def wandb_mode(mode: str, env: Mapping[str, str] | None = None, run_dir: str | Path | None = None) -> tuple[str, str]:
     """Choose how W&B runs, in at most about two seconds: ``(online | offline | disabled, one line for the log)``.
 
-    ``mode`` is tracking.mode. ``auto`` follows ``WANDB_MODE`` when that is set, else is online when a key is there
-    (``WANDB_API_KEY`` or netrc) and the server answers a TCP probe within 2 s, else offline. ``run_dir`` completes the
-    line's ``wandb sync`` command.
+    ``mode`` is tracking.mode. ``auto`` follows ``WANDB_MODE`` or ``WANDB_DISABLED`` when one is set, else is online
+    when a key is there (``WANDB_API_KEY`` or netrc) and the server answers a TCP probe within 2 s, else offline.
+    ``run_dir`` completes the line's ``wandb sync`` command.
 
     Raises UserError for an unknown mode, and for ``online`` without a key, where wandb would prompt or raise.
     """
@@ -63,6 +63,8 @@ def wandb_mode(mode: str, env: Mapping[str, str] | None = None, run_dir: str | P
         mode = {"dryrun": "offline", "run": "online"}.get(env["WANDB_MODE"], env["WANDB_MODE"])
         if mode not in MODES[1:]:
             raise UserError(f"{source} is not a mode that rsdyn knows: set it to online, offline or disabled.")
+    if mode == "auto" and env.get("WANDB_DISABLED", "").strip().lower() in ("true", "1", "yes", "on"):
+        mode, source = "disabled", f"WANDB_DISABLED={env['WANDB_DISABLED']}"
     if mode == "disabled":
         return mode, f"W&B: disabled ({source})"
     if mode == "offline":
@@ -86,6 +88,38 @@ def wandb_mode(mode: str, env: Mapping[str, str] | None = None, run_dir: str | P
 def offline_because(reason: str, run_dir: str | Path | None = None) -> str:
     """The line that says why W&B is offline, and how to upload later."""
     return f"W&B: offline ({reason}); to upload: wandb sync {run_dir or '<run folder>'}/wandb/offline-run-*"
+
+
+PROJECT = "rsdyn"
+FOLDERS = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR")  # which are in the run's own folder
+
+
+def project_of(project: str | None, env: Mapping[str, str] | None = None) -> str:
+    """The project of a run: the one that is set, else ``WANDB_PROJECT``, else ``rsdyn``."""
+    return project or (os.environ if env is None else env).get("WANDB_PROJECT") or PROJECT
+
+
+def described_by(
+    env: Mapping[str, str], *, name: str, is_named: bool, job_type: str, group: str, tags: Sequence[str]
+) -> dict[str, Any]:
+    """What a run is called in W&B: as W&B's own variables say, and where they say nothing as given.
+
+    ``WANDB_NAME`` gives way to a name that was set (``is_named``); ``WANDB_TAGS``, parted by commas, stand before
+    ours. Notes (``WANDB_NOTES``) and the entity W&B reads by itself.
+    """
+    own = [tag.strip() for tag in env.get("WANDB_TAGS", "").split(",") if tag.strip()]
+    return {
+        "name": name if is_named else env.get("WANDB_NAME") or name,
+        "job_type": env.get("WANDB_JOB_TYPE") or job_type,
+        "group": env.get("WANDB_RUN_GROUP") or group,
+        "tags": list(dict.fromkeys([*own, *tags])),
+    }
+
+
+def unused_folders(env: Mapping[str, str]) -> str | None:
+    """A line on variables that would put W&B's files elsewhere: a run's folder holds all of it. None for none."""
+    found = [f"{name}={env[name]}" for name in FOLDERS if env.get(name)]
+    return f"W&B: its files are in the run folder; {', '.join(found)} is not used" if found else None
 
 
 def _base_url(env: Mapping[str, str]) -> str:
@@ -210,7 +244,7 @@ def make_wandb_logger(
             settings=settings,
             reinit="finish_previous",
             id=run_id,
-            resume="allow" if run_id else None,
+            resume=(os.environ.get("WANDB_RESUME") or "allow") if run_id else None,  # type: ignore[arg-type]
         )
     except Exception as error:  # W&B raises of every kind: its own errors, those of its service, of its settings
         _end_service()

@@ -17,8 +17,8 @@ class TrackingConfig:
         choices=("auto", "online", "offline", "disabled"),
         also=("wandb", "logger"),
     )
-    project: str = setting("rsdyn", "Project that the run belongs to.")
-    entity: str | None = setting(None, "User or team that owns the project; null is the key's own.")
+    project: str | None = setting(None, "Project that the run belongs to; null is $WANDB_PROJECT, else rsdyn.")
+    entity: str | None = setting(None, "User or team that owns the project; null is $WANDB_ENTITY, else the key's own.")
     artifacts: bool = setting(
         True, "Whether results, the best checkpoint and the cache's manifest become artifacts; shards never do."
     )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rsdyn.errors import UserError
-from rsdyn.tracking.settings import TrackingConfig
+from rsdyn.tracking.session import project_of
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "--entity", help="user or team that owns the project (default: WANDB_ENTITY, else the key's own)"
     )
     parser.add_argument(
-        "--project", default=TrackingConfig().project, help="tracking.project of the runs (default: %(default)s)"
+        "--project", default=project_of(None), help="tracking.project of the runs (default: %(default)s)"
     )
     parser.add_argument(
         "--runs", nargs="+", default=[], metavar="ID", help="the runs that the report compares (default: all finished)"

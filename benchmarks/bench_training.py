@@ -28,9 +28,9 @@ from torch import Tensor
 
 from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.autoencoder.training import LitAutoencoder
-from rsdyn.lightning_private import NoProfiler
 from rsdyn.lm.allocator import keep_pages
 from rsdyn.lm.source import find_lm
+from rsdyn.private import NoProfiler
 from rsdyn.run.checkpoints import LAST, BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 from rsdyn.run.progress import Guard, History, Patience, Progress
 from rsdyn.run.signals import Stop

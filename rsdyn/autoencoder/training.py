@@ -22,8 +22,8 @@ from rsdyn.dynamics.moments import (
 )
 from rsdyn.dynamics.projection import PCA
 from rsdyn.errors import NonFiniteError
-from rsdyn.lightning_private import LeanModule
 from rsdyn.metrics.running import FirstSequences, MeanLoss, SquaredError, StreamMoments
+from rsdyn.private import LeanModule, resumes_within_epoch
 from rsdyn.stream.datamodule import ResidualStreamDataModule, VectorBatch
 
 
@@ -173,7 +173,7 @@ class LitAutoencoder(LeanModule):
         self._train_loss_so_far = checkpoint["train_loss"]
 
     def on_train_start(self) -> None:
-        if self._train_loss_so_far is not None and self.trainer.fit_loop.restarting:  # in the middle of an epoch
+        if self._train_loss_so_far is not None and resumes_within_epoch(self.trainer):  # in the middle of an epoch
             self.train_loss.total, self.train_loss.n = self._train_loss_so_far[self.global_rank].to(self.device).clone()
         self._train_loss_so_far = None
         self._logs_train_loss = False

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +24,7 @@ import rsdyn
 from rsdyn.autoencoder.model import load_plain
 from rsdyn.errors import UserError
 from rsdyn.files import plain, publish, temporaries
+from rsdyn.private import before_batch
 from rsdyn.run.signals import Interrupted, Stop
 
 FORMAT = 1
@@ -259,7 +259,7 @@ class LastCheckpoint(Checkpoint):
                 return
             signum, due = _agree(trainer, signum, due)
         if (signum or due) and trainer.global_step != self._saved_step:
-            with _before_batch(trainer):
+            with before_batch(trainer):
                 self._save(trainer)
         if signum:
             self._leave(trainer, signum)
@@ -301,28 +301,6 @@ def _agree(trainer: L.Trainer, signum: int, due: bool) -> tuple[int, bool]:
     notes = torch.tensor([signum, int(due)], device=trainer.strategy.root_device)
     torch.distributed.all_reduce(notes, op=torch.distributed.ReduceOp.MAX)
     return int(notes[0]), bool(notes[1])
-
-
-@contextmanager
-def _before_batch(trainer: L.Trainer) -> Iterator[None]:
-    """Take the batch that is about to be trained on out of Lightning's count, while a checkpoint is written.
-
-    In ``on_train_batch_start`` it is counted as ready, and maybe as the epoch's last; a run that goes on from there
-    would log one step too many, and take the epoch for finished but for its validation. Lightning's own place to save,
-    ``on_train_batch_end``, will not do: at the last batch of an epoch the validation would be left out, and a signal
-    that stops recording comes before a batch, not after one.
-    """
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    is_last = progress.is_last_batch
-    progress.total.ready -= 1
-    progress.current.ready -= 1
-    progress.is_last_batch = False
-    try:
-        yield
-    finally:
-        progress.total.ready += 1
-        progress.current.ready += 1
-        progress.is_last_batch = is_last
 
 
 def take_best_along(checkpoint: Path, folder: Path) -> None:

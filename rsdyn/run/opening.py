@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,16 +17,15 @@ import lightning as L
 import torch
 import transformers
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from rsdyn.config.schema import to_dict
 from rsdyn.errors import UserError
-from rsdyn.lightning_private import NoProfiler
 from rsdyn.lm.certificate import Certificate, say_unused
 from rsdyn.lm.source import LMSource, find_lm
+from rsdyn.private import NoProfiler, adopt_children, leave_signals_alone
 from rsdyn.ranks import is_rank_zero
 from rsdyn.redaction import redact
 from rsdyn.run.checkpoints import WholeCheckpointIO, identity
@@ -285,20 +284,6 @@ def make_trainer(run: Run, callbacks: list[L.Callback]) -> L.Trainer:
         options = f", options={settings.options}" if settings.options else ""
         reason = " ".join(str(error).split())
         raise UserError(f"trainer ({given}{options}): lightning refuses this: {reason}") from error
-    # Signals are ours (signals.py). Lightning's SIGTERM handler broadcasts from inside the handler, which hangs
-    # two processes that both got the signal; its SIGUSR1 handler asks SLURM for the job again, without asking the user.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _SubprocessScriptLauncher):
-        launch = launcher.launch
-
-        def launch_and_adopt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            def adopt_first(*args: Any, **kwargs: Any) -> Any:
-                run.stop.adopt(launcher.procs)
-                launcher.procs.clear()  # Lightning's observer, which looks after this list, has nothing left to kill
-                return function(*args, **kwargs)
-
-            return launch(adopt_first, *args, **kwargs)
-
-        launcher.launch = launch_and_adopt  # type: ignore[method-assign]
+    leave_signals_alone(trainer)
+    adopt_children(trainer, run.stop.adopt)
     return trainer

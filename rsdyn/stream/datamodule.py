@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from rsdyn.dynamics.moments import Moments, merge, moments
 from rsdyn.errors import NonFiniteError, UserError
+from rsdyn.private import batches_begun
 from rsdyn.stream.cache import ReadAhead, Shard
 from rsdyn.stream.sharding import Batches, balanced_owners
 from rsdyn.stream.shuffle import Memory, Pool, Vectors, first_needed, plan
@@ -189,14 +190,10 @@ class ResidualStreamDataModule(L.LightningDataModule):
             yield self._nothing()
 
     def _position(self) -> tuple[int, int]:
-        """The epoch, and how many of its batches are done: not 0 where a run goes on in the middle of one.
-
-        Lightning's own count, which is in each checkpoint, and not a state of the loader's: that one is restored only
-        where nobody asked for the number of steps before.
-        """
+        """The epoch, and how many of its batches are done: not 0 where a run resumes in the middle of one."""
         if self.trainer is None:
             return 0, 0
-        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return self.trainer.current_epoch, batches_begun(self.trainer)
 
     def _batches_from(self, epoch: int, first: int) -> Iterator[VectorBatch]:
         """The batches of an epoch from the ``first`` one on, the ones before having been trained on."""

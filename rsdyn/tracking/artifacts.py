@@ -16,6 +16,7 @@ import xxhash
 from safetensors import safe_open
 
 from rsdyn.files import PROVENANCE, SUMMARY, plain
+from rsdyn.private import add_reference, log_artifact
 from rsdyn.redaction import redact
 from rsdyn.stream.cache import MANIFEST, TrajectoryCache
 from rsdyn.tracking.sending import sending
@@ -101,22 +102,13 @@ def _add_file(artifact: Artifact, path: Path) -> None:
 
 def _add_reference(artifact: Artifact, path: Path) -> None:
     """Add where a shard lies, with the checksum that its own header has: W&B's own way would read it all again."""
-    from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
-    from wandb.sdk.lib.paths import LogicalPath
-
     with safe_open(path, framework="numpy") as shard:
         digest = json.loads(shard.metadata()["rsdyn"])["xxh3"]
-    artifact.manifest.add_entry(
-        ArtifactManifestEntry(
-            path=LogicalPath(path.name), ref=path.absolute().as_uri(), digest=digest, size=path.stat().st_size
-        )
-    )
+    add_reference(artifact, path, digest)
 
 
 def _log(logger: RunLogger, artifact: Artifact, *, uses: bool = False) -> None:
-    # `use_artifact` refuses offline runs and waits for the server online; the call underneath does neither. What a user
-    # created is nobody's output, so the mark is for what is used alone, as in `use_artifact`.
-    logger.experiment._log_artifact(artifact, is_user_created=uses, use_after_commit=uses)
+    log_artifact(logger.experiment, artifact, uses=uses)
 
 
 def _id_of(folder: Path) -> str | None:

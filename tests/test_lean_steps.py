@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from rsdyn.config.command_line import load_config
-from rsdyn.lightning_private import LeanModule, NoProfiler
+from rsdyn.private import LeanModule, NoProfiler
 from rsdyn.run.checkpoints import BestCheckpoint
 from rsdyn.run.opening import make_trainer
 from rsdyn.run.progress import Patience

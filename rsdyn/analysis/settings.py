@@ -6,7 +6,8 @@ from rsdyn.options import (
     setting,
 )
 
-MEASURES = ("activations", "correlation", "cosine", "velocity", "mutual_information", "rotation", "pca")
+MEASURES = ("activations", "correlation", "cosine", "velocity", "mutual_information", "rotation", "pca")  # of a stream
+JACOBIAN = "jacobian"  # of the model at a text's states: costly, and asked for by name
 
 
 CONDITIONS = ("original", "token_shuffled", "untrained")
@@ -60,10 +61,23 @@ class RotationConfig:
 
 
 @dataclass
+class JacobianConfig:
+    """Derivatives of the stream from each sublayer to the next, against matched nulls (arXiv 2605.14258)."""
+
+    texts: int = setting(20, "Sequences of the text, drawn at random, at whose last tokens to differentiate.", low=1)
+    seeds: int = setting(3, "Untrained models, and ones of permuted weights, that the texts are shared out to.", low=1)
+    sublayers: list[int] | None = setting(
+        None, "Sublayers whose eigenvalues are drawn; null is the first, the middle and the last one.", low=0
+    )
+
+
+@dataclass
 class AnalysisConfig:
     """What analyze.py measures, and what train.py measures on the way with analysis.on_train=true."""
 
-    measures: list[str] = setting(list(MEASURES), "What to measure.", choices=MEASURES)
+    measures: list[str] = setting(
+        list(MEASURES), "What to measure; jacobian is asked for by name.", choices=(*MEASURES, JACOBIAN)
+    )
     conditions: list[str] = setting(
         list(CONDITIONS),
         "Streams to measure: the text, its tokens shuffled, and the text in an untrained LM of the same shape.",
@@ -89,3 +103,4 @@ class AnalysisConfig:
     on_train: bool = setting(False, "Measure while train.py records, so that one pass over the LM feeds both.")
     mi: MiConfig = field(default_factory=MiConfig)
     rotation: RotationConfig = field(default_factory=RotationConfig)
+    jacobian: JacobianConfig = field(default_factory=JacobianConfig)

@@ -2,6 +2,7 @@
 
 python analyze.py                                             the embedded model and text, with their controls
 python analyze.py analysis.measures=[correlation,cosine] analysis.samples=500
+python analyze.py analysis.measures=[jacobian]                derivatives over depth, against nulls (arXiv 2605.14258)
 python analyze.py --config paper lm.name=meta-llama/Llama-3.1-8B trainer.devices=4
 python analyze.py --help
 """
@@ -17,17 +18,22 @@ import numpy as np
 import torch
 
 from rsdyn import figures
+from rsdyn.analysis import jacobian_table
 from rsdyn.analysis import measures as analysis
 from rsdyn.analysis.checks import check_settings, nulls_of
 from rsdyn.analysis.findings import findings
+from rsdyn.analysis.jacobians import JacobianResult, claims
 from rsdyn.analysis.probe import ResidualStreamProbe
-from rsdyn.analysis.settings import CONDITIONS
+from rsdyn.analysis.settings import CONDITIONS, JACOBIAN
 from rsdyn.analysis.table import as_json, as_markdown, as_text
 from rsdyn.analysis.words import flags_in_words, plane_in_words, positions_in_words, rotation_in_words
+from rsdyn.commands.jacobians import check_continues, measure_jacobians
+from rsdyn.errors import UserError
+from rsdyn.figures import of_jacobians
 from rsdyn.figures.of_analysis import panels, portrait_units, sublayer_curves
 from rsdyn.files import write_json, write_text
 from rsdyn.report import write_report
-from rsdyn.run.opening import find_source, make_trainer, open_stream, say_positions, start_records
+from rsdyn.run.opening import Source, find_source, make_stream, make_trainer, open_stream, say_positions, start_records
 from rsdyn.run.progress import ProbeProgress, stage_bar
 from rsdyn.run.script import Run, run_script
 from rsdyn.stream.trajectory_datamodule import TrajectoryDataModule
@@ -40,6 +46,12 @@ def analyze(run: Run) -> None:
     settings, seed = config.analysis, config.seed
     L.seed_everything(seed, verbose=False)
     source = find_source(run)
+    measures = [m for m in settings.measures if m != JACOBIAN]
+    if not measures:
+        analyze_jacobians(run, source)
+        return
+    if JACOBIAN in settings.measures:
+        check_continues(run, source)
     conditions = [c for c in CONDITIONS if c in settings.conditions]  # the original first, if it is there
     streams = {c: open_stream(run, source, c, samples=settings.samples) for c in conditions}
     first = next(iter(streams.values()))
@@ -66,7 +78,7 @@ def analyze(run: Run) -> None:
         probe = ResidualStreamProbe(
             n_sublayers=stream.n_sublayers,
             n_units=stream.n_units,
-            measures=settings.measures,
+            measures=measures,
             keep=settings.keep,
             components=settings.components,
             bar=stage_bar,
@@ -104,8 +116,13 @@ def analyze(run: Run) -> None:
             )
         clock.done("rotation")
 
+    jacobians = None
+    if JACOBIAN in settings.measures:
+        jacobians = measure_jacobians(run, source)
+        clock.done(JACOBIAN)
+
     results = {c: _on_cpu(r) for c, r in results.items()}
-    drawn = _draw(run, trainer, results, sites)
+    drawn = _draw(run, trainer, results, sites, jacobians)
     clock.done("figures")
     if trainer.is_global_zero:
         summary = {
@@ -122,7 +139,7 @@ def analyze(run: Run) -> None:
             "sequences_recorded": sum(n_recorded),
             "processes": trainer.world_size,
         }
-        _report(run, summary, results, list(streams.values()), n_recorded, drawn, clock)
+        _report(run, summary, results, list(streams.values()), n_recorded, drawn, clock, jacobians)
     trainer.strategy.barrier()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -170,12 +187,15 @@ def _measures(probe: Any, settings: Any, sites: int, seed: int) -> Iterator[tupl
             yield measure, measured()
 
 
-def _draw(run: Run, trainer: Any, results: dict[str, dict[str, Any]], sites: int) -> list[str]:
+def _draw(
+    run: Run, trainer: Any, results: dict[str, dict[str, Any]], sites: int, jacobians: JacobianResult | None
+) -> list[str]:
     """Draw the figures, shared out over the processes of the first node, which surely have one disk; their names."""
     settings = run.config.analysis
-    drawn = panels(
-        results, settings.measures, sites_per_layer=sites, units=settings.rotation.units, seed=run.config.seed
-    )
+    measures = [m for m in settings.measures if m != JACOBIAN]
+    drawn = panels(results, measures, sites_per_layer=sites, units=settings.rotation.units, seed=run.config.seed)
+    if jacobians is not None:
+        drawn |= of_jacobians.panels(jacobians, settings.jacobian.sublayers)
     for name in list(drawn)[trainer.local_rank :: trainer.num_devices] if trainer.node_rank == 0 else []:
         figures.save(drawn[name], run.folder / "figures", name)
     trainer.strategy.barrier()
@@ -194,6 +214,7 @@ def _report(
     n_recorded: list[int],
     drawn: list[str],
     clock: Clock,
+    jacobians: JacobianResult | None = None,
 ) -> None:
     """Write results, findings and summary; send them and the figures to W&B; print the findings."""
     conditions, measures, sites = summary["conditions"], summary["measures"], summary["sites_per_layer"]
@@ -207,6 +228,9 @@ def _report(
     arrays: dict[str, Any] = {
         f"{c}/{k}": np.asarray(v) for c, r in results.items() for k, v in r.items() if hasattr(v, "numpy")
     }
+    if jacobians is not None:
+        arrays |= jacobians.arrays()
+        summary[JACOBIAN] = jacobian_table.as_json(jacobians, claims(jacobians))
     np.savez_compressed(run.folder / "results.npz", **arrays)
     curves = {c: sublayer_curves(r) for c, r in results.items()}
     summary |= {
@@ -221,7 +245,8 @@ def _report(
     several = "" if summary["positions"] == "last" else f", {summary['n_trajectories']} trajectories"
     title = f"# {summary['lm']} on {summary['text']}, {summary['n_sequences']} sequences{several}\n\n"
     below = "".join(f"\n{line}\n" for line in words + notes)
-    write_text(run.folder / "findings.md", title + as_markdown(table, conditions) + below)
+    derived = _jacobians_in_markdown(jacobians)
+    write_text(run.folder / "findings.md", title + as_markdown(table, conditions) + below + derived)
     rotation, units = run.config.analysis.rotation, []
     if "rotation" in measures:
         units = portrait_units(main["rotation"], rotation.units, run.config.seed)
@@ -233,12 +258,86 @@ def _report(
     for line in words + notes:
         run.say()
         run.say(line)
+    _say_jacobians(run, jacobians)
     run.say()
     recorded = summary["sequences_recorded"]
     run.say(f"LM:          {recorded} sequences recorded" if recorded else "LM:          not loaded, all was cached")
     run.say(f"Time:        {summary['seconds']['total']:.0f} s in all")
     run.say(f"Run folder:  {run.folder}")
     run.say("             report.html, findings.md, summary.json, results.npz, figures/")
+
+
+def analyze_jacobians(run: Run, source: Source) -> None:
+    """The measure ``jacobian`` by itself: no stream is recorded, and the text's sequences are enough."""
+    config: Any = run.config
+    if config.trainer.devices not in (1, "1") or config.trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.devices={config.trainer.devices}: analysis.measures=[jacobian] alone runs in one process. Set "
+            "trainer.devices=1 and trainer.num_nodes=1, or measure something of the stream beside it."
+        )
+    check_continues(run, source)
+    clock = Clock(run.started)
+    stream = make_stream(run, source, "original")
+    start_records(run, source, {"original": stream})
+    run.kept = lambda: "texts that were finished are in the cache" if config.cache.enabled else "nothing is kept"
+    result = measure_jacobians(run, source)
+    clock.done(JACOBIAN)
+    drawn = of_jacobians.panels(result, config.analysis.jacobian.sublayers)
+    for name, figure in drawn.items():
+        figures.save(figure, run.folder / "figures", name)
+    clock.done("figures")
+    arrays: dict[str, Any] = result.arrays()
+    np.savez_compressed(run.folder / "results.npz", **arrays)
+    table = claims(result)
+    summary = {
+        "lm": source.lm.label,
+        "text": source.text,
+        "conditions": ["original"],
+        "measures": [JACOBIAN],
+        "n_sequences": config.analysis.jacobian.texts,
+        "n_trajectories": config.analysis.jacobian.texts,
+        "positions": "last",
+        "n_sublayers": source.lm.n_sublayers,
+        "n_units": source.lm.n_units,
+        "sites_per_layer": len(source.lm.site_names),
+        "sequences_recorded": 0,
+        "processes": 1,
+        "findings": [],
+        "in_words": jacobian_table.words(result),
+        "scalars": {"original": {}},
+        "curves": {"original": {}},
+        "seconds": {"total": time.time() - run.started, "parts": clock.parts},
+        JACOBIAN: jacobian_table.as_json(result, table),
+    }
+    write_json(run.folder / "summary.json", summary)
+    write_report(run.folder)
+    title = f"# {summary['lm']} on {summary['text']}\n"
+    write_text(run.folder / "findings.md", title + _jacobians_in_markdown(result))
+    shared = show.Shared(run.logger, run.folder, [], [], list(drawn), config.tracking.artifacts)
+    show.analysis(shared, summary=summary, table=[], results={}, units=[])
+    _say_jacobians(run, result)
+    run.say()
+    run.say(f"Time:        {time.time() - run.started:.0f} s in all")
+    run.say(f"Run folder:  {run.folder}")
+    run.say("             report.html, findings.md, summary.json, results.npz, figures/")
+
+
+def _jacobians_in_markdown(result: JacobianResult | None) -> str:
+    if result is None:
+        return ""
+    below = "".join(f"\n{line}\n" for line in jacobian_table.words(result))
+    return "\n" + jacobian_table.as_markdown(result, claims(result)) + below
+
+
+def _say_jacobians(run: Run, result: JacobianResult | None) -> None:
+    if result is None:
+        return
+    run.say()
+    for line in jacobian_table.as_text(result, claims(result)):
+        run.say(line)
+    for line in jacobian_table.words(result):
+        run.say()
+        run.say(line)
 
 
 def _scalars(results: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 
-from rsdyn.analysis.settings import AnalysisConfig
+from rsdyn.analysis.settings import JACOBIAN, AnalysisConfig
 from rsdyn.autoencoder.settings import CaeConfig
 from rsdyn.errors import UserError
 from rsdyn.lm.settings import LmConfig
@@ -180,6 +180,11 @@ def check(config: Config) -> None:
                     f"analysis.rotation.nulls={show(analysis.rotation.nulls)}: {null} is compared with the original "
                     "text, which is not measured. Add original to analysis.conditions."
                 )
+    if analysis.on_train and JACOBIAN in analysis.measures:
+        raise UserError(
+            f"analysis.measures={show(analysis.measures)}: jacobian is measured by analyze.py alone, since it needs "
+            "the model itself and not its stream. Leave it out with analysis.on_train=true."
+        )
     perturb = config.perturb
     if (perturb.space == "cae") != (perturb.checkpoint is not None):
         raise UserError(
@@ -218,7 +223,9 @@ def to_yaml(config: Config | dict[str, Any]) -> str:
 # may stand, since presets are shared.
 UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
-        "by analyze.py alone": ("analysis.conditions", "analysis.components", "analysis.rotation."),
+        "by analyze.py alone": (
+            *("analysis.conditions", "analysis.components", "analysis.rotation.", "analysis.jacobian."),
+        ),
         "by perturb.py alone": ("perturb.",),
     },
     "perturb": {

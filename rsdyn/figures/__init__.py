@@ -1,6 +1,7 @@
 """The paper's panels: arrays or tensors in, a matplotlib Figure out; one function a panel, one column wide."""
 
 from rsdyn.figures.components import components_needed, cumulative_variance, loadings, pca_trajectory
+from rsdyn.figures.jacobians import eigenvalue_planes, linear_range, lyapunov_exponents, product_participation
 from rsdyn.figures.perturbation import recovery_curves, teleports
 from rsdyn.figures.rotations import portraits, rotation_distribution, rotations_by_unit
 from rsdyn.figures.stream import correlation_density, density, mean_activations
@@ -15,14 +16,18 @@ __all__ = [
     "correlation_density",
     "cumulative_variance",
     "density",
+    "eigenvalue_planes",
     "explained_variance",
     "latent_distance",
     "latent_trajectory",
+    "linear_range",
     "loadings",
     "loss_curves",
+    "lyapunov_exponents",
     "mean_activations",
     "pca_trajectory",
     "portraits",
+    "product_participation",
     "recovery_curves",
     "rotation_distribution",
     "rotations_by_unit",

@@ -70,6 +70,20 @@ def forward_cost(lm: LMSource) -> ForwardCost:
     return ForwardCost(linear, 4.0 * heads * head_size * n_attending, longrope_length(config))
 
 
+def jacobian_flops(linear: float, n_units: int) -> float:
+    """Operations of one text's derivatives: each sublayer once forward and once backward for each of its ``D`` rows.
+
+    ``linear`` are those of a token through the layers (:class:`ForwardCost`). Attention, whose context is shared, and
+    norms are left out.
+    """
+    return 2 * linear * n_units
+
+
+def spectrum_flops(n_units: int, n_sublayers: int) -> float:
+    """About what eigenvalues (10 D^3), singular values (3 D^3) and exponents (two QR sweeps, 8 D^3) take."""
+    return 21.0 * n_units**3 * n_sublayers
+
+
 def training_flops(widths: Sequence[int], n_vectors: int) -> float:
     """Operations of a training step on ``n_vectors``: forward, and backward but for the input's own gradient.
 

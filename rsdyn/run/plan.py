@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from huggingface_hub import constants
 
+from rsdyn.analysis.jacobians import MATRIX_NULLS, SERIES
 from rsdyn.analysis.probe import ResidualStreamProbe
-from rsdyn.analysis.settings import CONDITIONS
+from rsdyn.analysis.settings import CONDITIONS, JACOBIAN
 from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.errors import UserError
 from rsdyn.lm.batches import PACKED, SORTED, make_batches
@@ -96,7 +97,7 @@ def make_plan(run: Run, lm: LMSource, source: Source | None) -> Plan:
     positions = Positions(run.config.data.positions, np.array(lengths), seed=run.config.seed)
     _weights(plan, run, lm)
     to_record = _cache(plan, run, lm, source, positions)
-    needs_lm = run.script == "perturb" or any(to_record.values())
+    needs_lm = run.script == "perturb" or any(to_record.values()) or _differentiates(run)
     if needs_lm:
         _reach(plan, lm)
     _memory(plan, run, lm, positions, needs_lm=needs_lm)
@@ -107,6 +108,10 @@ def make_plan(run: Run, lm: LMSource, source: Source | None) -> Plan:
 # --- text and stream --------------------------------------------------------------------------------------------------
 
 
+def _differentiates(run: Run) -> bool:
+    return run.script == "analyze" and JACOBIAN in run.config.analysis.measures
+
+
 def _samples(run: Run) -> int | None:
     """How many sequences of a stream the script wants; None for all."""
     return {"train": None, "analyze": run.config.analysis.samples, "perturb": run.config.perturb.samples}[run.script]
@@ -114,6 +119,8 @@ def _samples(run: Run) -> int | None:
 
 def _conditions(run: Run) -> list[str]:
     if run.script == "analyze":
+        if run.config.analysis.measures == [JACOBIAN]:
+            return []  # which needs no stream
         return [c for c in CONDITIONS if c in run.config.analysis.conditions]
     return [run.config.data.condition if run.script == "train" else "original"]
 
@@ -383,6 +390,8 @@ def _operations(plan: Plan, run: Run, lm: LMSource, positions: Positions, to_rec
     each = f"{_flops(cost.linear)} a token and attention, for {tokens:,} tokens"
     again = "" if config.cache.enabled else ", each time the stream is read"
     plan.say("Recording", f"{_flops(recording)}{again}: {each}" if tokens else "nothing, all is in the cache")
+    if _differentiates(run):
+        _jacobians(plan, run, lm, cost.linear)
     if run.script == "train":
         sizes = split(len(lengths), val_size=config.data.val_size, test_size=config.data.test_size, seed=config.seed)
         n_train, n_val = (int(positions.counts[sizes[part]].sum()) * lm.n_sublayers for part in ("train", "val"))
@@ -394,6 +403,22 @@ def _operations(plan: Plan, run: Run, lm: LMSource, positions: Positions, to_rec
         plan.numbers["epoch_flops"] = epoch
         epochs = config.trainer.max_epochs
         plan.say("Training", f"{_flops(epoch)} an epoch of {n_train:,} vectors, {_flops(epochs * epoch)} for {epochs}")
+
+
+def _jacobians(plan: Plan, run: Run, lm: LMSource, linear: float) -> None:
+    """What the derivatives of every text cost in each series, and their eigenvalues, which cost as much or more."""
+    texts, n_units = run.config.analysis.jacobian.texts, lm.n_units
+    n_series = sum(name not in MATRIX_NULLS for name in SERIES)
+    rows = estimates.jacobian_flops(linear, n_units)
+    spectra = estimates.spectrum_flops(n_units, lm.n_sublayers)
+    plan.numbers |= {"jacobian_flops": rows, "spectrum_flops": spectra}
+    plan.say(
+        "Jacobians", f"{_flops(texts * n_series * (rows + spectra))} for {texts} texts in {n_series} series, each:"
+    )
+    plan.say("", f"{_flops(rows)} for all {n_units} rows, forward and backward (k leading exponents: about k/D of it")
+    plan.say("", f"a pass), and about {_flops(spectra)} for eigenvalues, singular values and exponents")
+    size = 8 * n_units**2 * lm.n_sublayers
+    plan.say("", f"memory beside the LM: about {_size(2 * size)} for the matrices of one text, whatever their number")
 
 
 def _layout(config: Any) -> str:

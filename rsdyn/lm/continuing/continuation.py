@@ -159,7 +159,7 @@ def continue_all(
             reading_sites(lm, hooks, lambda s, stream: running.batch.arrive(s, stream), sublayers=later)
         if freeze_attention:
             for attention, call in zip(lm.sites.attention, reference.calls, strict=True):
-                hooks.enter_context(_frozen(attention, call, running))
+                hooks.enter_context(frozen_attention(attention, call, running))
         # closed before the hooks go, so that no thread is left running without them after an exception
         with closing(side_by_side(run, batches, lm.device, one_by_one=lm.is_spread)) as work:
             for _ in work:
@@ -244,7 +244,7 @@ class _Batch:
 
 
 @contextmanager
-def _frozen(attention: nn.Module, call: LayerCall, running: threading.local) -> Iterator[None]:
+def frozen_attention(attention: nn.Module, call: LayerCall, running: threading.local) -> Iterator[None]:
     """While open, the attention module is not run, and gives every point what the reference's last token got."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -130,7 +130,7 @@ class _Prefix:
         return self.keys.shape[2]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: what a layer was called with may be differentiated through
 def record_calls(lm: LanguageModel, ids: Tensor) -> tuple[Tensor, Tensor, tuple[LayerCall, ...]]:
     """Run a prompt ``(T,)``: the last token's stream ``(S, D)``, its state ``(D,)`` behind the last layer, the calls.
 

@@ -1,0 +1,388 @@
+"""The Jacobians of a text's stream, against matched nulls, and the claims of arXiv 2605.14258 (METHOD section 12).
+
+One text after another: what is kept of each are curves over depth, never its matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsdyn.analysis.finding import Value
+from rsdyn.analysis.findings import per_layer, spearman
+from rsdyn.dynamics.jacobian import NULLS as MATRIX_NULLS
+from rsdyn.dynamics.jacobian import complex_share_of_chance, lyapunov, matched_null, spectrum
+from rsdyn.dynamics.projection import PCA
+from rsdyn.dynamics.resampling import jackknife
+from rsdyn.lm.continuing.continuation import continue_all
+from rsdyn.lm.continuing.reference import Reference
+from rsdyn.lm.jacobians import Context, reference_run, sublayer_jacobians
+from rsdyn.lm.model import LanguageModel
+
+VERSION = 1  # raise it whenever a text would give other numbers
+NULL_TEXTS = 2  # texts whose matrices are drawn again as random ones, which hardly differ from text to text
+PLANE_TEXTS = 20  # texts whose states span the plane of the linear range
+SIZES = tuple(10 ** (e / 2) for e in range(-6, 1))  # of a displacement, in norms of the state
+DIRECTIONS = ("leading singular", "random", "plane")
+FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the depth, where the linear range is measured
+LINEAR = (0.5, 2.0)  # what a displacement may be over what the Jacobian predicts
+
+Curves = dict[str, np.ndarray]
+
+
+class Kind(NamedTuple):
+    """A series of Jacobians: whose, in which context, and what it is called."""
+
+    model: str
+    context: Context
+    label: str
+
+
+SERIES = {
+    "full": Kind("trained", "full", "trained, full context"),
+    "none": Kind("trained", "none", "trained, one token alone"),
+    "untrained": Kind("untrained", "full", "untrained, full context"),
+    "permuted": Kind("permuted", "full", "weights permuted"),
+    "rotated": Kind("trained", "full", "G's singular values, rotated"),
+    "gaussian": Kind("trained", "full", "iid Gaussian G"),
+}
+MODELS = ("trained", "untrained", "permuted")
+# over depth, one value per sublayer (spectrum), or of the product from a sublayer to the end
+CURVES = ("rms", "log_abs_det", "gain", "expanding", "complex_share", "antisymmetric", "henrici", "henrici_update")
+PRODUCTS = ("product_gain", "product_participation")
+
+
+# --- one text ---------------------------------------------------------------------------------------------------------
+
+
+def measure_text(
+    lm: LanguageModel,
+    tokens: np.ndarray,
+    model: str,
+    *,
+    nulls: int | None = None,
+    plane: PCA | None = None,
+    keep_eigenvalues: bool = False,
+) -> dict[str, Curves]:
+    """What the Jacobians of one text say, by series, for one of ``MODELS``.
+
+    Args:
+        lm: that model, in float32 or float64.
+        nulls: seed of the random matrices to measure beside the trained model's; None for none.
+        plane: for the linear range, of a trained model; None leaves it out.
+        keep_eigenvalues: also give the eigenvalues of every sublayer.
+
+    Returns:
+        ``CURVES`` and ``PRODUCTS`` ``(S,)``, ``singular`` ``(S,)``, ``exponents`` ``(D,)`` and ``growth`` in nats per
+        layer; for the trained model in full context also ``linear`` ``(depths, directions, sizes)``.
+    """
+    reference = reference_run(lm, tokens)
+    found: dict[str, Curves] = {}
+    for name, kind in SERIES.items():
+        if kind.model != model or name in MATRIX_NULLS:
+            continue
+        js = sublayer_jacobians(lm, tokens, context=kind.context, reference=reference)
+        found[name] = _curves(js, lm, reference, keep_eigenvalues)
+        if name == "full":
+            for null in MATRIX_NULLS if nulls is not None else ():
+                generator = torch.Generator().manual_seed(2 * int(nulls or 0) + MATRIX_NULLS.index(null))
+                eye = torch.eye(lm.n_units, dtype=js.dtype)
+                drawn = torch.stack([eye + matched_null(j.cpu() - eye, null, generator) for j in js])  # type: ignore[arg-type]
+                found[null] = _curves(drawn, lm, reference, keep_eigenvalues)
+            if plane is not None:
+                found[name]["linear"] = linear_range(lm, reference, js, plane)
+    return found
+
+
+def _curves(js: Tensor, lm: LanguageModel, reference: Reference, keep_eigenvalues: bool) -> Curves:
+    spectra = [spectrum(j) for j in js]  # one at a time, as the eigenvalues are asked for anyway
+    curves = {name: _stacked([getattr(s, name) for s in spectra]) for name in CURVES}
+    curves["singular"] = _stacked([s.rank < lm.n_units for s in spectra])
+    if keep_eigenvalues:
+        curves["eigenvalues"] = torch.stack([s.eigenvalues for s in spectra]).cpu().to(torch.complex64).numpy()
+    curves |= _products(js)
+    sites = len(lm.sites.names)
+    layers = js.to(torch.float64)
+    if sites == 2:  # a layer's own product is well conditioned, and halves the work
+        layers = layers[1::2] @ layers[0::2]
+    curves["exponents"] = lyapunov(layers).cpu().numpy()
+    ends = reference.final.double().norm() / reference.stream[0].double().norm()
+    curves["growth"] = np.array(float(ends.log()) / lm.n_layers)
+    return curves
+
+
+def _stacked(values: Sequence[Tensor]) -> np.ndarray:
+    return torch.stack(list(values)).cpu().to(torch.float64).numpy()
+
+
+def _products(js: Tensor) -> Curves:
+    """Largest singular value and participation ratio of sigma squared, of the product from each sublayer to the end."""
+    product = torch.eye(js.shape[-1], dtype=torch.float64, device=js.device)
+    gains, participation = [], []
+    for j in js.flip(0):
+        product = product @ j.to(torch.float64)
+        energy = product.T @ product
+        participation.append(energy.trace().square() / energy.square().sum())
+        gains.append(_largest(energy).sqrt())
+    return {"product_gain": _stacked(gains[::-1]), "product_participation": _stacked(participation[::-1])}
+
+
+def _largest(energy: Tensor, k: int = 8) -> Tensor:
+    """The largest eigenvalue of a symmetric matrix, by subspace iteration from its own largest columns."""
+    start = energy[:, energy.diagonal().topk(min(k, len(energy))).indices]
+    for _ in range(8):
+        start = torch.linalg.qr(energy @ torch.linalg.qr(start).Q).Q
+    return torch.linalg.eigvalsh(start.T @ energy @ start)[-1]
+
+
+def depths_of(n_sublayers: int) -> list[int]:
+    """The sublayers at which the linear range is measured."""
+    return sorted({round(f * (n_sublayers - 1)) for f in FRACTIONS})
+
+
+def linear_range(lm: LanguageModel, reference: Reference, js: Tensor, plane: PCA) -> np.ndarray:
+    """Displacement behind the last layer over what the Jacobian predicts: ``(depths, directions, sizes)``.
+
+    Lengths are compared. Directions: the leading right singular vector of the derivative from there to the end, one at
+    random, and the first axis of the plane; sizes in norms of the state.
+    """
+    generator = torch.Generator().manual_seed(0)
+    depths, product, products = depths_of(lm.n_sublayers), torch.eye(lm.n_units, dtype=torch.float64), {}
+    for s in range(lm.n_sublayers - 1, -1, -1):
+        product = product @ js[s].cpu().double()
+        if s in depths:
+            products[s] = product
+    injections, predicted = [], []
+    for s in depths:
+        leading = torch.linalg.svd(products[s])[2][0]
+        drawn = torch.randn(lm.n_units, generator=generator, dtype=torch.float64)
+        directions = torch.stack([leading, drawn / drawn.norm(), plane.components[:, 0].cpu().double()])
+        state = reference.stream[s].cpu().double()
+        moved = directions[:, None] * (torch.tensor(SIZES, dtype=torch.float64) * state.norm())[:, None]
+        injections.append((s, (state + moved).flatten(0, 1)))
+        predicted.append((moved @ products[s].T).norm(dim=-1))
+    ratios = []
+    for result, expected in zip(continue_all(lm, reference, injections), predicted, strict=True):
+        away = (result.final.cpu().double() - reference.final.cpu().double()).norm(dim=-1)
+        ratios.append(away.view(expected.shape) / expected)
+    return torch.stack(ratios).numpy()
+
+
+def range_end(ratio: np.ndarray) -> float:
+    """The size, in norms of the state, at which a displacement leaves ``LINEAR``; inf where it never does.
+
+    Between the sizes that were tried it is interpolated in logarithms; nan where the smallest is outside already, which
+    is rounding or a very small range.
+    """
+    logs, sizes = np.log(ratio), np.log(SIZES)
+    outside = np.abs(logs) > np.log(LINEAR[1])
+    if not outside.any():
+        return float("inf")
+    first = int(outside.argmax())
+    if first == 0:
+        return float("nan")
+    edge = np.sign(logs[first]) * np.log(LINEAR[1])
+    share = (edge - logs[first - 1]) / (logs[first] - logs[first - 1])
+    return float(np.exp(sizes[first - 1] + share * (sizes[first] - sizes[first - 1])))
+
+
+# --- all texts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class JacobianResult:
+    """What was measured on all texts.
+
+    Attributes:
+        n_layers, n_units, sites: of the model.
+        curves: by series and name, ``(texts, ...)``.
+        eigenvalues: of the first text, by series, ``(S, D)``.
+        dtype: what it was computed in, in words.
+    """
+
+    n_layers: int
+    n_units: int
+    sites: int
+    curves: dict[str, Curves] = field(default_factory=dict)
+    eigenvalues: Curves = field(default_factory=dict)
+    dtype: str = "float32"
+
+    def add(self, found: Mapping[str, Curves]) -> None:
+        """One more text, of one model."""
+        for series, curves in found.items():
+            kept = self.curves.setdefault(series, {})
+            for name, value in curves.items():
+                if name == "eigenvalues":
+                    self.eigenvalues.setdefault(series, value)
+                    continue
+                kept[name] = np.concatenate([kept[name], value[None]]) if name in kept else value[None]
+
+    @property
+    def series(self) -> list[str]:
+        """The series that were measured, in the order of ``SERIES``."""
+        return [name for name in SERIES if name in self.curves]
+
+    def mean(self, series: str, name: str) -> np.ndarray:
+        """A curve's mean over texts."""
+        return self.curves[series][name].mean(0)
+
+    def interval(self, series: str, name: str) -> np.ndarray | None:
+        """Its 95 % interval ``(2, ...)`` by delete-one-text jackknife; None for one text."""
+        values = torch.from_numpy(self.curves[series][name])
+        if len(values) < 2:
+            return None
+        found = jackknife(values.mean(0), (values.sum(0) - values) / (len(values) - 1))
+        return torch.stack([found.low, found.high]).numpy()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it, flat, for ``results.npz``."""
+        out = {f"jacobian/{s}/{name}": v for s, curves in self.curves.items() for name, v in curves.items()}
+        return out | {f"jacobian/{s}/eigenvalues": v for s, v in self.eigenvalues.items()}
+
+    def ranges(self) -> dict[str, list[float]]:
+        """The end of the linear range by direction, at each depth: the median over texts, in norms of the state."""
+        linear = self.curves.get("full", {}).get("linear")
+        if linear is None:
+            return {}
+        ends = np.array([[[range_end(r) for r in depth] for depth in text] for text in linear])
+        return {d: [float(x) for x in np.median(ends[:, :, i], 0)] for i, d in enumerate(DIRECTIONS)}
+
+
+# --- the claims -------------------------------------------------------------------------------------------------------
+
+Statistic = Callable[[Mapping[str, np.ndarray]], float]  # of the mean curves of a series
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of arXiv 2605.14258 as a number, and when it is taken to hold.
+
+    Attributes:
+        key, claim, paper, statistic: as in :class:`rsdyn.analysis.finding.Finding`.
+        of: the number, of a series' curves averaged over texts.
+        low, high: it holds when the whole 95 % interval lies between these.
+        values: by series.
+        verdict: ``holds``, ``holds untrained too``, ``only without context`` or ``not``; a claim whose interval reaches
+            over its bound is ``not`` shown. Empty where there is nothing to hold.
+        also: the nulls in which it holds as well.
+    """
+
+    key: str
+    claim: str
+    paper: str
+    statistic: str
+    of: Statistic
+    low: float = -np.inf
+    high: float = np.inf
+    values: dict[str, Value] = field(default_factory=dict)
+    verdict: str = ""
+    also: tuple[str, ...] = ()
+
+    @property
+    def bound(self) -> str:
+        """When it holds, in words."""
+        return f"> {self.low:g}" if np.isfinite(self.low) else f"< {self.high:g}" if np.isfinite(self.high) else ""
+
+    def holds(self, value: Value) -> bool:
+        """Whether the interval (the number itself, where there is none) lies within the bounds."""
+        low, high = (value.value if end is None else end for end in (value.low, value.high))
+        return bool(low > self.low and high < self.high)
+
+
+def claims_of(n_units: int, sites: int) -> list[Claim]:
+    """The claims, without values, for a model of this width."""
+
+    def layers(name: str) -> Callable[[Mapping[str, np.ndarray]], Tensor]:
+        return lambda c: per_layer(torch.from_numpy(c[name]), sites) if sites == 1 else _pairs(c[name])
+
+    def trend(name: str) -> Statistic:
+        return lambda c: float(spearman(layers(name)(c)))
+
+    def third(name: str, last: bool) -> Statistic:
+        def of(c: Mapping[str, np.ndarray]) -> float:
+            curve = layers(name)(c)
+            n = max(1, len(curve) // 3)
+            return float((curve[-n:] if last else curve[:n]).mean())
+
+        return of
+
+    depth = "rank correlation with depth"
+    chance = complex_share_of_chance(n_units)
+    relative: Callable[[Mapping[str, np.ndarray]], np.ndarray] = lambda c: c["exponents"] - c["growth"]  # noqa: E731
+    return [
+        Claim("complex_share", "nearly all eigenvalues are complex", "about 98 %", "share of complex eigenvalues",
+              lambda c: float(c["complex_share"].mean()), low=0.9),
+        Claim("complex_excess", "", "", f"the same less that of a random {n_units} x {n_units} matrix ({chance:.3f})",
+              lambda c: float(c["complex_share"].mean()) - chance, low=0.0),
+        Claim("antisymmetric_early", "early layers are dominated by rotation", "rotation-dominated",
+              "antisymmetric share of G, first third", third("antisymmetric", last=False), low=0.5),
+        Claim("antisymmetric_trend", "and the later, the less", "falls", f"antisymmetric share of G, {depth}",
+              trend("antisymmetric"), high=0.0),
+        Claim("antisymmetric_late", "late layers are near-symmetric", "near-symmetric",
+              "antisymmetric share of G, last third", third("antisymmetric", last=True), high=0.25),
+        Claim("henrici_trend", "from non-normal to normal", "falls", f"Henrici's departure of J, {depth}",
+              trend("henrici"), high=0.0),
+        Claim("henrici_update_trend", "", "", f"Henrici's departure of G, {depth}", trend("henrici_update"), high=0.0),
+        Claim("bottleneck", "the whole depth is a low-rank bottleneck", "low rank",
+              "participation of the product's sigma^2, of D",
+              lambda c: float(c["product_participation"][0]) / n_units, high=0.05),
+        Claim("bottleneck_trend", "which builds up with depth", "cumulative",
+              f"participation of the product to the end, {depth} of its start",
+              lambda c: float(spearman(torch.from_numpy(c["product_participation"]))), low=0.0),
+        Claim("gain", "", "not given", "ln of the product's largest gain",
+              lambda c: float(np.log(c["product_gain"][0]))),
+        Claim("expanding", "", "not given", "share of exponents above 0", lambda c: float((c["exponents"] > 0).mean())),
+        Claim("contracting", "states are pulled together (attractor-like)", "not given",
+              "median exponent less the growth of the norm, nats per layer", lambda c: float(np.median(relative(c))),
+              high=0.0),
+    ]  # fmt: skip
+
+
+def _pairs(curve: np.ndarray) -> Tensor:
+    """The mean of a layer's two sublayers."""
+    return torch.from_numpy(curve).reshape(-1, 2).mean(1)
+
+
+def claims(result: JacobianResult) -> list[Claim]:
+    """The claims with their values, intervals over texts and verdicts."""
+    table = []
+    for claim in claims_of(result.n_units, result.sites):
+        values = {s: _value(result.curves[s], claim) for s in result.series}
+        verdict, also = _verdict(claim, values)
+        parts: dict[str, Any] = {
+            k: getattr(claim, k) for k in ("key", "claim", "paper", "statistic", "of", "low", "high")
+        }
+        table.append(Claim(**parts, values=values, verdict=verdict, also=also))
+    return table
+
+
+def _value(curves: Curves, claim: Claim) -> Value:
+    names = [name for name in curves if name != "linear"]
+    n = len(curves["growth"])
+    value = claim.of({name: curves[name].mean(0) for name in names})
+    if n < 2:
+        return Value(value, n=n)
+    without = [claim.of({name: np.delete(curves[name], i, 0).mean(0) for name in names}) for i in range(n)]
+    if "rank correlation" in claim.statistic:  # it moves in steps, which a jackknife takes for none or for many
+        rng = np.random.default_rng(0)
+        draws = [rng.integers(n, size=n) for _ in range(400)]
+        found = [claim.of({name: curves[name][rows].mean(0) for name in names}) for rows in draws]
+        low, high = np.nanquantile(found, [0.025, 0.975])
+        return Value(value, float(low), float(high), n=n)
+    interval = jackknife(torch.tensor(value, dtype=torch.float64), torch.tensor(without, dtype=torch.float64))
+    return Value(value, float(interval.low), float(interval.high), n=n)
+
+
+def _verdict(claim: Claim, values: Mapping[str, Value]) -> tuple[str, tuple[str, ...]]:
+    if not claim.bound or "full" not in values:
+        return "", ()
+    held = [series for series, value in values.items() if claim.holds(value)]
+    also = tuple(series for series in held if series not in ("full", "none"))
+    if "full" in held:
+        return ("holds untrained too" if "untrained" in held else "holds"), also
+    return ("only without context" if "none" in held else "not"), also

@@ -1,0 +1,142 @@
+"""The measure ``jacobian`` of analyze.py: models, texts, and what of them was measured before (METHOD section 12)."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+from rsdyn.analysis.jacobians import MODELS, NULL_TEXTS, PLANE_TEXTS, VERSION, Curves, JacobianResult, measure_text
+from rsdyn.dynamics.projection import PCA
+from rsdyn.errors import UserError
+from rsdyn.files import publish
+from rsdyn.lm.jacobians import reference_run
+from rsdyn.lm.model import LanguageModel
+from rsdyn.lm.null_models import permuted_weights
+from rsdyn.metrics.processes import from_all, n_processes
+from rsdyn.run.opening import Source, device_of
+from rsdyn.run.progress import stage_bar
+from rsdyn.run.script import Run
+from rsdyn.stream.cache.store import default_cache_dir
+
+
+def texts_of(run: Run, source: Source) -> list[int]:
+    """Which sequences of the text are differentiated: drawn at random, fewer of them being the first of more."""
+    config: Any = run.config
+    wanted, n = config.analysis.jacobian.texts, len(source.sequences)
+    if wanted > n:
+        raise UserError(f"analysis.jacobian.texts={wanted}: the text has {n} sequences. Ask for fewer.")
+    return _drawn(run, source)[:wanted]
+
+
+def _drawn(run: Run, source: Source) -> list[int]:
+    return [int(i) for i in np.random.default_rng(run.config.seed).permutation(len(source.sequences))]
+
+
+def measure_jacobians(run: Run, source: Source) -> JacobianResult:
+    """Measure every text in every model; what an earlier run measured of the same is read from the cache."""
+    config: Any = run.config
+    settings, lm = config.analysis.jacobian, source.lm
+    sublayers = settings.sublayers or []
+    if wrong := [s for s in sublayers if s >= lm.n_sublayers]:
+        raise UserError(
+            f"analysis.jacobian.sublayers: {wrong[0]} is not one of this model, which has {lm.n_sublayers}, from 0 on."
+        )
+    numbers = texts_of(run, source)
+    result = JacobianResult(lm.n_layers, lm.n_units, len(lm.site_names), dtype=config.lm.dtype)
+    if config.lm.dtype != "float32":
+        run.say(f"Jacobians are computed in float32, not in {config.lm.dtype}")
+    tokens = [np.asarray(source.sequences[i]) for i in numbers]
+    of_plane = [np.asarray(source.sequences[i]) for i in _drawn(run, source)[:PLANE_TEXTS]]  # however many texts
+    plane: PCA | None = None
+    rank = torch.distributed.get_rank() if n_processes() > 1 else 0
+    with stage_bar("Jacobians", len(numbers) * len(MODELS), "texts") as done:
+        for model in MODELS:
+            store = _Store(run, source, model, of_plane)
+            mine: dict[int, dict[str, Curves]] = {}
+            opened: tuple[int, LanguageModel] | None = None
+            seeds = settings.seeds if model != "trained" else 1
+            for seed in range(seeds):  # one model after another, since two may not fit
+                for place in [p for p in range(len(numbers)) if p % seeds == seed][rank :: n_processes()]:
+                    known = store.read(tokens[place], seed, place)
+                    if known is None:
+                        run.stop.check()
+                        if opened is None or opened[0] != seed:
+                            opened = None
+                            opened = seed, _open(source, model, config.seed + seed, config)
+                        here = opened[1]
+                        if model == "trained" and plane is None:
+                            plane = PCA.fit(here.record(of_plane).flatten(0, 1).to(torch.float64), 2)
+                        known = measure_text(
+                            here,
+                            tokens[place],
+                            model,
+                            nulls=config.seed + place if place < NULL_TEXTS else None,
+                            plane=plane,
+                            keep_eigenvalues=place == 0,
+                        )
+                        store.write(tokens[place], seed, place, known)
+                    mine[place] = known
+                    done(1)
+            found: dict[int, dict[str, Curves]] = {}
+            for part in from_all(mine, "cpu"):
+                found |= part
+            for place in range(len(numbers)):
+                result.add(found[place])
+    return result
+
+
+def check_continues(run: Run, source: Source) -> None:
+    """Raise ``UserError`` for a model whose layers cannot be run on from a state, before anything is recorded."""
+    lm = source.lm.load(dtype="float32", device=device_of(run.config))
+    reference_run(lm, np.asarray(source.sequences[texts_of(run, source)[0]]))
+
+
+def _open(source: Source, model: str, seed: int, config: Any) -> LanguageModel:
+    device = device_of(config)
+    if model == "untrained":
+        return source.lm.without_training(seed).load(dtype="float32", device=device)
+    lm = source.lm.load(dtype="float32", device=device)
+    return permuted_weights(lm, seed) if model == "permuted" else lm
+
+
+class _Store:
+    """What was measured of texts before, a file each in a folder of the cache; none with ``cache.enabled=false``."""
+
+    def __init__(self, run: Run, source: Source, model: str, of_plane: list[np.ndarray]):
+        config: Any = run.config
+        self.folder: Path | None = None
+        if config.cache.enabled:
+            self.folder = Path(config.cache.dir or default_cache_dir()).expanduser() / "jacobians"
+        self.made_from = [VERSION, source.lm.identity(), model, config.seed]
+        if model == "trained":
+            plane = b"".join(tokens.astype(np.int64).tobytes() for tokens in of_plane)
+            self.made_from.append(xxhash.xxh3_128_hexdigest(plane))
+
+    def _path(self, tokens: np.ndarray, seed: int, place: int) -> Path:
+        assert self.folder is not None
+        of = [*self.made_from, seed, min(place, NULL_TEXTS), tokens.astype(np.int64).tobytes().hex()]
+        return self.folder / f"{xxhash.xxh3_128_hexdigest(repr(of).encode())}.npz"
+
+    def read(self, tokens: np.ndarray, seed: int, place: int) -> dict[str, Curves] | None:
+        if self.folder is None or not (path := self._path(tokens, seed, place)).is_file():
+            return None
+        found: dict[str, Curves] = {}
+        with np.load(path, allow_pickle=False) as file:
+            for name in file.files:
+                series, _, curve = name.partition("/")
+                found.setdefault(series, {})[curve] = file[name]
+        return found
+
+    def write(self, tokens: np.ndarray, seed: int, place: int, found: dict[str, Curves]) -> None:
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = io.BytesIO()
+        arrays: dict[str, Any] = {f"{s}/{name}": v for s, curves in found.items() for name, v in curves.items()}
+        np.savez_compressed(file, **arrays)
+        publish(self._path(tokens, seed, place), [file.getvalue()])

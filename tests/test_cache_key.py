@@ -31,6 +31,8 @@ IN_KEY = {
     "data.revision": "a-branch",
     "data.text_column": "other",
     "data.limit": 9,
+    "data.order": "corpus",
+    "data.order_seed": 5,
     "data.l_min": 60,
     "data.l_max": 95,
     "data.condition": "shuffled",
@@ -40,6 +42,7 @@ IN_KEY = {
 }
 # Settings that change nothing of what is recorded.
 NOT_IN_KEY = {
+    "data.document_column": "other",
     "data.val_size": 0.2,
     "data.test_size": 2,
     "data.batch_by": "sequence",
@@ -48,7 +51,7 @@ NOT_IN_KEY = {
     "cache.dir": "{elsewhere}",
     "lm.device_map": "auto",  # where the layers are, which a GPU's name is not in the key for either: the canary looks
     "resume": "never",
-    "seed": 5,  # of the original text; tested below for the controls
+    "seed": 5,  # of the original text in an order of its own seed; tested below for the rest
 }
 # Settings tested by themselves below.
 APART = {"data.truncate", "cache.enabled"}
@@ -86,12 +89,14 @@ def key_of(files, opened, tmp_path, monkeypatch):
         lm = real_lm(name, **more)
         return lm if revision is None else replace(lm, commit=revision)
 
-    def open_corpus(*, path, name, config, split, revision, text_column):
-        return real_rows(path=files["text"] if name else path, split=split, text_column=text_column)
+    def open_corpus(*, path, name, config, split, revision, text_column, document_column):
+        columns = {"text_column": text_column, "document_column": document_column}
+        return real_rows(path=files["text"] if name else path, split=split, **columns)
 
     monkeypatch.setattr(experiment, "find_lm", find_lm)
     monkeypatch.setattr(experiment, "open_corpus", open_corpus)
     base = {"lm.name": files["lm"], "data.path": files["text"], "data.l_min": 50, "cache.dir": str(tmp_path)}
+    base["data.order_seed"] = "0"
 
     def key_of(condition=None, without=(), **changes):
         config = load_config([f"{k}={v}" for k, v in base.items()], "train")
@@ -138,6 +143,13 @@ def test_the_seed_decides_the_controls_alone(key_of):
         assert key_of(condition) != key_of()
     assert key_of("token_shuffled") == key_of("shuffled")  # one control, of train.py and of analyze.py
     assert key_of("shuffled", seed=5) != key_of("untrained", seed=5)
+
+
+def test_the_seed_decides_the_order_of_the_text_unless_that_has_one_of_its_own(key_of):
+    assert key_of(**{"data.order_seed": None}, seed=5) == key_of(**{"data.order_seed": 5})
+    assert key_of(**{"data.order_seed": None}) == key_of()  # both are 0
+    corpus = {"data.order": "corpus", "data.order_seed": None}
+    assert key_of(**corpus, seed=5) == key_of(**corpus)
 
 
 def test_truncation_counts_where_it_cuts(key_of, files, tmp_path):

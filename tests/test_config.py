@@ -38,6 +38,9 @@ OTHER = {
     "data.l_max": ("900", 900),
     "data.truncate": ("yes", True),
     "data.condition": ("shuffled", "shuffled"),
+    "data.order": ("corpus", "corpus"),
+    "data.order_seed": ("3", 3),
+    "data.document_column": ("title", "title"),
     "data.positions": ("{sample: 4}", {"sample": 4}),
     "data.val_size": ("0.2", 0.2),
     "data.test_size": ("15000", 15000.0),
@@ -58,6 +61,7 @@ OTHER = {
     "analysis.measures": ("[pca, cosine]", ["pca", "cosine"]),
     "analysis.conditions": ("original,untrained", ["original", "untrained"]),
     "analysis.samples": ("null", None),
+    "analysis.resample": ("sequences", "sequences"),
     "analysis.density_threshold": ("0.5", 0.5),
     "analysis.components": ("3", 3),
     "analysis.on_train": ("true", True),
@@ -573,6 +577,10 @@ def test_a_setting_that_the_script_uses_is_taken():
     assert load("analysis.on_train=true", "analysis.samples=5", script="train").analysis.samples == 5
     assert load("analysis.samples=5", script="analyze").analysis.samples == 5
     assert load("trainer.accelerator=cpu", script="perturb").trainer.accelerator == "cpu"
+
+
+def test_a_seed_for_an_order_that_draws_nothing_is_refused():
+    assert "data.order=corpus, which draws nothing" in message("data.order=corpus", "data.order_seed=0")
 
 
 def test_every_unused_key_exists():

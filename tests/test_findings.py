@@ -91,6 +91,16 @@ def test_one_site_a_layer_has_no_rows_on_kinds():
     assert [row.key for row in table] == ["speed_trend", "speed_change", "speed_late_steepening"]
 
 
+def test_an_interval_says_in_its_row_that_it_rests_on_too_few_documents():
+    curves = results(cosine=1 + TRANSITIONS) | {"intervals_note": "rests on 4 documents: too few", "n_groups": 4}
+    table = findings({"here": curves, "there": results(cosine=1 + TRANSITIONS)}, ["cosine"], sites_per_layer=2)
+    assert all(str(row.values["here"]).endswith("] (rests on 4 documents: too few)") for row in table)
+    assert not any("few" in str(row.values["there"]) for row in table)
+    one = {"cosine": 1 + TRANSITIONS, "intervals_note": "rests on 1 document: too few", "n_groups": 1}
+    trend, _ = findings({"here": one}, ["cosine"], sites_per_layer=2)
+    assert str(trend.values["here"]) == "1.000 (no interval: rests on 1 document: too few)"
+
+
 def test_spearman_where_nothing_can_be_said():
     assert math.isnan(spearman(torch.ones(5))) and math.isnan(spearman(torch.tensor([1.0, 2.0])))
     assert spearman(torch.tensor([1.0, math.nan, 2.0, 3.0])).item() == pytest.approx(1.0)

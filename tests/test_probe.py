@@ -1,5 +1,7 @@
 """The probe against the pure functions and numpy on the same activations, all at once."""
 
+from dataclasses import replace
+
 import lightning as L
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from rsdyn.analysis.settings import MEASURES
 from rsdyn.dynamics.information import consecutive_information
 from rsdyn.errors import UserError
 from rsdyn.lm.source import find_lm
+from rsdyn.stream.text.groups import sequence_groups
 from rsdyn.stream.trajectories import TrajectoryStream
 from rsdyn.stream.trajectory_datamodule import TrajectoryBatch, TrajectoryDataModule
 
@@ -96,15 +99,33 @@ def test_cosine_and_speed(probe, x):
     np.testing.assert_allclose(found["speed_std"], speed.std(0), rtol=1e-5)
 
 
-def test_the_interval_of_a_mean_is_that_of_its_groups(probe, x):
-    """Delete-a-group jackknife of a mean, by hand: ten groups of sequences by number modulo ten."""
+def test_the_interval_of_a_mean_leaves_out_whole_documents(stream, x):
+    """Delete-a-group jackknife of a mean, by hand: five documents, some of their rows far apart."""
     from scipy.stats import t as student
 
+    document = np.random.default_rng(3).integers(0, 5, len(stream.sequences))
+    groups = sequence_groups(replace(stream.sequences, documents=document), N)
+    found = run(stream, measures=["velocity", "activations"], groups=groups)
     speed = np.linalg.norm(np.diff(x.numpy(), axis=1), axis=-1)
-    without = np.array([speed[np.arange(N) % 10 != g].mean(0) for g in range(10)])
-    error = np.sqrt(0.9 * ((without - without.mean(0)) ** 2).sum(0)) * student.ppf(0.975, 9)
-    found = analysis.velocity(probe)
-    np.testing.assert_allclose(found["speed_interval"][0], speed.mean(0) - error, rtol=1e-4)
+    without = np.array([speed[document[:N] != d].mean(0) for d in range(5)])
+    error = np.sqrt(4 / 5 * ((without - without.mean(0)) ** 2).sum(0)) * student.ppf(0.975, 4)
+    got = analysis.velocity(found)
+    np.testing.assert_allclose(got["speed_interval"][0], speed.mean(0) - error, rtol=1e-4)
+    order = [int(groups.group[document[:N] == d][0]) for d in range(5)]
+    np.testing.assert_allclose(got["speed_groups"][order], without, rtol=1e-6)
+    assert analysis.counts(found)["intervals_note"] == "rests on 5 documents: too few"
+    shares = analysis.activations(found)
+    assert shares["density_draws"].shape == (400, S) and "density_groups" not in shares
+    assert (shares["density_interval"][0] <= shares["density"]).all()
+
+
+def test_one_document_alone_has_no_interval(stream):
+    groups = sequence_groups(replace(stream.sequences, documents=np.zeros(60, np.int64)), N)
+    found = run(stream, groups=groups)
+    assert not any(name.endswith(("_interval", "_groups", "_draws")) for name in analysis.velocity(found))
+    for measured in (analysis.activations(found), analysis.correlation(found), analysis.information(found, "copula", 0),
+                     analysis.principal_components(found, 0)):  # fmt: skip
+        assert not any(name.endswith(("_interval", "_groups", "_draws")) for name in measured)
 
 
 def test_information(probe, x):
@@ -286,7 +307,7 @@ def test_measures_over_all_tokens_are_numpys(tokens):
     speed = analysis.velocity(found)
     torch.testing.assert_close(speed["speed"], steps.mean(0))
     # the jackknife leaves whole sequences out, all their tokens together
-    left_out = [steps[index[rows] % 10 != g].mean(0) for g in range(10)]
+    left_out = [steps[index[rows] % 20 != g].mean(0) for g in range(20)]
     torch.testing.assert_close(speed["speed_groups"], torch.stack(left_out))
     r = np.corrcoef(x[:, 2, 5].numpy(), x[:, 3, 5].numpy())[0, 1]
     assert float(analysis.correlation(found)["r"][2, 5]) == pytest.approx(r, rel=1e-6)

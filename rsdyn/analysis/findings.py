@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rsdyn.analysis.finding import Finding, Value
 from rsdyn.analysis.rotation_rows import rotation_rows
-from rsdyn.dynamics.resampling import jackknife
+from rsdyn.dynamics.resampling import Interval, jackknife, simulate, simulated
 
 Results = Mapping[str, Any]
 Statistic = Callable[[Tensor], Tensor]
@@ -230,36 +230,30 @@ def _literal(row: Row, results: Mapping[str, Results]) -> list[Finding]:
 
 def measured(results: Results, row: Row, name: str) -> Value:
     """A row's statistic of the curve ``name`` with its interval, the curve's ends, N, and why it is undefined."""
-    curve, groups = results[name], results.get(f"{name}_groups")
+    curve = results[name]
     value = float(row.of(curve))
     n = results.get(row.counted)
     shown = row.shown(curve) if row.shown is not None else None
     ends = ends_of(shown) if shown is not None and len(shown) else None
     if value != value:
         return Value(value, ends=ends, n=n, reason=why_undefined(results, curve, shown))
-    low, high = _interval(row, curve, groups)
-    return Value(value, low, high, ends, n)
+    interval, few = _interval(row, results, name), results.get("intervals_note", "")
+    if interval is None:
+        alone = f" (no interval: {few})" if results.get("n_groups") == 1 and few else ""
+        return Value(value, ends=ends, n=n, note=alone)
+    return Value(value, float(interval.low), float(interval.high), ends, n, note=f" ({few})" if few else "")
 
 
-def _interval(row: Row, curve: Tensor, groups: Tensor | None) -> tuple[float | None, float | None]:
-    """Ends of the 95 % interval: by the jackknife or, for ranks, which move in steps, by simulation."""
+def _interval(row: Row, results: Results, name: str) -> Interval | None:
+    """The 95 % interval: by the jackknife or, for ranks, shares and turns, which move in steps, by simulation."""
+    curve, groups, drawn = results[name], results.get(f"{name}_groups"), results.get(f"{name}_draws")
+    if drawn is not None:
+        return simulated(row.of(curve), torch.stack([row.of(c) for c in drawn]))
     if groups is None:
-        return None, None
+        return None
     if row.ranked:
-        return _simulated(curve, groups, row.of)
-    found = jackknife(row.of(curve), torch.stack([row.of(g) for g in groups]))
-    return float(found.low), float(found.high)
-
-
-def _simulated(curve: Tensor, groups: Tensor, of: Statistic, n: int = 400) -> tuple[float, float]:
-    """Ends of the middle 95 % of a statistic, over curves that scatter about the curve as the jackknife says."""
-    n_groups = len(groups)
-    away = (groups - groups.mean(0)) * ((n_groups - 1) / n_groups) ** 0.5
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randn(n, n_groups, generator=generator, dtype=torch.float64).to(away.device, away.dtype)
-    found = torch.stack([of(curve + draw @ away) for draw in draws]).to(torch.float64)
-    ends = torch.nanquantile(found.cpu(), torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return float(ends[0]), float(ends[1])
+        return simulated(row.of(curve), simulate(row.of, curve, groups))
+    return jackknife(row.of(curve), torch.stack([row.of(g) for g in groups]))
 
 
 def why_undefined(results: Results, curve: Tensor, shown: Tensor | None = None) -> str:

@@ -1,15 +1,16 @@
 """From what a probe collected to results: one function a measure of the paper, each with its intervals.
 
 Every function runs on all processes and gives all of them the same result. A result is a flat dictionary of tensors
-and numbers; names that end in ``_interval`` are ``(2, ...)``, low and high at 95 %, by a jackknife over sequences, and
-names that end in ``_groups`` hold the leave-one-out values behind them.
+and numbers; names that end in ``_interval`` are ``(2, ...)``, low and high at 95 %, over groups of sequences. Behind
+them stand the values without each group, under names that end in ``_groups``, or for what jumps, as shares and turns
+do, values of simulated data, under names that end in ``_draws``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from rsdyn.dynamics.moments import (
     participation_ratio,
 )
 from rsdyn.dynamics.projection import PCA
-from rsdyn.dynamics.resampling import jackknife
+from rsdyn.dynamics.resampling import N_DRAWS, jackknife, simulate, simulated
 from rsdyn.dynamics.rotation_test import RotationTest
 from rsdyn.dynamics.walks import smoothed_random_walks
 from rsdyn.metrics.processes import from_all, shared_out
@@ -38,23 +39,43 @@ from rsdyn.metrics.running import UnitShare
 from rsdyn.threads import side_by_side
 
 Results = dict[str, Any]
-N_JACKKNIFE_UNITS = 32  # units whose mutual information is estimated again without each group of sequences
+# Units whose mutual information is estimated again without each group: the error of their mean is that of all 128 of
+# the embedded model, to a tenth, and of twice as many to the same.
+N_JACKKNIFE_UNITS = 16
 N_CONTROL = 100  # random walks beside the trajectories
 CONTROL_D = 256
 WALKS_AT_ONCE = 128  # of the walks that are held against the nulls: a piece for a process or a thread
 
 
 def _without_each(parts: Sequence[Any], together: Callable[[Any, Any], Any]) -> list[Any]:
-    """The merged states of all groups but one, for each group."""
-    return [reduce(together, [p for i, p in enumerate(parts) if i != g]) for g in range(len(parts))]
+    """The merged states of all groups but one, for each group: those before it and those behind it; [] for one."""
+    if len(parts) < 2:
+        return []
+    before = list(accumulate(parts[:-1], together))  # of the first 1, 2, ... groups
+    behind = list(accumulate(reversed(parts[1:]), together))[::-1]  # of all but the first 1, 2, ...
+    middle = [together(some, others) for some, others in zip(before, behind[1:], strict=False)]
+    return [behind[0], *middle, before[-1]]
 
 
 def _with_interval(name: str, value: Tensor, without: Sequence[Tensor]) -> Results:
+    """A curve that is smooth in the samples, with its interval and what it is without each group."""
     if len(without) < 2:
         return {name: value}
     groups = torch.stack(list(without))
     found = jackknife(value, groups)
     return {name: value, f"{name}_interval": torch.stack([found.low, found.high]), f"{name}_groups": groups}
+
+
+def _of_means(
+    name: str, of: Callable[[Tensor], Tensor], mean: Tensor, without: Sequence[Tensor], n: int = N_DRAWS
+) -> Results:
+    """What jumps as the mean trajectories ``mean`` move, such as a count, with its interval by simulation."""
+    value = of(mean)
+    if len(without) < 2:
+        return {name: value}
+    drawn = simulate(of, mean, torch.stack(list(without)), n=n)
+    found = simulated(value, drawn)
+    return {name: value, f"{name}_interval": torch.stack([found.low, found.high]), f"{name}_draws": drawn}
 
 
 def _if_massive(probe: ResidualStreamProbe, **values: Tensor) -> Results:
@@ -64,7 +85,15 @@ def _if_massive(probe: ResidualStreamProbe, **values: Tensor) -> Results:
 
 def counts(probe: ResidualStreamProbe) -> Results:
     """How many trajectories were measured, and how many of them are BOS and sinks (``rsdyn.stream.text.positions``)."""
-    return {"n_trajectories": probe.n_trajectories, "n_bos": probe.n_bos, "n_sinks": probe.n_sinks}
+    groups = probe.sequence_groups
+    return {
+        "n_trajectories": probe.n_trajectories,
+        "n_bos": probe.n_bos,
+        "n_sinks": probe.n_sinks,
+        "n_groups": len(probe.groups),
+        "intervals_over": "sequences" if groups is None else groups.counted(),
+        "intervals_note": "" if groups is None else groups.too_few,
+    }
 
 
 def flags(probe: ResidualStreamProbe, dtype: torch.dtype) -> Results:
@@ -83,33 +112,38 @@ def flags(probe: ResidualStreamProbe, dtype: torch.dtype) -> Results:
 
 def activations(probe: ResidualStreamProbe, threshold: float | None = None) -> Results:
     """Mean activations, and how dense they are (paper 2.2, Fig. 1B)."""
-    usable = ~probe.unusable
+    usable, few = ~probe.unusable, ~(probe.massive | probe.unusable)
     mean, std = probe.total.mean, (probe.total.m2 / probe.total.n).sqrt()
-    if threshold is None:
-        threshold = 0.5 * float(mean[-1, usable].square().mean().sqrt())
-    means = [m.mean[:, usable] for m in _without_each(probe.groups, merge_comoments)]
-    few = ~(probe.massive | probe.unusable)
-    return {
+
+    def limit(of: Tensor) -> float:
+        return 0.5 * float(of[-1, usable].square().mean().sqrt()) if threshold is None else threshold
+
+    means = [m.mean for m in _without_each(probe.groups, merge_comoments)]
+    participation = [participation_ratio(m[:, usable]) for m in means]
+    out: Results = {
         "mean": mean,
         "std": std,
-        "density_threshold": threshold,
-        **_with_interval("density", density(mean[:, usable], threshold), [density(m, threshold) for m in means]),
-        **_with_interval("participation", participation_ratio(mean[:, usable]), [*map(participation_ratio, means)]),
-        **_if_massive(
-            probe,
-            density_without_massive=density(mean[:, few], threshold),
-            participation_without_massive=participation_ratio(mean[:, few]),
-        ),
+        "density_threshold": limit(mean),
+        **_of_means("density", lambda m: density(m[:, usable], limit(m)), mean, means),
+        **_with_interval("participation", participation_ratio(mean[:, usable]), participation),
     }
+    if probe.massive.any():
+        out |= _of_means("density_without_massive", lambda m: density(m[:, few], limit(m)), mean, means)
+        rest = [participation_ratio(m[:, few]) for m in means]
+        out |= _with_interval("participation_without_massive", participation_ratio(mean[:, few]), rest)
+    return out
 
 
 def correlation(probe: ResidualStreamProbe, bins: int = 50) -> Results:
     """Correlation of each unit between sublayers (paper 2.3, Fig. 1C and D)."""
     assert probe.all_pairs is not None
     r = correlation_of(probe.total)
-    without = [correlation_of(m).nanmean(1) for m in _without_each(probe.groups, merge_comoments)]
+    without = [correlation_of(m) for m in _without_each(probe.groups, merge_comoments)]
     few = ~probe.massive
-    without_massive = _if_massive(probe, r_mean_without_massive=r[:, few].nanmean(1))
+    without_massive: Results = {}
+    if probe.massive.any():
+        rest = [w[:, few].nanmean(1) for w in without]
+        without_massive = _with_interval("r_mean_without_massive", r[:, few].nanmean(1), rest)
     # the paper's bins run from 0 to 1; what is negative is counted beside them
     index = (probe.all_pairs * bins).floor().clamp(0, bins - 1)
     inside = probe.all_pairs >= 0
@@ -118,7 +152,7 @@ def correlation(probe: ResidualStreamProbe, bins: int = 50) -> Results:
     below = (probe.all_pairs < 0).sum(0).to(torch.float64)
     return {
         "r": r,
-        **_with_interval("r_mean", r.nanmean(1), without),
+        **_with_interval("r_mean", r.nanmean(1), [w.nanmean(1) for w in without]),
         **without_massive,
         "r_undefined": r.isnan().sum(1),
         "r_all_counts": counts,
@@ -172,7 +206,7 @@ def information(probe: ResidualStreamProbe, estimator: str, seed: int) -> Result
     generator = torch.Generator().manual_seed(seed)
     pairing = torch.randperm(len(share.x), generator=generator).to(share.x.device)
     floor = _gathered(consecutive_information(some, estimator, pairing=pairing))
-    groups = share.sequence % len(probe.groups)
+    groups = probe.group_of(share.sequence)
     without: list[Tensor] = []
     for g in groups.unique():
         if int((groups != g).sum()) < MIN_SAMPLES[estimator]:  # a few sequences, most tokens of one: no interval
@@ -222,15 +256,20 @@ def rotations(
     mean = probe.total.mean
     r = rotation.rotations(mean)
     per_sequence = share.gather(rotation.sequence_rotations(share.x).mean(0, dtype=torch.float64))
-    without = [rotation.rotations(m.mean).abs().nanmean() for m in _without_each(probe.groups, merge_comoments)]
+    means = [m.mean for m in _without_each(probe.groups, merge_comoments)]
+
+    def turns(units: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda m: rotation.rotations(m[:, units]).abs().nanmean()
+
     out: Results = {
         "rotation": r,
         "rotation_mean_trajectory": mean,
-        **_if_massive(probe, rotation_abs_mean_without_massive=r[~probe.massive].abs().nanmean()),
         "rotation_per_sequence": per_sequence,
         "rotation_zero_tangents": rotation.zero_tangents(mean),
-        **_with_interval("rotation_abs_mean", r.abs().nanmean(), without),
+        **_of_means("rotation_abs_mean", turns(torch.ones_like(probe.massive)), mean, means),
     }
+    if probe.massive.any():
+        out |= _of_means("rotation_abs_mean_without_massive", turns(~probe.massive), mean, means)
     own = slice(share.first_unit, share.first_unit + share.x.shape[-1])
     options: Any = {"window": window, "sites_per_layer": sites_per_layer, "first_unit": share.first_unit}
     for null in nulls:
@@ -340,14 +379,8 @@ def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
 
     parts = [of_units(usable, m) for m in probe.groups]
     ev = unexplained(probe.residual, of_units(usable, probe.total))
-    ev_without = (
-        [
-            unexplained([r for i, r in enumerate(probe.residual) if i != g], reduce(merge, parts[:g] + parts[g + 1 :]))
-            for g in range(len(parts))
-        ]
-        if len(parts) > 1
-        else []
-    )
+    others = zip(_without_each(probe.residual, merge), _without_each(parts, merge), strict=True)
+    ev_without = [unexplained([missed], of) for missed, of in others]
     variances, ratio_without, ratio_without_massive = _dimensions(probe, share)
     without_massive: Results = {}
     if probe.massive.any():
@@ -383,7 +416,7 @@ def _dimensions(probe: ResidualStreamProbe, share: UnitShare) -> tuple[Tensor, T
     """Variances ``(S, K)`` of each sublayer, and its participation ratio without each group of sequences
     ``(groups, S)`` and without the massive units ``(S,)``; each sublayer is done by one process, whole.
     """
-    usable, group, x = ~probe.unusable, share.sequence % len(probe.groups), share.by_sublayer()
+    usable, group, x = ~probe.unusable, probe.group_of(share.sequence), share.by_sublayer()
     chosen = torch.stack([group != g for g in group.unique()])
     every, few, massive = torch.ones_like(chosen[:1]), ~probe.massive[usable], bool(probe.massive.any())
     with probe.bar(f"{probe.name}: dimensions", x.shape[1]) as done:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rsdyn.dynamics.moments import Comoments, Covariance, Moments, massive_units, merge_comoments, merge_covariance
 from rsdyn.dynamics.projection import PCA
+from rsdyn.dynamics.resampling import MOST_GROUPS
 from rsdyn.errors import UserError
 from rsdyn.metrics.processes import shared_out
 from rsdyn.metrics.running import (
@@ -27,9 +28,9 @@ from rsdyn.metrics.running import (
     UnitShare,
     UnitTrajectories,
 )
+from rsdyn.stream.text.groups import SequenceGroups
 from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
 
-N_GROUPS = 10  # of the jackknife: sequence i is in group i mod 10
 SECOND_PASS = ("cosine", "velocity", "pca")
 SECOND_PASS_MOMENTS = ("cosine", "speed", "cosine_without_massive", "speed_without_massive")
 KEEP_SAMPLES = ("mutual_information", "rotation", "pca")
@@ -42,20 +43,19 @@ def no_bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
 
 
 class Grouped(nn.Module):
-    """One metric a group of sequences, so that what needs other sequences can leave a group out.
+    """One metric per group of sequences, so that an interval can leave a group out.
 
     Args:
         make: makes a metric.
-        n_groups: sequence i goes to group ``i mod n_groups``.
+        n_groups: how many.
     """
 
-    def __init__(self, make: Callable[[], Any], n_groups: int = N_GROUPS):
+    def __init__(self, make: Callable[[], Any], n_groups: int):
         super().__init__()
         self.parts = nn.ModuleList([make() for _ in range(n_groups)])
 
-    def update(self, values: Tensor, sequence: Tensor) -> None:
-        """Count ``values`` ``(n, ...)`` of the sequences numbered ``sequence`` ``(n,)`` in."""
-        group = sequence % len(self.parts)
+    def update(self, values: Tensor, group: Tensor) -> None:
+        """Count ``values`` ``(n, ...)`` of the groups ``group`` ``(n,)`` in."""
         for g, part in enumerate(self.parts):
             rows = (group == g).nonzero().flatten()
             if len(rows):
@@ -82,6 +82,7 @@ class ResidualStreamProbe(L.LightningModule):
         measures: some of ``rsdyn.analysis.settings.MEASURES``.
         keep: how many trajectories are kept for the measures that need samples; None keeps all.
         components: principal components; None for 100 or as many as there are.
+        groups: which sequences an interval leaves out together; None takes each for itself, by its number.
 
     After ``trainer.test`` the attributes hold, over all processes: ``groups`` (comoments of each group of sequences),
     ``all_pairs`` (correlation ``(pairs, D)``), ``frozen`` ``(S - 1, D)``, ``share`` (this process' units),
@@ -99,14 +100,17 @@ class ResidualStreamProbe(L.LightningModule):
         measures: Sequence[str],
         keep: int | None = 1000,
         components: int | None = None,
+        groups: SequenceGroups | None = None,
         bar: Callable[[str, int], AbstractContextManager[Callable[[int], object]]] = no_bar,
         name: str = "stream",
     ):
         super().__init__()
         self.n_sublayers, self.n_units = n_sublayers, n_units
         self.measures, self.components, self.bar, self.name = tuple(measures), components, bar, name
+        self.sequence_groups = groups
+        self.n_groups = MOST_GROUPS if groups is None else groups.n_groups
         self.n_passes = 2 if set(measures) & set(SECOND_PASS) else 1
-        self.comoments = Grouped(lambda: Correlation(n_sublayers, n_units))
+        self.comoments = Grouped(lambda: Correlation(n_sublayers, n_units), self.n_groups)
         self.pairs = Correlation(n_sublayers, n_units, "all") if "correlation" in measures else None
         self.frozen_steps = FrozenSteps(n_sublayers, n_units)
         self.kinds = KindCounts()
@@ -123,6 +127,10 @@ class ResidualStreamProbe(L.LightningModule):
         self.half_pca: list[PCA] = []
         self.all_pairs: Tensor | None = None
         self.share: UnitShare | None = None
+
+    def group_of(self, sequence: Tensor) -> Tensor:
+        """The group of each of the sequences numbered ``sequence`` ``(n,)``."""
+        return sequence % self.n_groups if self.sequence_groups is None else self.sequence_groups.of(sequence)
 
     # -- the passes ----------------------------------------------------------------------------------------------------
 
@@ -142,13 +150,14 @@ class ResidualStreamProbe(L.LightningModule):
     def first_pass(self, batch: TrajectoryBatch) -> None:
         """Count a batch in; also for a callback that rides along another module's training."""
         x, sequence = batch.activations, batch.sequence
-        self.comoments.update(x, sequence)
+        group = self.group_of(sequence)
+        self.comoments.update(x, group)
         self.kinds.update(x, batch.kind)
         self.frozen_steps.update(x)
         if self.pairs is not None:
             self.pairs.update(x)
         if self.covariances is not None:
-            self.covariances.update(x, sequence)
+            self.covariances.update(x, group % 2)  # two halves that share no document
         if self.kept is not None:
             self.kept.update(x, sequence if batch.number is None else batch.number)
 
@@ -168,19 +177,23 @@ class ResidualStreamProbe(L.LightningModule):
         usable = None if not self.unusable.any() else ~self.unusable
         without = ~(self.massive | self.unusable) if self.massive.any() else None
         if "cosine" in self.measures:
-            self.second["cosine"] = Grouped(lambda: CosineSimilarity(self.n_sublayers, usable))
+            self.second["cosine"] = Grouped(lambda: CosineSimilarity(self.n_sublayers, usable), self.n_groups)
             if without is not None:
-                self.second["cosine_without_massive"] = Grouped(lambda: CosineSimilarity(self.n_sublayers, without))
+                self.second["cosine_without_massive"] = Grouped(
+                    lambda: CosineSimilarity(self.n_sublayers, without), self.n_groups
+                )
         if "velocity" in self.measures:
-            self.second["speed"] = Grouped(lambda: Speed(self.n_sublayers, usable))
+            self.second["speed"] = Grouped(lambda: Speed(self.n_sublayers, usable), self.n_groups)
             if without is not None:
-                self.second["speed_without_massive"] = Grouped(lambda: Speed(self.n_sublayers, without))
+                self.second["speed_without_massive"] = Grouped(lambda: Speed(self.n_sublayers, without), self.n_groups)
         if self.covariances is not None:
             self._fit_pca()
             assert self.pca is not None
-            self.second["residual"] = Grouped(lambda: StreamMoments(self.n_sublayers))
+            self.second["residual"] = Grouped(lambda: StreamMoments(self.n_sublayers), self.n_groups)
             if self.pca_without_massive is not None:
-                self.second["residual_without_massive"] = Grouped(lambda: StreamMoments(self.n_sublayers))
+                self.second["residual_without_massive"] = Grouped(
+                    lambda: StreamMoments(self.n_sublayers), self.n_groups
+                )
             self.second["latents"] = StreamMoments(self.n_sublayers, min(3, len(self.pca.variance)))
             self.second["samples"] = FirstSequences(1000)
         self.second.to(self.device)
@@ -218,11 +231,11 @@ class ResidualStreamProbe(L.LightningModule):
 
     def _second_pass(self, batch: TrajectoryBatch) -> None:
         assert self.second is not None
-        x, sequence = batch.activations, batch.sequence
-        number = sequence if batch.number is None else batch.number
+        x, group = batch.activations, self.group_of(batch.sequence)
+        number = batch.sequence if batch.number is None else batch.number
         for name in SECOND_PASS_MOMENTS:
             if name in self.second:
-                self.second[name].update(x, sequence)  # type: ignore[operator]
+                self.second[name].update(x, group)  # type: ignore[operator]
         if self.pca is None:
             return
         for rows in torch.arange(len(x), device=x.device).split(32):
@@ -230,13 +243,13 @@ class ResidualStreamProbe(L.LightningModule):
             if self.unusable.any():
                 vectors[..., self.unusable] = 0
             latents, missed = _latents_and_residual(self.pca, vectors)
-            self.second["residual"].update(missed, sequence[rows])  # type: ignore[operator]
+            self.second["residual"].update(missed, group[rows])  # type: ignore[operator]
             self.second["latents"].update(latents[..., :3])  # type: ignore[operator]
             self.second["samples"].update(latents[..., :3], number[rows])  # type: ignore[operator]
             if self.pca_without_massive is not None:
                 vectors[..., self.massive] = 0
                 _, missed = _latents_and_residual(self.pca_without_massive, vectors)
-                self.second["residual_without_massive"].update(missed, sequence[rows])  # type: ignore[operator]
+                self.second["residual_without_massive"].update(missed, group[rows])  # type: ignore[operator]
 
     def finish(self) -> None:
         """Bring the processes together once more, after the last pass."""

@@ -86,6 +86,12 @@ class AnalysisConfig:
     samples: int | None = setting(
         1000, "Measure the first so many sequences; null takes all.", low=1, also=("n_samples",)
     )
+    resample: str = setting(
+        "documents",
+        "What the 95 % intervals leave out: whole documents, for how far a number would move with other documents; or "
+        "sequences, for how far with other sequences of the same ones.",
+        choices=("documents", "sequences"),
+    )
     density_threshold: float | None = setting(
         None,
         "A unit is active where its |mean activation| passes this; null takes half the RMS of the last sublayer's.",

@@ -12,6 +12,7 @@ from rsdyn.analysis import measures as analysis
 from rsdyn.analysis.probe import Grouped, ResidualStreamProbe
 from rsdyn.metrics.running import CosineSimilarity, Speed
 from rsdyn.stream.datamodule import ResidualStreamDataModule
+from rsdyn.stream.text.groups import SequenceGroups
 from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
 
 
@@ -22,6 +23,7 @@ class RideAlong(L.Callback):
         measures: which; of rotation, the turns of the mean trajectory; of pca, the variance along each component.
             What needs a second pass (cosine and speed without massive units, null models) is analyze.py's.
         samples: measure the first so many sequences; None takes all.
+        groups: which of them an interval leaves out together; None takes each for itself.
         mi_estimator, keep, density_threshold: as in ``rsdyn.analysis.settings.AnalysisConfig``.
 
     ``results`` holds the numbers once the first epoch is over, by the names of
@@ -33,12 +35,13 @@ class RideAlong(L.Callback):
         *,
         measures: Sequence[str],
         samples: int | None = 1000,
+        groups: SequenceGroups | None = None,
         mi_estimator: str = "kde",
         keep: int | None = 1000,
         density_threshold: float | None = None,
         seed: int = 0,
     ):
-        self.measures, self.samples, self.seed = tuple(measures), samples, seed
+        self.measures, self.samples, self.groups, self.seed = tuple(measures), samples, groups, seed
         self.mi_estimator, self.keep, self.density_threshold = mi_estimator, keep, density_threshold
         self.results: dict[str, Any] = {}
 
@@ -46,24 +49,29 @@ class RideAlong(L.Callback):
         stream = self._datamodule(trainer).stream
         first_pass = [m for m in self.measures if m not in ("cosine", "velocity")]
         self.probe = ResidualStreamProbe(
-            n_sublayers=stream.n_sublayers, n_units=stream.n_units, measures=first_pass, keep=self.keep
+            n_sublayers=stream.n_sublayers,
+            n_units=stream.n_units,
+            measures=first_pass,
+            keep=self.keep,
+            groups=self.groups,
         ).to(pl_module.device)
-        self.cosine = Grouped(lambda: CosineSimilarity(stream.n_sublayers)).to(pl_module.device)
-        self.speed = Grouped(lambda: Speed(stream.n_sublayers)).to(pl_module.device)
+        n_groups = self.probe.n_groups
+        self.cosine = Grouped(lambda: CosineSimilarity(stream.n_sublayers), n_groups).to(pl_module.device)
+        self.speed = Grouped(lambda: Speed(stream.n_sublayers), n_groups).to(pl_module.device)
         self._datamodule(trainer).on_shard = self._take
 
     def _take(self, batch: TrajectoryBatch) -> None:
         keep = slice(None) if self.samples is None else batch.sequence < self.samples
         chosen: Any = (None if t is None else t[keep].to(self.probe.device) for t in batch)
         batch = TrajectoryBatch(*chosen)
-        x, sequence = batch.activations, batch.sequence
+        x, group = batch.activations, self.probe.group_of(batch.sequence)
         if len(x) == 0:
             return
         self.probe.first_pass(batch)
         if "cosine" in self.measures:
-            self.cosine.update(x, sequence)
+            self.cosine.update(x, group)
         if "velocity" in self.measures:
-            self.speed.update(x, sequence)
+            self.speed.update(x, group)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.results:
@@ -77,7 +85,7 @@ class RideAlong(L.Callback):
             self.results["pca_ratio"] = probe.pca.explained_variance_ratio
         probe.second = None  # what PCA leaves unexplained takes a second pass
         probe.finish()
-        out = analysis.flags(probe, datamodule.stream.dtype)
+        out = analysis.counts(probe) | analysis.flags(probe, datamodule.stream.dtype)
         if "activations" in self.measures:
             out |= analysis.activations(probe, self.density_threshold)
         if "correlation" in self.measures:

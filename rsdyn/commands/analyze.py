@@ -36,6 +36,7 @@ from rsdyn.report import write_report
 from rsdyn.run.opening import Source, find_source, make_stream, make_trainer, open_stream, say_positions, start_records
 from rsdyn.run.progress import ProbeProgress, stage_bar
 from rsdyn.run.script import Run, run_script
+from rsdyn.stream.text.groups import sequence_groups
 from rsdyn.stream.trajectory_datamodule import TrajectoryDataModule
 from rsdyn.tracking import show
 
@@ -67,7 +68,11 @@ def analyze(run: Run) -> None:
     )
     say_positions(run, first, n_samples)
     start_records(run, source, streams)
-    run.say(f"Measuring {', '.join(settings.measures)} on the first {n_samples} sequences")
+    groups = sequence_groups(source.sequences, n_samples, resample=settings.resample)
+    run.say(
+        f"Measuring {', '.join(settings.measures)} on the first {n_samples} sequences; intervals leave out "
+        f"{groups.words()}"
+    )
 
     rotation, clock = settings.rotation, Clock(run.started)
     probes: dict[str, ResidualStreamProbe] = {}
@@ -81,6 +86,7 @@ def analyze(run: Run) -> None:
             measures=measures,
             keep=settings.keep,
             components=settings.components,
+            groups=groups,
             bar=stage_bar,
             name=condition,
         )

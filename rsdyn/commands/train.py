@@ -38,6 +38,7 @@ from rsdyn.run.opening import (
 from rsdyn.run.progress import History, Patience, Progress
 from rsdyn.run.script import Run, run_script
 from rsdyn.stream.datamodule import ResidualStreamDataModule
+from rsdyn.stream.text.groups import sequence_groups
 from rsdyn.tracking import show
 
 
@@ -109,6 +110,7 @@ def train(run: Run) -> None:
         RideAlong(
             measures=analysis.measures,
             samples=analysis.samples,
+            groups=sequence_groups(stream.sequences, analysis.samples, resample=analysis.resample),
             mi_estimator=analysis.mi.estimator,
             keep=analysis.keep,
             density_threshold=analysis.density_threshold,

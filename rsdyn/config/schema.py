@@ -137,6 +137,11 @@ def check(config: Config) -> None:
                     f"data.{name}={value} has no dataset to apply to: data.name and data.path are both null, which "
                     f"means the embedded text. Set data.name, or leave data.{name} out."
                 )
+    if data.order == "corpus" and data.order_seed is not None:
+        raise UserError(
+            f"data.order_seed={data.order_seed} changes nothing with data.order=corpus, which draws nothing: leave it "
+            "out, or set data.order=random."
+        )
     if data.l_max - data.l_min < 2:
         raise UserError(
             f"data.l_min={data.l_min} and data.l_max={data.l_max} leave no length: both are strict, so data.l_max must "
@@ -243,6 +248,7 @@ UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "by analyze.py": ("analysis.",),
         "by train.py": ("data.condition", "resume"),
+        "by train.py and analyze.py, for their intervals": ("data.document_column",),
     },
     "analyze": {
         "by train.py alone": (

@@ -1,8 +1,8 @@
 """How far a number would move with other samples, when samples of one document are alike.
 
 Samples fall into clusters, such as the documents their texts come from, and clusters are put together into groups. The
-delete-a-group jackknife measures the statistic without each group; what is not smooth in the data (ranks, counts, turns)
-is instead looked at on simulated data that scatter as the jackknife says.
+delete-a-group jackknife measures the statistic without each group; what is not smooth in the data (ranks, counts,
+turns) is instead looked at on simulated data that scatter as the jackknife says.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def simulate(
 
     Args:
         statistic: takes what is shaped as ``value``.
-        value, without: ``(...)`` and ``(G, ...)`` as in :func:`jackknife`, smooth in the samples: a curve of means whose
-            ranks the statistic takes, or mean trajectories whose turns it counts.
+        value, without: ``(...)`` and ``(G, ...)`` as in :func:`jackknife`, smooth in the samples: a curve of means
+            whose ranks the statistic takes, or mean trajectories whose turns it counts.
         n, seed: of the draws, which are the same for the same ``G``.
 
     Each draw is ``value`` and a random combination of the deviations ``without_g - mean``, so that what varies together
@@ -75,10 +75,15 @@ def simulate(
 
 
 def simulated(value: Tensor, drawn: Tensor, level: float = 0.95) -> Interval:
-    """Confidence interval of a statistic that is not smooth, from its values ``drawn`` ``(n, ...)`` by :func:`simulate`.
+    """Confidence interval of a statistic that is not smooth, from its values on simulated data.
 
-    The middle ``level`` of them, and ``value`` ``(...)`` where it lies outside: noise on noise turns a curve's ranks and
-    a path's tangent more than the first noise did. Values that are NaN do not count; all NaN gives NaN.
+    Args:
+        value: the statistic of the data, ``(...)``.
+        drawn: ``(n, ...)`` by :func:`simulate`. Those that are NaN do not count; all NaN gives NaN.
+        level: of confidence.
+
+    The middle ``level`` of ``drawn``, and ``value`` where it lies outside: noise on noise moves a curve's ranks and a
+    path's tangents in one direction, away from where the first noise left them.
     """
     tails = torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=torch.float64, device=drawn.device)
     low, high = torch.nanquantile(drawn.to(torch.float64), tails, dim=0)

@@ -4,3 +4,4 @@ from pathlib import Path
 
 MODEL = Path(__file__).parent / "model"
 TEXT = Path(__file__).parent / "text.jsonl"
+DOCUMENT_COLUMN = "document"  # of TEXT

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from rsdyn.config.schema import to_dict
+from rsdyn.embedded import DOCUMENT_COLUMN
 from rsdyn.errors import UserError
 from rsdyn.lm.certificate import Certificate, say_unused
 from rsdyn.lm.source import LMSource, find_lm
@@ -33,6 +34,7 @@ from rsdyn.run.progress import Guard
 from rsdyn.run.script import Run
 from rsdyn.stream.cache import default_cache_dir
 from rsdyn.stream.text.corpus import open_corpus
+from rsdyn.stream.text.documents import document_of
 from rsdyn.stream.text.tokens import Sequences, tokenise
 from rsdyn.stream.trajectories import TrajectoryStream
 
@@ -72,6 +74,8 @@ def open_lm(run: Run) -> LMSource:
 def find_text(run: Run, lm: LMSource) -> Source:
     """The text that the config asks for, in this model's tokens."""
     data: Any = run.config.data  # its choices are plain strings, checked when the config was read
+    is_embedded = data.path is None and data.name is None
+    document_column = data.document_column or (DOCUMENT_COLUMN if is_embedded else None)
     corpus = open_corpus(
         path=data.path,
         name=data.name,
@@ -79,6 +83,7 @@ def find_text(run: Run, lm: LMSource) -> Source:
         split=data.split,
         revision=data.revision,
         text_column=data.text_column,
+        document_column=document_column,
     )
     tokenizer = lm.tokenizer()
     sequences = tokenise(
@@ -88,6 +93,9 @@ def find_text(run: Run, lm: LMSource) -> Source:
         l_min=data.l_min,
         l_max=data.l_max,
         limit=data.limit,
+        order=data.order,
+        seed=run.config.seed if data.order_seed is None else data.order_seed,
+        documents=document_of(corpus.rows, text_column=data.text_column, document_column=document_column),
         max_tokens=lm.max_tokens,
         truncate=data.truncate,
         vocab_size=lm.vocab_size,

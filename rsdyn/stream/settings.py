@@ -33,6 +33,22 @@ class DataConfig:
         low=1,
         also=("max_sequences", "max_samples"),
     )
+    order: str = setting(
+        "random",
+        "Which sequences come first: drawn at random from all of the text by the seed, so that the first so many are a "
+        "sample of it, or those that the text has first.",
+        choices=("random", "corpus"),
+    )
+    order_seed: int | None = setting(
+        None,
+        "Seed of data.order=random; null is seed. A number of its own keeps the sequences, and so the cache, the same "
+        "for runs of several seeds.",
+    )
+    document_column: str | None = setting(
+        None,
+        "Column that says which document a row is from, for intervals that leave out whole documents; null takes the "
+        "embedded text's, or the articles that titles as in WikiText open, or else contiguous blocks of the text.",
+    )
     l_min: int = setting(100, "Keep sequences of more than so many characters (strict).", low=0, also=("min_length",))
     l_max: int = setting(500, "Keep sequences of fewer than so many characters (strict).", low=2, also=("max_length",))
     truncate: bool = setting(False, "Cut sequences longer than the LM's context instead of refusing them.")

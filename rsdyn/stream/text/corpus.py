@@ -30,7 +30,7 @@ class Corpus(NamedTuple):
     """A text that was opened.
 
     Attributes:
-        rows: with the one column of text.
+        rows: with the column of text, and that of documents if one was asked for.
         unread: what lies beside these rows and was not read, in a sentence; None where that is nothing.
     """
 
@@ -46,10 +46,17 @@ def load_rows(
     split: str = "train",
     revision: str | None = None,
     text_column: str = "text",
+    document_column: str | None = None,
 ) -> datasets.Dataset:
     """The rows of :func:`open_corpus`."""
     return open_corpus(
-        path=path, name=name, config=config, split=split, revision=revision, text_column=text_column
+        path=path,
+        name=name,
+        config=config,
+        split=split,
+        revision=revision,
+        text_column=text_column,
+        document_column=document_column,
     ).rows
 
 
@@ -61,8 +68,11 @@ def open_corpus(
     split: str = "train",
     revision: str | None = None,
     text_column: str = "text",
+    document_column: str | None = None,
 ) -> Corpus:
-    """Open a corpus and return its rows, with the one column `text_column`, kept on disk by `datasets`.
+    """Open a corpus and return its rows, with the column `text_column`, kept on disk by `datasets`.
+
+    With `document_column`, which says what document a row is from, they have that column too.
 
     `path` is a file (.txt with one row a line, .json, .jsonl, .parquet, .csv; text in UTF-8, or in what its byte-order
     mark says; .gz, .bz2 and .xz are unpacked) or a folder of such files, among them the Hub's parquet layout; `name` a
@@ -79,23 +89,24 @@ def open_corpus(
             f"data.revision={revision} needs data.name, a dataset on the Hub: local files have no revision."
         )
     unread: list[str] = []
+    wanted = list(dict.fromkeys([text_column, *([] if document_column is None else [document_column])]))
     if name is not None:
-        key, builder = f"data.name={name}", _open_hub(name, config, revision, text_column)
+        key, builder = f"data.name={name}", _open_hub(name, config, revision, wanted)
     else:
         path = Path(TEXT if path is None else path).expanduser()
         key = f"data.path={path}"
-        builder = _open_local(path, config, text_column, unread=unread)
+        builder = _open_local(path, config, wanted, unread=unread)
     builder = _prepared(key, builder, name, revision)
     try:
         rows = builder.as_dataset(split=split)
     except (ValueError, AssertionError) as error:  # unknown name, or an expression that does not parse
         raise UserError(f"data.split={split} is not in {key}. Splits there: {_listed(builder.info.splits)}.") from error
     columns = {column: str(getattr(feature, "dtype", feature)) for column, feature in rows.features.items()}
-    _check_column(key, text_column, columns)
+    _check_columns(key, wanted, columns)
     others = [each for each in builder.info.splits or () if not re.search(rf"(?<!\w){re.escape(each)}(?!\w)", split)]
     if others and name is None:
         unread.append(f"the split{'s' * (len(others) > 1)} {_listed(others)}, beside data.split={split}")
-    return Corpus(rows.select_columns([text_column]), "; ".join(unread) or None)
+    return Corpus(rows.select_columns(wanted), "; ".join(unread) or None)
 
 
 def _prepared(
@@ -118,10 +129,12 @@ def _prepared(
     return builder
 
 
-def _check_column(key: str, text_column: str, columns: Mapping[str, str]) -> None:
-    if text_column not in columns:
-        raise UserError(f"data.text_column={text_column} is not in {key}. Columns there: {_listed(columns)}.")
-    texts = [column for column, kind in columns.items() if "string" in kind]
+def _check_columns(key: str, wanted: Sequence[str], columns: Mapping[str, str]) -> None:
+    """Raise ``UserError`` unless the columns are there: that of text, which holds text, and maybe that of documents."""
+    for setting, column in zip(("text_column", "document_column"), wanted, strict=False):
+        if column not in columns:
+            raise UserError(f"data.{setting}={column} is not in {key}. Columns there: {_listed(columns)}.")
+    text_column, texts = wanted[0], [column for column, kind in columns.items() if "string" in kind]
     if text_column not in texts:
         raise UserError(
             f"data.text_column={text_column} of {key} holds {columns[text_column]}, not text. Columns of text: "
@@ -129,21 +142,21 @@ def _check_column(key: str, text_column: str, columns: Mapping[str, str]) -> Non
         )
 
 
-def _local_text(key: str, files: Mapping[str, Sequence[Path]], text_column: str) -> datasets.DatasetBuilder:
-    """What reads files of this disk; ``UserError`` where they are damaged, or lack the column."""
+def _local_text(key: str, files: Mapping[str, Sequence[Path]], wanted: Sequence[str]) -> datasets.DatasetBuilder:
+    """What reads files of this disk; ``UserError`` where they are damaged, or lack a column."""
     from rsdyn.stream.text.local_files import DamagedError, LocalText, columns_of
 
     columns: dict[str, str] = {}
     try:
         for file in (file for paths in files.values() for file in paths):
-            found = columns_of(file) if file.stat().st_size else {text_column: "string"}
-            if text_column not in found:
-                _check_column(f"{key}, {file.name}", text_column, found)
+            found = columns_of(file) if file.stat().st_size else dict.fromkeys(wanted, "string")
+            if not set(wanted) <= set(found):
+                _check_columns(f"{key}, {file.name}", wanted, found)
             columns |= {name: kind for name, kind in found.items() if columns.get(name, "null") == "null"}
     except (DamagedError, OSError) as error:
         raise _damaged(key, error, []) from error
-    _check_column(key, text_column, columns)
-    return LocalText(files, [text_column], cache_dir=_writable_cache())
+    _check_columns(key, wanted, columns)
+    return LocalText(files, wanted, cache_dir=_writable_cache())
 
 
 def _writable_cache() -> str | None:
@@ -167,7 +180,7 @@ def _own_cache() -> str:
 
 
 def _open_local(
-    path: Path, config: str | None, text_column: str, *, key: str | None = None, unread: list[str] | None = None
+    path: Path, config: str | None, wanted: Sequence[str], *, key: str | None = None, unread: list[str] | None = None
 ) -> datasets.DatasetBuilder:
     """What reads a file or folder; what of the folder it does not read is added to ``unread``."""
     import datasets
@@ -184,7 +197,7 @@ def _open_local(
             raise UserError(f"data.config={config} is for a dataset of several: {path.name} is one file. Leave it out.")
         if path.stat().st_size == 0:
             raise UserError(f"{key}: the file is empty.")
-        return _local_text(key, {"train": [path]}, text_column)
+        return _local_text(key, {"train": [path]}, wanted)
     if (path / "state.json").exists() and (path / "dataset_info.json").exists():
         raise UserError(f"{key} was written by save_to_disk, which is not read: write it with to_parquet instead.")
     if not _has_configs(path / "README.md"):
@@ -193,7 +206,7 @@ def _open_local(
         if (config is None and len(folders) > 1) or config not in (None, "default", *folders):
             raise UserError(_choose_config(key, config, folders))
         folder = path / config if config in folders else path
-        return _local_text(key, splits_of(folder, _files(key, folder, unread)), text_column)
+        return _local_text(key, splits_of(folder, _files(key, folder, unread)), wanted)
     if glob.has_magic(str(path.resolve())):
         raise UserError(f"{key}: datasets would take the *, ? or [ in the folder's name as a pattern: rename it.")
     try:
@@ -206,7 +219,7 @@ def _open_local(
         raise
     except FileNotFoundError as error:  # an empty folder, no known file, or a README that lists files not there
         if config is not None and _is_config(path / config):
-            return _open_local(path / config, None, text_column, key=key)  # a partial copy, as the Hub cache keeps it
+            return _open_local(path / config, None, wanted, key=key)  # a partial copy, as the Hub cache keeps it
         raise UserError(
             f"{key}: the folder has no data that can be read ({first_line(error)}). Known files: {_listed(READERS)}."
         ) from error
@@ -217,7 +230,7 @@ def _open_local(
     files = {str(split): [Path(file) for file in paths] for split, paths in builder.config.data_files.items()}
     kinds = {type_of(file) for paths in files.values() for file in paths}
     if len(kinds) == 1 and None not in kinds and _is_plain(builder.config):
-        return _local_text(key, files, text_column)
+        return _local_text(key, files, wanted)
     from rsdyn.stream.text.local_files import content_digest
 
     # read by datasets, as the README says (another separator, a field of the file), under a digest of the content
@@ -270,7 +283,7 @@ def _is_config(folder: Path) -> bool:
     return folder.is_dir() and folder.name != "data" and any(folder.glob("*-[0-9]*-of-[0-9]*.parquet"))
 
 
-def _open_hub(name: str, config: str | None, revision: str | None, text_column: str) -> datasets.DatasetBuilder:
+def _open_hub(name: str, config: str | None, revision: str | None, wanted: Sequence[str]) -> datasets.DatasetBuilder:
     import datasets
     from huggingface_hub import HfApi
 
@@ -283,7 +296,7 @@ def _open_hub(name: str, config: str | None, revision: str | None, text_column: 
         )
     try:
         if not hub_reachable():
-            builder = _open_offline(name, config, revision, text_column)
+            builder = _open_offline(name, config, revision, wanted)
             _log.warning("data.name=%s: the network is out of reach, the copy in the local cache is used", name)
             return builder
         # Asked first, because datasets answers an unknown revision with the latest version that it has cached.
@@ -298,7 +311,9 @@ def _open_hub(name: str, config: str | None, revision: str | None, text_column: 
         raise explain_hub_error(error, kind="data", name=name, revision=revision) from error
 
 
-def _open_offline(name: str, config: str | None, revision: str | None, text_column: str) -> datasets.DatasetBuilder:
+def _open_offline(
+    name: str, config: str | None, revision: str | None, wanted: Sequence[str]
+) -> datasets.DatasetBuilder:
     """The dataset as an earlier run left it: prepared by `datasets`, else its files in the Hub's cache.
 
     The first knows no revision, so a revision is looked for in the second alone.
@@ -324,7 +339,7 @@ def _open_offline(name: str, config: str | None, revision: str | None, text_colu
                     raise UserError(_choose_config(key, config, configs)) from error
                 raise
         key = f"data.name={name} (network out of reach, local cache {folder})"
-        return _open_local(Path(folder), config, text_column, key=key)
+        return _open_local(Path(folder), config, wanted, key=key)
 
 
 def _configs_in(error: BaseException) -> list[str]:

@@ -46,6 +46,15 @@ class Sequences:
     bos_id: int
     bos_note: str | None
     """What the run should say when the tokenizer itself puts no BOS, else None."""
+    row_of: np.ndarray | None = None
+    """int64 (N,), the row of the text that each sequence is; None where sequence i is row i."""
+    documents: np.ndarray | None = None
+    """int64 (N,), the document that each belongs to; None where nobody knows."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The row of the text that each sequence is, int64 (N,)."""
+        return np.arange(len(self)) if self.row_of is None else self.row_of
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -94,12 +103,19 @@ def tokenise(
     l_max: int = 500,
     limit: int | None = None,
     condition: Literal["original", "shuffled"] = "original",
+    order: Literal["random", "corpus"] = "random",
     seed: int = 0,
+    documents: np.ndarray | None = None,
     max_tokens: int | None = None,
     truncate: bool = False,
     vocab_size: int | None = None,
 ) -> Sequences:
-    """Filter and tokenise whole rows in order, until `limit` sequences are there; exactly one BOS opens each.
+    """Filter and tokenise whole rows, until `limit` sequences are there; exactly one BOS opens each.
+
+    With ``order="random"`` rows come in an order that is a function of (seed, row) alone, so that the first N sequences
+    are a sample of the whole text, the same rows whatever `limit` is; ``"corpus"`` keeps the order of the text, whose
+    neighbours are alike. `documents` ``(n_rows,)`` says which document each row belongs to, -1 where it does not say
+    (:func:`rsdyn.stream.text.documents.document_of`).
 
     Text that spells a special token ("<s>") is taken as text. ``condition="shuffled"`` permutes tokens 1..n of
     sequence i by (seed, i) alone and keeps BOS (the paper's control). `max_tokens` counts BOS; what is longer is an
@@ -115,9 +131,13 @@ def tokenise(
         raise UserError(f"a context of {max_tokens} tokens has no room for BOS and a token of text.")
     if condition not in ("original", "shuffled"):
         raise UserError(f"data.condition={condition} must be original or shuffled.")
+    if order not in ("random", "corpus"):
+        raise UserError(f"data.order={order} must be random or corpus.")
     bos_id, bos_note = _bos(tokenizer)
     ids: list[np.ndarray] = []
     lengths: list[int] = []
+    kept: list[int] = []
+    turns = np.argsort(_hash(_ORDER, seed, np.arange(len(rows)))) if order == "random" else None
     n_rows = n_truncated = n_long = longest = 0
     shortest_row, longest_row = math.inf, 0
     for first in range(0, len(rows), _CHUNK):
@@ -125,7 +145,12 @@ def tokenise(
         if wanted <= 0:
             break
         texts, numbers = [], []
-        for number, text in enumerate(rows[first : first + _CHUNK][text_column], start=first):
+        if turns is None:
+            chosen, found = range(first, min(first + _CHUNK, len(rows))), rows[first : first + _CHUNK][text_column]
+        else:
+            chosen = turns[first : first + _CHUNK].tolist()
+            found = rows[chosen][text_column]
+        for number, text in zip(chosen, found, strict=True):
             n_rows += 1
             text = (text or "").removeprefix("\ufeff")  # a null row is an empty one; a byte-order mark is no text
             n_characters = len(text)
@@ -147,6 +172,7 @@ def tokenise(
                 tokens = tokens[: max_tokens - 1]
             chunk += [np.array([bos_id], np.int32), tokens]
             lengths.append(len(tokens) + 1)
+            kept.append(number)
         if chunk:
             ids.append(np.concatenate(chunk))
     if n_long:
@@ -163,7 +189,15 @@ def tokenise(
     flat, offsets = np.concatenate(ids), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     flat.setflags(write=False)
     offsets.setflags(write=False)
-    sequences = Sequences(flat, offsets, n_rows, n_truncated, bos_id, bos_note)
+    row_of = np.array(kept, np.int64)
+    of_documents = None if documents is None else documents[row_of]
+    if of_documents is not None and of_documents.min() < 0:
+        row = int(row_of[of_documents < 0][0])
+        raise UserError(
+            f"row {row} of the text names no document (data.document_column). Give every row of text one, or leave the "
+            "column out."
+        )
+    sequences = Sequences(flat, offsets, n_rows, n_truncated, bos_id, bos_note, row_of, of_documents)
     return sequences.shuffled(seed) if condition == "shuffled" else sequences
 
 
@@ -255,7 +289,7 @@ def _part(n: int, size: float) -> int:
     return int(size) if size >= 1 else max(1, round(size * n))
 
 
-_SPLIT, _SHUFFLE, _DRAW = 1, 2, 3  # so that the uses of one seed have nothing to do with each other
+_SPLIT, _SHUFFLE, _DRAW, _ORDER = 1, 2, 3, 4  # so that the uses of one seed have nothing to do with each other
 
 
 def _hash(*words: int | np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from rsdyn.analysis.finding import Finding, Value
 from rsdyn.analysis.findings import ends_of, findings, fitted_change, rows, spearman
@@ -99,6 +100,12 @@ def test_an_interval_says_in_its_row_that_it_rests_on_too_few_documents():
     one = {"cosine": 1 + TRANSITIONS, "intervals_note": "rests on 1 document: too few", "n_groups": 1}
     trend, _ = findings({"here": one}, ["cosine"], sites_per_layer=2)
     assert str(trend.values["here"]) == "1.000 (no interval: rests on 1 document: too few)"
+
+
+@pytest.mark.parametrize("curve", [[3.0, 1.0, 2.0, 2.0, 9.0], [1e-9, 1.0, 1.0, 1.0], [5.0, 4.0, 3.0]])
+def test_spearman_is_scipys(curve):
+    expected = spearmanr(range(len(curve)), curve).statistic
+    assert float(spearman(torch.tensor(curve, dtype=torch.float64))) == pytest.approx(expected, abs=1e-12)
 
 
 def test_spearman_where_nothing_can_be_said():

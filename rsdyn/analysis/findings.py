@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torch import Tensor
 
 from rsdyn.analysis.finding import Finding, Value
@@ -27,11 +28,15 @@ UNDEFINED = torch.tensor(torch.nan, dtype=torch.float64)
 
 
 def spearman(curve: Tensor) -> Tensor:
-    """Rank correlation of a curve ``(n,)`` with depth, NaN where it has fewer than three values or never moves."""
+    """Rank correlation of a curve ``(n,)`` with depth, NaN where it has fewer than three values or never moves.
+
+    As ``scipy.stats.spearmanr``, without its p, which takes ten times as long; an interval takes it 400 times.
+    """
     values = curve[curve.isfinite()].cpu().numpy()
     if len(values) < 3 or (values == values[0]).all():
         return UNDEFINED
-    return torch.tensor(float(spearmanr(range(len(values)), values).statistic), dtype=torch.float64)
+    depth, ranks = np.arange(len(values)) - (len(values) - 1) / 2, rankdata(values) - (len(values) + 1) / 2
+    return torch.tensor(float(depth @ ranks / np.sqrt((depth @ depth) * (ranks @ ranks))), dtype=torch.float64)
 
 
 def fitted_change(curve: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ Results = dict[str, Any]
 # Units whose mutual information is estimated again without each group: the error of their mean is that of all 128 of
 # the embedded model, to a tenth, and of twice as many to the same.
 N_JACKKNIFE_UNITS = 16
+N_JACKKNIFE_GROUPS = 10  # and of how many groups for it, since each takes an estimate of its own
 N_CONTROL = 100  # random walks beside the trajectories
 CONTROL_D = 256
 WALKS_AT_ONCE = 128  # of the walks that are held against the nulls: a piece for a process or a thread
@@ -206,7 +207,7 @@ def information(probe: ResidualStreamProbe, estimator: str, seed: int) -> Result
     generator = torch.Generator().manual_seed(seed)
     pairing = torch.randperm(len(share.x), generator=generator).to(share.x.device)
     floor = _gathered(consecutive_information(some, estimator, pairing=pairing))
-    groups = probe.group_of(share.sequence)
+    groups = probe.group_of(share.sequence) % N_JACKKNIFE_GROUPS
     without: list[Tensor] = []
     for g in groups.unique():
         if int((groups != g).sum()) < MIN_SAMPLES[estimator]:  # a few sequences, most tokens of one: no interval

@@ -1,0 +1,203 @@
+"""How often the 95 % intervals of the findings hold what they should, row by row.
+
+    python benchmarks/coverage.py coverage.jsonl [--samples 200] [--designs random runs random-documents] [--cache DIR]
+
+The population is the embedded model's stream of the embedded text, recorded once: 4854 sequences of 193 documents. A
+sample goes through the probe and the measures of analyze.py, and each row of its findings is compared with the row of
+the population; or, where an estimate depends on how many samples it is made of, with the mean of all samples' (an
+interval is for the expectation at this N). Three designs:
+
+- random: 200 sequences drawn at random, intervals over sequences (analysis.resample=sequences);
+- random-documents: the same, intervals over documents, which are for *other* documents and so wider than this needs;
+- runs: 600 sequences in runs of up to 30 of one document, as a text has them, intervals over documents.
+
+Each sample is a line of the file, so that what was stopped goes on; the table is printed in Markdown at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsdyn.analysis import measures as analysis
+from rsdyn.analysis.findings import findings
+from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.analysis.settings import MEASURES
+from rsdyn.dynamics.resampling import group_of
+from rsdyn.embedded import DOCUMENT_COLUMN
+from rsdyn.lm.source import find_lm
+from rsdyn.stream.text.corpus import load_rows
+from rsdyn.stream.text.documents import document_of
+from rsdyn.stream.text.groups import SequenceGroups
+from rsdyn.stream.text.tokens import tokenise
+from rsdyn.stream.trajectories import TrajectoryStream
+from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
+
+RUN = 30
+AT_THIS_N = ("information", "dimensions", "components")  # rows whose estimate depends on N, by how their keys begin
+Draw = Callable[[np.random.Generator, np.ndarray], np.ndarray]
+Row = Mapping[str, Any]
+
+
+def population(cache: Path | None) -> tuple[Tensor, np.ndarray]:
+    """The stream ``(N, S, D)`` of the whole embedded text in its own order, and the document of each sequence."""
+    lm, rows = find_lm("embedded"), load_rows(document_column=DOCUMENT_COLUMN)
+    sequences = tokenise(
+        rows,
+        lm.tokenizer(),
+        order="corpus",
+        documents=document_of(rows, document_column=DOCUMENT_COLUMN),
+        max_tokens=lm.max_tokens,
+        vocab_size=lm.vocab_size,
+    )
+    assert sequences.documents is not None
+    return TrajectoryStream(lm, sequences, cache_dir=cache).read()[0], sequences.documents
+
+
+def at_random(n: int) -> Draw:
+    """``n`` sequences, each as likely as any other."""
+    return lambda rng, document: rng.choice(len(document), n, replace=False)
+
+
+def in_runs(n: int, length: int = RUN) -> Draw:
+    """``n`` sequences in runs of up to ``length`` of one document; each sequence is as likely as any other.
+
+    Every document is cut into runs, the last one shorter, and runs are drawn.
+    """
+
+    def draw(rng: np.random.Generator, document: np.ndarray) -> np.ndarray:
+        places = [np.flatnonzero(document == d) for d in np.unique(document)]
+        runs = [place[i : i + length] for place in places for i in range(0, len(place), length)]
+        return np.concatenate([runs[k] for k in rng.permutation(len(runs))])[:n]
+
+    return draw
+
+
+DESIGNS: dict[str, tuple[Draw, bool]] = {
+    "random": (at_random(200), False),
+    "runs": (in_runs(600), True),
+    "random-documents": (at_random(200), True),
+}
+
+
+def groups_of(document: np.ndarray, over_documents: bool) -> SequenceGroups:
+    """What :func:`rsdyn.stream.text.groups.sequence_groups` makes of sequences of these documents."""
+    cluster = torch.from_numpy(document) if over_documents else torch.arange(len(document))
+    kind = "documents" if over_documents else "sequences"
+    return SequenceGroups(group_of(cluster), len(cluster.unique()), kind)  # type: ignore[arg-type]
+
+
+def rows_of(
+    x: Tensor, groups: SequenceGroups | None, measures: Sequence[str] = MEASURES, sites: int = 2
+) -> dict[str, dict[str, float]]:
+    """The rows of the findings of ``x`` ``(n, S, D)`` that have an interval: value, low and high by key."""
+    probe = ResidualStreamProbe(n_sublayers=x.shape[1], n_units=x.shape[2], measures=measures, keep=None, groups=groups)
+    batch = TrajectoryBatch(x, torch.arange(len(x)))
+    for dataloader in range(probe.n_passes):
+        probe.test_step(batch, 0, dataloader)
+    probe.on_test_epoch_end()
+    turns: Any = {"n": 1, "window": 8, "sites_per_layer": sites, "seed": 0}
+    ways: dict[str, Callable[[], dict[str, Any]]] = {
+        "activations": lambda: analysis.activations(probe),
+        "correlation": lambda: analysis.correlation(probe),
+        "cosine": lambda: analysis.cosine(probe),
+        "velocity": lambda: analysis.velocity(probe),
+        "mutual_information": lambda: analysis.information(probe, "kde", 0),
+        "rotation": lambda: (
+            analysis.rotations(probe, [], shared=False, **turns)
+            | analysis.random_walks(x.shape[1], [], n_walks=10, **turns)
+        ),
+        "pca": lambda: analysis.principal_components(probe, 0),
+    }
+    results = analysis.counts(probe) | analysis.flags(probe, x.dtype)
+    for measure in measures:
+        results |= ways[measure]()
+    found = {row.key: row.values["here"] for row in findings({"here": results}, measures, sites)}
+    return {
+        key: {"value": cell.value, "low": cell.low, "high": cell.high}
+        for key, cell in found.items()
+        if cell.low is not None and cell.high is not None
+    }
+
+
+def samples(
+    x: Tensor, document: np.ndarray, design: str, wanted: Sequence[int], measures: Sequence[str] = MEASURES
+) -> Iterator[tuple[int, dict[str, dict[str, float]]]]:
+    """The rows of each of the samples numbered ``wanted``; sample k is a function of (k, how it is drawn) alone."""
+    draw, over_documents = DESIGNS[design]
+    for k in wanted:
+        index = draw(np.random.default_rng([k, draw is DESIGNS["runs"][0]]), document)
+        yield k, rows_of(x[torch.from_numpy(index)], groups_of(document[index], over_documents), measures)
+
+
+def summary(found: Sequence[Mapping[str, Row]], truth: Mapping[str, Row]) -> dict[str, dict[str, float]]:
+    """Of each row: coverage in per cent, half the mean width over 1.96 standard deviations of the samples' values, and
+    how far their mean is from the population, in standard deviations.
+    """
+    out = {}
+    for key in found[0]:
+        value, low, high = (np.array([rows[key][name] for rows in found]) for name in ("value", "low", "high"))
+        aim = value.mean() if key.startswith(AT_THIS_N) else truth[key]["value"]
+        covered = (low <= aim + 1e-12) & (aim - 1e-12 <= high)
+        spread = value.std(ddof=1) if len(value) > 1 else np.nan
+        out[key] = {
+            "coverage": 100 * covered.mean(),
+            "width": (high - low).mean() / 2 / (1.96 * spread),
+            "bias": (value.mean() - truth[key]["value"]) / spread,
+        }
+    return out
+
+
+def table(found: Mapping[str, Sequence[Mapping[str, Row]]], truth: Mapping[str, Row]) -> str:
+    """The summaries of all designs side by side, in Markdown."""
+    of = {design: summary(rows, truth) for design, rows in found.items()}
+    heads = [f"{design} ({len(rows)})" for design, rows in found.items()]
+    lines = ["| row | population | " + " | ".join(f"{head} | width | bias" for head in heads) + " |"]
+    lines.append("| --- | ---: |" + " ---: | ---: | ---: |" * len(heads))
+    for key in next(iter(of.values())):
+        cells = [f"{of[d][key]['coverage']:.1f} | {of[d][key]['width']:.2f} | {of[d][key]['bias']:+.2f}" for d in of]
+        lines.append(f"| `{key}` | {truth[key]['value']:.4f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--designs", nargs="+", choices=list(DESIGNS), default=list(DESIGNS))
+    parser.add_argument("--cache", type=Path, default=None)
+    parser.add_argument("--table", action="store_true", help="only print the table of what the file holds")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [json.loads(line) for line in options.file.open()] if options.file.exists() else []
+    done = {(line["design"], line["k"]) for line in lines}
+    if not options.table:
+        x, document = population(options.cache)
+        with options.file.open("a") as file:
+
+            def keep(design: str, k: int, rows: Mapping[str, Row]) -> None:
+                lines.append({"design": design, "k": k, "rows": rows})
+                file.write(json.dumps(lines[-1]) + "\n")
+                file.flush()
+
+            if ("population", 0) not in done:
+                keep("population", 0, rows_of(x, groups_of(document, True)))
+            for k in range(options.samples):  # the designs in turn, so that a part of the file is a smaller benchmark
+                for design in options.designs:
+                    if (design, k) not in done:
+                        for number, rows in samples(x, document, design, [k]):
+                            keep(design, number, rows)
+    truth = next(line["rows"] for line in lines if line["design"] == "population")
+    of = {d: [line["rows"] for line in lines if line["design"] == d] for d in options.designs}
+    print(table({d: rows for d, rows in of.items() if rows}, truth))
+
+
+if __name__ == "__main__":
+    main()

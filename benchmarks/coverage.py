@@ -11,14 +11,15 @@ interval is for the expectation at this N). Three designs:
 - random-documents: the same, intervals over documents, which are for *other* documents and so wider than this needs;
 - runs: 600 sequences in runs of up to 30 of one document, as a text has them, intervals over documents.
 
-Each sample is a line of the file, so that what was stopped goes on; the table is printed in Markdown at the end.
+Each sample is a line of the file, so that what was stopped resumes; mutual information, which costs more than all else
+together, comes last. The table is printed in Markdown at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
 
 RUN = 30
 AT_THIS_N = ("information", "dimensions", "components")  # rows whose estimate depends on N, by how their keys begin
+PARTS = ([m for m in MEASURES if m != "mutual_information"], ["mutual_information"])
 Draw = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 Row = Mapping[str, Any]
 
@@ -80,10 +82,11 @@ def in_runs(n: int, length: int = RUN) -> Draw:
     return draw
 
 
+RANDOM, RUNS = at_random(200), in_runs(600)
 DESIGNS: dict[str, tuple[Draw, bool]] = {
-    "random": (at_random(200), False),
-    "runs": (in_runs(600), True),
-    "random-documents": (at_random(200), True),
+    "random": (RANDOM, False),
+    "runs": (RUNS, True),
+    "random-documents": (RANDOM, True),
 }
 
 
@@ -127,14 +130,13 @@ def rows_of(
     }
 
 
-def samples(
-    x: Tensor, document: np.ndarray, design: str, wanted: Sequence[int], measures: Sequence[str] = MEASURES
-) -> Iterator[tuple[int, dict[str, dict[str, float]]]]:
-    """The rows of each of the samples numbered ``wanted``; sample k is a function of (k, how it is drawn) alone."""
+def sample(
+    x: Tensor, document: np.ndarray, design: str, k: int, measures: Sequence[str] = MEASURES
+) -> dict[str, dict[str, float]]:
+    """The rows of sample ``k`` of a design: a function of (k, how it is drawn) alone."""
     draw, over_documents = DESIGNS[design]
-    for k in wanted:
-        index = draw(np.random.default_rng([k, draw is DESIGNS["runs"][0]]), document)
-        yield k, rows_of(x[torch.from_numpy(index)], groups_of(document[index], over_documents), measures)
+    index = draw(np.random.default_rng([k, draw is RUNS]), document)
+    return rows_of(x[torch.from_numpy(index)], groups_of(document[index], over_documents), measures)
 
 
 def summary(found: Sequence[Mapping[str, Row]], truth: Mapping[str, Row]) -> dict[str, dict[str, float]]:
@@ -155,16 +157,26 @@ def summary(found: Sequence[Mapping[str, Row]], truth: Mapping[str, Row]) -> dic
     return out
 
 
-def table(found: Mapping[str, Sequence[Mapping[str, Row]]], truth: Mapping[str, Row]) -> str:
-    """The summaries of all designs side by side, in Markdown."""
-    of = {design: summary(rows, truth) for design, rows in found.items()}
-    heads = [f"{design} ({len(rows)})" for design, rows in found.items()]
-    lines = ["| row | population | " + " | ".join(f"{head} | width | bias" for head in heads) + " |"]
-    lines.append("| --- | ---: |" + " ---: | ---: | ---: |" * len(heads))
-    for key in next(iter(of.values())):
-        cells = [f"{of[d][key]['coverage']:.1f} | {of[d][key]['width']:.2f} | {of[d][key]['bias']:+.2f}" for d in of]
-        lines.append(f"| `{key}` | {truth[key]['value']:.4f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def table(lines: Sequence[Mapping[str, Any]], designs: Sequence[str]) -> str:
+    """The summaries of all designs side by side, in Markdown; behind each the number of its samples."""
+    out = ["| row | population | " + " | ".join(f"{design} | width | bias | N" for design in designs) + " |"]
+    out.append("| --- | ---: |" + " ---: | ---: | ---: | ---: |" * len(designs))
+    for part in range(len(PARTS)):
+        here = [line for line in lines if line["part"] == part]
+        truth = next((line["rows"] for line in here if line["design"] == "population"), {})
+        of = {d: [line["rows"] for line in here if line["design"] == d] for d in designs}
+        found = {d: summary(rows, truth) for d, rows in of.items() if rows}
+        for key in truth:
+            cells = []
+            for d in designs:
+                row = found.get(d, {}).get(key)
+                cells.append(
+                    f"{row['coverage']:.1f} | {row['width']:.2f} | {row['bias']:+.2f} | {len(of[d])}"
+                    if row
+                    else "| | |"
+                )
+            out.append(f"| `{key}` | {truth[key]['value']:.4f} | " + " | ".join(cells) + " |")
+    return "\n".join(out)
 
 
 def main() -> None:
@@ -177,26 +189,24 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = [json.loads(line) for line in options.file.open()] if options.file.exists() else []
-    done = {(line["design"], line["k"]) for line in lines}
+    done = {(line["design"], line["part"], line["k"]) for line in lines}
     if not options.table:
         x, document = population(options.cache)
         with options.file.open("a") as file:
 
-            def keep(design: str, k: int, rows: Mapping[str, Row]) -> None:
-                lines.append({"design": design, "k": k, "rows": rows})
+            def keep(design: str, part: int, k: int, rows: Mapping[str, Row]) -> None:
+                lines.append({"design": design, "part": part, "k": k, "rows": rows})
                 file.write(json.dumps(lines[-1]) + "\n")
                 file.flush()
 
-            if ("population", 0) not in done:
-                keep("population", 0, rows_of(x, groups_of(document, True)))
-            for k in range(options.samples):  # the designs in turn, so that a part of the file is a smaller benchmark
-                for design in options.designs:
-                    if (design, k) not in done:
-                        for number, rows in samples(x, document, design, [k]):
-                            keep(design, number, rows)
-    truth = next(line["rows"] for line in lines if line["design"] == "population")
-    of = {d: [line["rows"] for line in lines if line["design"] == d] for d in options.designs}
-    print(table({d: rows for d, rows in of.items() if rows}, truth))
+            for part, measures in enumerate(PARTS):
+                if ("population", part, 0) not in done:
+                    keep("population", part, 0, rows_of(x, groups_of(document, True), measures))
+                for k in range(options.samples):  # the designs in turn: a part of the file is a smaller benchmark
+                    for design in options.designs:
+                        if (design, part, k) not in done:
+                            keep(design, part, k, sample(x, document, design, k, measures))
+    print(table(lines, options.designs))
 
 
 if __name__ == "__main__":

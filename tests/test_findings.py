@@ -106,6 +106,8 @@ def test_an_interval_says_in_its_row_that_it_rests_on_too_few_documents():
 def test_spearman_is_scipys(curve):
     expected = spearmanr(range(len(curve)), curve).statistic
     assert float(spearman(torch.tensor(curve, dtype=torch.float64))) == pytest.approx(expected, abs=1e-12)
+    several = torch.tensor([curve, curve[::-1]], dtype=torch.float64)
+    assert spearman(several).tolist() == pytest.approx([expected, -expected], abs=1e-12)
 
 
 def test_spearman_where_nothing_can_be_said():

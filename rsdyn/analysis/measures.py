@@ -70,7 +70,10 @@ def _with_interval(name: str, value: Tensor, without: Sequence[Tensor]) -> Resul
 def _of_means(
     name: str, of: Callable[[Tensor], Tensor], mean: Tensor, without: Sequence[Tensor], n: int = N_DRAWS
 ) -> Results:
-    """What jumps as the mean trajectories ``mean`` move, such as a count, with its interval by simulation."""
+    """What jumps as the mean trajectories ``mean`` move, such as a count, with its interval by simulation.
+
+    ``of`` takes ``(..., S, D)``.
+    """
     value = of(mean)
     if len(without) < 2:
         return {name: value}
@@ -116,20 +119,26 @@ def activations(probe: ResidualStreamProbe, threshold: float | None = None) -> R
     usable, few = ~probe.unusable, ~(probe.massive | probe.unusable)
     mean, std = probe.total.mean, (probe.total.m2 / probe.total.n).sqrt()
 
-    def limit(of: Tensor) -> float:
-        return 0.5 * float(of[-1, usable].square().mean().sqrt()) if threshold is None else threshold
+    def limit(of: Tensor) -> Tensor:
+        return 0.5 * of[..., -1, usable].square().mean(-1).sqrt()
+
+    def shares(units: Tensor) -> Callable[[Tensor], Tensor]:
+        if threshold is not None:
+            return lambda m: density(m[..., units], threshold)
+        tiny = torch.finfo(mean.dtype).tiny
+        return lambda m: density(m[..., units] / limit(m).clamp(min=tiny)[..., None, None], 1.0)
 
     means = [m.mean for m in _without_each(probe.groups, merge_comoments)]
     participation = [participation_ratio(m[:, usable]) for m in means]
     out: Results = {
         "mean": mean,
         "std": std,
-        "density_threshold": limit(mean),
-        **_of_means("density", lambda m: density(m[:, usable], limit(m)), mean, means),
+        "density_threshold": float(limit(mean)) if threshold is None else threshold,
+        **_of_means("density", shares(usable), mean, means),
         **_with_interval("participation", participation_ratio(mean[:, usable]), participation),
     }
     if probe.massive.any():
-        out |= _of_means("density_without_massive", lambda m: density(m[:, few], limit(m)), mean, means)
+        out |= _of_means("density_without_massive", shares(few), mean, means)
         rest = [participation_ratio(m[:, few]) for m in means]
         out |= _with_interval("participation_without_massive", participation_ratio(mean[:, few]), rest)
     return out
@@ -260,7 +269,7 @@ def rotations(
     means = [m.mean for m in _without_each(probe.groups, merge_comoments)]
 
     def turns(units: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda m: rotation.rotations(m[:, units]).abs().nanmean()
+        return lambda m: rotation.rotations(m[..., units]).abs().nanmean(-1)
 
     out: Results = {
         "rotation": r,

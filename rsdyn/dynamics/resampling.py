@@ -17,6 +17,7 @@ from torch import Tensor
 MOST_GROUPS = 20
 FEW_CLUSTERS = 10  # with fewer, an interval is a guess: Student's t at 5 degrees of freedom is 31 % wider than normal
 N_DRAWS = 400
+_AT_ONCE = 1 << 20  # numbers of the draws that are made together
 
 
 class Interval(NamedTuple):
@@ -55,14 +56,14 @@ def simulate(
     """A statistic on data that scatter about ``value`` as its jackknife says, ``(n, ...)``, for :func:`simulated`.
 
     Args:
-        statistic: takes what is shaped as ``value``.
+        statistic: takes several draws at once, ``(m, ...)``, and gives ``m`` results.
         value, without: ``(...)`` and ``(G, ...)`` as in :func:`jackknife`, smooth in the samples: a curve of means
             whose ranks the statistic takes, or mean trajectories whose turns it counts.
         n, seed: of the draws, which are the same for the same ``G``.
 
     Each draw is ``value`` and a random combination of the deviations ``without_g - mean``, so that what varies together
     over groups varies together in it, scaled so that it has the jackknife's covariance and Student's t with ``G - 1``
-    degrees of freedom. One is made at a time, in float64. Raises ``ValueError`` for fewer than two groups.
+    degrees of freedom. Some are made at a time, in float64. Raises ``ValueError`` for fewer than two groups.
     """
     groups = _check(without)
     generator = torch.Generator().manual_seed(seed)
@@ -71,7 +72,8 @@ def simulate(
     weights = (normal / squares.sqrt() * ((groups - 1) / groups) ** 0.5).to(without.device)
     value, without = value.to(torch.float64), without.to(torch.float64)
     away = (without - without.mean(0)).reshape(groups, -1)
-    return torch.stack([statistic(value + (w @ away).reshape(value.shape)) for w in weights])
+    some = weights.split(max(1, _AT_ONCE // max(1, value.numel())))
+    return torch.cat([statistic(value + (w @ away).reshape(len(w), *value.shape)) for w in some])
 
 
 def simulated(value: Tensor, drawn: Tensor, level: float = 0.95) -> Interval:

@@ -170,11 +170,10 @@ def table(lines: Sequence[Mapping[str, Any]], designs: Sequence[str]) -> str:
             cells = []
             for d in designs:
                 row = found.get(d, {}).get(key)
-                cells.append(
-                    f"{row['coverage']:.1f} | {row['width']:.2f} | {row['bias']:+.2f} | {len(of[d])}"
-                    if row
-                    else "| | |"
+                numbers = (
+                    "| | |" if row is None else f"{row['coverage']:.1f} | {row['width']:.2f} | {row['bias']:+.2f} | "
                 )
+                cells.append(numbers + (str(len(of[d])) if row else ""))
             out.append(f"| `{key}` | {truth[key]['value']:.4f} | " + " | ".join(cells) + " |")
     return "\n".join(out)
 

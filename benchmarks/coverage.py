@@ -98,10 +98,14 @@ def groups_of(document: np.ndarray, over_documents: bool) -> SequenceGroups:
 
 
 def rows_of(
-    x: Tensor, groups: SequenceGroups | None, measures: Sequence[str] = MEASURES, sites: int = 2
+    x: Tensor, groups: SequenceGroups, measures: Sequence[str] = MEASURES, *, keep: int | None = None, sites: int = 2
 ) -> dict[str, dict[str, float]]:
-    """The rows of the findings of ``x`` ``(n, S, D)`` that have an interval: value, low and high by key."""
-    probe = ResidualStreamProbe(n_sublayers=x.shape[1], n_units=x.shape[2], measures=measures, keep=None, groups=groups)
+    """The rows of the findings of ``x`` ``(n, S, D)`` that have an interval: value, low and high by key.
+
+    ``keep`` sequences go into what takes every sample; None takes all.
+    """
+    shape = {"n_sublayers": x.shape[1], "n_units": x.shape[2]}
+    probe = ResidualStreamProbe(**shape, measures=measures, keep=keep, groups=groups)
     batch = TrajectoryBatch(x, torch.arange(len(x)))
     for dataloader in range(probe.n_passes):
         probe.test_step(batch, 0, dataloader)
@@ -148,7 +152,7 @@ def summary(found: Sequence[Mapping[str, Row]], truth: Mapping[str, Row]) -> dic
         value, low, high = (np.array([rows[key][name] for rows in found]) for name in ("value", "low", "high"))
         aim = value.mean() if key.startswith(AT_THIS_N) else truth[key]["value"]
         covered = (low <= aim + 1e-12) & (aim - 1e-12 <= high)
-        spread = value.std(ddof=1) if len(value) > 1 else np.nan
+        spread = (value.std(ddof=1) or np.nan) if len(value) > 1 else np.nan  # a trend may be 1 in every sample
         out[key] = {
             "coverage": 100 * covered.mean(),
             "width": (high - low).mean() / 2 / (1.96 * spread),
@@ -200,7 +204,7 @@ def main() -> None:
 
             for part, measures in enumerate(PARTS):
                 if ("population", part, 0) not in done:
-                    keep("population", part, 0, rows_of(x, groups_of(document, True), measures))
+                    keep("population", part, 0, rows_of(x, groups_of(document, True), measures, keep=1000))
                 for k in range(options.samples):  # the designs in turn: a part of the file is a smaller benchmark
                     for design in options.designs:
                         if (design, part, k) not in done:

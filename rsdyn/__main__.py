@@ -1,13 +1,15 @@
-"""What there is and where it lies: ``python -m rsdyn``.
+"""The front door, ``rsdyn`` and ``python -m rsdyn``: what there is and where it lies, or one of the programs.
 
-It answers without torch, in a fraction of a second, and reads small files only. What in the folder of runs or of caches
-is not ours is passed over.
+``rsdyn PROGRAM ...`` runs a program, whose file is read only then. Without one it says what there is: it answers
+without torch, in a fraction of a second, and reads small files only. What in the folder of runs or of caches is not
+ours is passed over.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import itertools
 import json
 import os
@@ -17,6 +19,7 @@ import textwrap
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +30,18 @@ SCRIPTS = ("train", "analyze", "perturb")
 RUNS = Path("runs")  # beside the scripts, or wherever they were started
 MAX_BYTES = 1 << 22  # what a run or a cache says of itself is a few kilobytes; more is not ours
 
+# What ``rsdyn PROGRAM`` runs: the module whose main() takes the words behind it; the scripts share one main().
+PROGRAMS = {
+    **dict.fromkeys(SCRIPTS, "rsdyn.commands"),
+    "check": "rsdyn.commands.check",
+    "report": "rsdyn.report.__main__",
+    "cache": "rsdyn.stream.cache.__main__",
+    "workspace": "rsdyn.tracking.workspace.__main__",
+}
+
 # Other commands, what each does, and the file of the checkout that it needs.
 COMMANDS = (
+    ("python -m rsdyn check MODEL", "verify a language model, line by line; --json for machines", None),
     ("python -m rsdyn.report RUN [RUN ...] -o page.html", "one page of several runs, without a network", None),
     ("python -m rsdyn.stream.cache list", "what is in the cache; also: verify, prune", None),
     ("python -m rsdyn.tracking.workspace", "save the layout for Weights & Biases; --print shows it", None),
@@ -47,15 +60,34 @@ class FoundRun(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what there is; ``--help`` does the same behind a line of usage."""
+    """Run the program that the first word names; without one print what there is, as ``--help`` does."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in PROGRAMS:
+        return run_program(words[0], words[1:])
+    if words and not words[0].startswith("-"):
+        near = difflib.get_close_matches(words[0], PROGRAMS, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        print(f"rsdyn: error: {words[0]}: no such program. {hint}There are {', '.join(PROGRAMS)}.", file=sys.stderr)
+        return 2
     shown = "\n".join(overview(CHECKOUT, RUNS, cache_dir()))
     parser = argparse.ArgumentParser(
-        prog="python -m rsdyn", epilog=shown, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="rsdyn",
+        usage="rsdyn [--help] [--version] [PROGRAM ...]",
+        epilog=shown,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"rsdyn {rsdyn.__version__}")
-    parser.parse_args(argv)
+    parser.parse_args(words)
     print(shown)
     return 0
+
+
+def run_program(name: str, words: Sequence[str]) -> int:
+    """Run one of the programs with the words behind its name, and return its exit code."""
+    module = import_module(PROGRAMS[name])
+    if name in SCRIPTS:
+        return int(module.main(name, words))
+    return int(module.main(words))
 
 
 def overview(checkout: Path, runs: Path, caches: Path) -> list[str]:

@@ -10,6 +10,10 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class UnfitModelError(UserError):
+    """The language model cannot be recorded as it is: its architecture, its weights, or an identity that fails."""
+
+
 class NonFiniteError(UserError):
     """NaN or Inf where a number must be: the data or the model is at fault, not the command line."""
 

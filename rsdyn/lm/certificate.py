@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsdyn.errors import NonFiniteError, UserError
+from rsdyn.errors import NonFiniteError, UnfitModelError, UserError
 from rsdyn.lm.batches import PACKED
 from rsdyn.lm.model import LanguageModel, in_eval_mode
 from rsdyn.lm.tracing import output_of, stream_of
@@ -128,34 +128,75 @@ def certify(lm: LanguageModel, sequences: Sequence[np.ndarray]) -> Certificate:
     Raises ``UserError`` naming the identity that fails, the layer, by how much and what to do; ``NonFiniteError`` where
     the stream overflows; ``ValueError`` while an intervention is open.
     """
-    if lm.n_edits:
-        raise ValueError(f"lm: {lm.n_edits} interventions are open, and would change what is certified. Leave them.")
-    pair = two_short(sequences)
-    run = _run(lm, pair, hidden=True)
-    _check_finite(lm, run)
-    allowed, of_runs = tolerances(lm)
-    sums = _sums(lm, run, allowed)
+    found = Identities(lm, sequences)
+    pair, sums = found.pair, found.sums()
     return Certificate(
         attention=sums.get("attention"),
         mlp=sums.get("mlp"),
         parallel=sums.get("parallel"),
         block=sums.get("block"),
-        recorded=_recorded(lm, pair, run, allowed),
-        hidden_states=_hidden_states(lm, run, allowed),
-        padding=_padding(lm, pair, of_runs),
-        replay=_replay(lm, pair[1], of_runs),
-        log_probs=_log_probs(lm, run, allowed),
+        recorded=found.recorded(),
+        hidden_states=found.hidden_states(),
+        padding=found.padding(),
+        replay=_replay(lm, pair[1], found.of_runs),
+        log_probs=found.log_probs(),
         layers=lm.n_layers,
         sublayers=lm.n_sublayers,
         tokens=(len(pair[0]), len(pair[1])),
         dtype=_dtype(lm),
-        tolerance=allowed,
-        tolerance_of_runs=of_runs,
+        tolerance=found.allowed,
+        tolerance_of_runs=found.of_runs,
         layout=lm.layout.name,
         layout_reason=lm.layout.reason,
         unused=lm.unused,
         quantisation=lm.quantisation,
     )
+
+
+class Identities:
+    """The identities of a model's stream on two short sequences, each checked when it is asked for.
+
+    Each gives the largest relative error, or raises ``UnfitModelError`` naming the identity that fails, the layer, by
+    how much and what to do. To be used in inference mode.
+
+    Args:
+        lm, sequences: as of :func:`certify`.
+
+    Attributes:
+        pair: the two sequences, the shorter first.
+        run: everything of one forward of them.
+        allowed, of_runs: the largest errors that pass, see :func:`tolerances`.
+    """
+
+    def __init__(self, lm: LanguageModel, sequences: Sequence[np.ndarray]):
+        if lm.n_edits:
+            raise ValueError(
+                f"lm: {lm.n_edits} interventions are open, and would change what is certified. Leave them."
+            )
+        self.lm, self.pair = lm, two_short(sequences)
+        self.run = _run(lm, self.pair, hidden=True)
+        _check_finite(lm, self.run)
+        self.allowed, self.of_runs = tolerances(lm)
+
+    def sums(self) -> dict[str, float]:
+        """Of a layer's sums, by kind (``attention`` and ``mlp``, or ``parallel``), relative to what is added."""
+        return _sums(self.lm, self.run, self.allowed)
+
+    def recorded(self) -> float:
+        """Of the recorded states from those of a whole forward."""
+        return _recorded(self.lm, self.pair, self.run, self.allowed)
+
+    def hidden_states(self) -> float | None:
+        """Of these at resid_pre from transformers' own; None if the model gives none."""
+        return _hidden_states(self.lm, self.run, self.allowed)
+
+    def padding(self) -> float:
+        """Of a sequence alone from the same one beside a longer one, padded on the right."""
+        return _padding(self.lm, self.pair, self.of_runs)
+
+    def log_probs(self) -> float | None:
+        """Of next-token log-probabilities from the model's own; None without the LM head."""
+        return _log_probs(self.lm, self.run, self.allowed)
 
 
 def two_short(sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -285,7 +326,7 @@ def _require(lm: LanguageModel, name: str, what: str, where: str, error: float, 
         "log_probs": "What follows its last layer is not what it seems: record without the LM head (train, analyze)",
     }.get(name, sites)
     rounding = "" if lm.dtype == torch.float32 else " If it is rounding after all, lm.dtype=float32 will pass."
-    raise UserError(
+    raise UnfitModelError(
         f"lm.name: the residual stream of {lm.name} could not be certified: {what} fails at {where}, by {error:.1e} "
         f"({allowed:.0e} is allowed in {_dtype(lm)}). {why}. Nothing was recorded.{rounding}"
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from torch import nn
 
-from rsdyn.errors import UserError
+from rsdyn.errors import UnfitModelError, UserError
 from rsdyn.lm.tracing import LayerTrace, Term, Trace, UnbuildableError, UntraceableError, model_without_weights, trace
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _named(base: nn.Module, family: Family) -> Trace:
 
 def _refuse_encoders(config: PreTrainedConfig) -> None:
     if getattr(config, "is_encoder_decoder", False):
-        raise UserError(
+        raise UnfitModelError(
             f"lm.name: a model of type {config.model_type!r} is not supported: it is an encoder-decoder, which has two "
             "streams, and the decoder's depends on the encoder's. Give a decoder-only language model."
         )
@@ -226,11 +226,11 @@ def _refuse_encoders(config: PreTrainedConfig) -> None:
 
 def _not_supported(config: PreTrainedConfig, error: UntraceableError) -> UserError:
     if isinstance(error, UnbuildableError):
-        return UserError(
+        return UnfitModelError(
             f"lm.name: a model of type {config.model_type!r} is not opened: {error}. Install what it asks for, or "
             "correct that value in its config.json."
         )
-    return UserError(
+    return UnfitModelError(
         f"lm.name: a model of type {config.model_type!r} is not supported: {error}. Give a decoder whose layers add to "
         "one running sum (pre-norm); if this one does, name its modules in SITES of rsdyn/lm/sites.py, a line a "
         "family."

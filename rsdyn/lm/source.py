@@ -22,7 +22,7 @@ import torch
 import xxhash
 
 from rsdyn import embedded
-from rsdyn.errors import UserError
+from rsdyn.errors import UnfitModelError, UserError
 from rsdyn.lm.adapters import ADAPTER, adapter_error
 from rsdyn.lm.gguf import SMOLLM2, GGUFFile, gguf_config, gguf_tokenizer, load_gguf, needs_packages, packaged, read_gguf
 from rsdyn.lm.head import base_of
@@ -50,6 +50,10 @@ _NOT_OF_THE_SHAPE = (
     "torch_dtype",
     "architectures",
 )
+
+
+class NoHeadError(UnfitModelError):
+    """The weights lack the LM head alone: the stream can be had, next-token probabilities cannot."""
 
 
 @dataclass(frozen=True)
@@ -275,12 +279,12 @@ class LMSource:
                 transformers_logging.enable_progress_bar()
         if missing := sorted(found["missing_keys"]):  # transformers has drawn them at random, and only warned
             if head and set(missing) <= {"lm_head.weight", "lm_head.bias", "embed_out.weight"}:
-                raise UserError(
+                raise NoHeadError(
                     f"lm.name={self.name}: the next-token probabilities need {', '.join(missing)}, which its weights "
                     "lack. Give a model that was saved with its LM head."
                 )
             others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
-            raise UserError(
+            raise UnfitModelError(
                 f"lm.name={self.name}: its config asks for {missing[0]}{others}, which its weights lack. The config is "
                 "another model's, or files are missing: copy or download the model again."
             )

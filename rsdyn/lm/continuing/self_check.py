@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rsdyn.errors import UserError
+from rsdyn.errors import UnfitModelError, UserError
 from rsdyn.lm.continuing.layer_calls import BLOCK, first, reading_sites, refusing
 from rsdyn.lm.model import LanguageModel
 
@@ -69,7 +69,7 @@ def checked(lm: LanguageModel, reference: Reference, continue_all: ContinueAll) 
         if again < found / 2:  # and where it is not, it was rounding after all
             reference, found, alone = one_by_one, again, alone_again
     if found > 3 * rounding(lm):
-        raise UserError(
+        raise UnfitModelError(
             f"lm.name: {lm.name} cannot be continued from a sublayer: from perturbed states it comes {found:.1e} of "
             f"the state's norm away from whole forwards of transformers, and {3 * rounding(lm):.0e} is allowed in "
             f"{lm.dtype}. Its layers look at more than states, keys and values. Perturb another model."

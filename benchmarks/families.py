@@ -53,8 +53,12 @@ def cell(found: Verification, name: str) -> str:
     error = check.numbers.get("error", max((check.numbers[k] for k in kinds if k in check.numbers), default=None))
     alone = check.numbers.get("mask_alone")
     if error is None:
-        return f"{alone:.0e}"
-    return f"{error:.0e}" + (f" ({alone:.0e})" if alone is not None and alone > 1e-4 else "")
+        return _told(alone)
+    return _told(error) + (f" ({_told(alone)})" if alone is not None and alone > 1e-4 else "")
+
+
+def _told(error: float) -> str:
+    return "0" if error == 0 else f"{error:.0e}"
 
 
 def table() -> str:

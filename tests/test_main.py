@@ -153,10 +153,15 @@ def test_help_version_and_a_word_too_many(capsys):
             main(words)
         assert left.value.code == 0
         assert expected in capsys.readouterr().out
-    with pytest.raises(SystemExit) as left:
-        main(["train"])
-    assert left.value.code == 2
-    assert "unrecognized arguments: train" in capsys.readouterr().err
+    assert main(["trian"]) == 2
+    assert "trian: no such program. Did you mean train?" in capsys.readouterr().err
+
+
+def test_a_program_gets_the_words_behind_its_name(capsys):
+    assert main(["train", "cae.lrr=1"]) == 2
+    assert "cae.lr" in capsys.readouterr().err
+    assert main(["cache", "list", "--dir", "/nowhere"]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
 
 
 def test_it_is_quick_and_needs_nothing_heavy(here):

@@ -9,7 +9,7 @@ from rsdyn.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TEXT = "RSDYNTEXT"  # stands for a text when a template is taken apart
+_TEXT = "Rsdyn, a Text"  # stands for a text when a template is taken apart: a change of any kind shows
 
 
 class Opening(NamedTuple):

@@ -12,7 +12,7 @@ from rsdyn.dynamics.jacobian import lyapunov
 from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.lm import jacobians
 from rsdyn.lm.continuing.continuation import continue_from
-from rsdyn.lm.jacobians import double_layers, leading_exponents, reference_run, sublayer_jacobians
+from rsdyn.lm.jacobians import double_layers, leading_exponents, linear_prediction, reference_run, sublayer_jacobians
 from rsdyn.lm.model import LanguageModel
 
 IDS = np.random.default_rng(5).integers(3, 300, size=11)
@@ -145,6 +145,18 @@ def test_products_are_the_whole_derivative():
             continue_from(lm, reference, 2, (reference.stream[2] + e * direction)[None]).final[0] for e in (1e-5, -1e-5)
         ]
     torch.testing.assert_close((moved[0] - moved[1]) / 2e-5, product @ direction, rtol=1e-6, atol=1e-8)
+
+
+def test_linear_prediction():
+    lm = open_lm("llama", torch.float64)
+    found = sublayer_jacobians(lm, IDS)
+    given = torch.randn(5, lm.n_units, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    got = linear_prediction(lm, IDS, 3, given)
+    assert got.shape == (5, 4, lm.n_units) and torch.equal(got[:, 0], given)
+    torch.testing.assert_close(got[:, 1], given @ found[3].T)
+    torch.testing.assert_close(got[:, 3], given @ (found[5] @ found[4] @ found[3]).T)
+    with pytest.raises(ValueError, match="sublayers: 6 is not one"):
+        linear_prediction(lm, IDS, 6, given)
 
 
 # -- options -----------------------------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ def _report(run: Run, source: Any, stream: Any, plane: Any, found: Any, layers: 
         "n_prompts": found.n_prompts,
         "n_points": found.n_points,
         "sequences_alike": found.alike,
+        "linear_range": {str(layer): linear._asdict() for layer, linear in found.linear.items()},
         "rows": found.rows(),
         "in_words": notes,
         "seconds": {"total": time.time() - run.started},

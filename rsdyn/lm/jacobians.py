@@ -82,6 +82,30 @@ def sublayer_jacobians(
     return out
 
 
+def linear_prediction(
+    lm: LanguageModel,
+    tokens: Sequence[int] | np.ndarray | Tensor,
+    sublayer: int,
+    displacements: Tensor,
+    *,
+    reference: Reference | None = None,
+) -> Tensor:
+    """What displacements ``(P, D)`` of the last token's state become at first order, ``(P, S - s + 1, D)``.
+
+    At the sublayers ``s, s + 1, ..., S - 1`` and behind the last layer; no ``D x D`` matrix is held. In the format of
+    the model, float32 for half precision. Raises what :func:`sublayer_jacobians` does.
+    """
+    _check_sublayers(lm, [sublayer])
+    lm = in_format(lm, format_of(lm))
+    moved = [displacements.to(lm.device, lm.dtype).T]
+    with double_layers(lm):
+        reference = run_reference(lm, tokens) if reference is None else reference
+        with sdpa_kernel(SDPBackend.MATH), _Sublayers(lm, reference, alone=False) as step:
+            for s in range(sublayer, lm.n_sublayers):
+                moved.append(step.forward(s, moved[-1]))
+    return torch.stack(moved, -1).permute(1, 2, 0)
+
+
 def leading_exponents(
     lm: LanguageModel,
     tokens: Sequence[int] | np.ndarray | Tensor,

@@ -19,6 +19,7 @@ from rsdyn.errors import UserError
 from rsdyn.lm.continuing.continuation import Continued, Reference, continue_all, run_reference
 from rsdyn.lm.model import LanguageModel
 from rsdyn.lm.source import LMSource
+from rsdyn.perturbation.linear import LinearRange, linear_ranges
 from rsdyn.perturbation.settings import PerturbConfig
 from rsdyn.perturbation.states import (
     grid_ranges,
@@ -193,6 +194,8 @@ class Found:
     """How many trajectories have the first prompt's own state at a layer, and are not swapped in."""
     several: bool = False
     """Whether a sequence has several trajectories, one a token."""
+    linear: dict[int, LinearRange] = field(default_factory=dict)
+    """Of the first prompt, by layer: how far outside the linear range the points lie; none with position=all."""
 
     def conditions(self, layer: int) -> list[str]:
         """What was done at a layer, the points first."""
@@ -310,6 +313,9 @@ def measure(
                 _add(found, (layer, condition), reference, result, projection, sublayers[layer], number)
         if number == 0:
             found.reference = encode(projection, reference.stream).cpu()
+            if settings.position == "last":
+                ranges = linear_ranges(lm, prompt.tokens, {s: points[layer] for layer, s in sublayers.items()})
+                found.linear = {layer: ranges[s] for layer, s in sublayers.items()}
         done(1)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rsdyn.labels import COLUMNS
+from rsdyn.perturbation.linear import in_words
 from rsdyn.perturbation.measure import Found
 
 
@@ -49,6 +50,8 @@ def words(found: Found, settings: Any) -> list[str]:
             f"Layer {layer}: {here:.0f} % of the points end nearer than they were put, in distance and in ratio; "
             f"{controls}."
         )
+    for layer, linear in found.linear.items():
+        lines.append(in_words(layer, linear, float(found.mean(layer, settings.kind, "contraction"))))
     same = {layer: n for layer, n in found.alike.items() if n}
     if same:
         counts = ", ".join(f"{n} at layer {layer}" for layer, n in same.items())

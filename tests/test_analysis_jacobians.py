@@ -116,6 +116,17 @@ def test_the_jackknife_is_that_of_the_mean():
     np.testing.assert_allclose(result.mean("full", "henrici") - low, half, rtol=1e-3)
 
 
+def test_an_interval_leaves_out_whole_documents():
+    """Ten documents of three texts that are one state: as ten texts, not thirty."""
+    values = np.repeat(np.random.default_rng(0).normal(size=(10, S)), 3, 0)
+    result = JacobianResult(LAYERS, D, 2, documents=np.repeat(np.arange(10), 3))
+    for row in values:
+        result.add({"full": {"henrici": row}})
+    low, high = result.interval("full", "henrici")
+    half = 2.262 * values[::3].std(0, ddof=1) / 10**0.5  # Student's t with 9 degrees of freedom
+    np.testing.assert_allclose((high - low) / 2, half, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("holding", "verdict", "also"),
     [

@@ -70,8 +70,8 @@ def words(result: JacobianResult) -> list[str]:
         f"The norm of the stream grows by {number(growth)} nats per layer, and {below:.0f} % of the exponents lie "
         "below that: a direction that contracts relative to the norm is what any network whose norm grows has, so look "
         "at the untrained column.",
-        "Intervals are over texts (delete-one jackknife; bootstrap for rank correlations). Random matrices are drawn "
-        f"for {NULL_TEXTS} texts. A verdict needs the whole interval on the claim's side of its bound.",
+        "Intervals are over documents (delete-one jackknife, bootstrap for rank correlations); random matrices are "
+        f"drawn for {NULL_TEXTS} texts. A verdict needs the whole interval on the claim's side of its bound.",
     ]
     if ends := result.ranges():
         depths = depths_of(result.n_layers * result.sites)

@@ -202,7 +202,8 @@ class JacobianResult:
         n_layers, n_units, sites: of the model.
         curves: by series and name, ``(texts, ...)``.
         eigenvalues: of the first text, by series, ``(S, D)``.
-        dtype: what it was computed in, in words.
+        dtype: that of the model; what is below float32 was computed in float32.
+        documents: the document of each text; None where nobody knows, and each text counts as one.
     """
 
     n_layers: int
@@ -211,6 +212,12 @@ class JacobianResult:
     curves: dict[str, Curves] = field(default_factory=dict)
     eigenvalues: Curves = field(default_factory=dict)
     dtype: str = "float32"
+    documents: np.ndarray | None = None
+
+    def groups(self, n: int) -> list[np.ndarray]:
+        """The rows of each document among the first ``n`` texts: what an interval leaves out together."""
+        documents = np.arange(n) if self.documents is None else np.asarray(self.documents)[:n]
+        return [np.flatnonzero(documents == d) for d in dict.fromkeys(documents.tolist())]
 
     def add(self, found: Mapping[str, Curves]) -> None:
         """One more text, of one model."""
@@ -232,11 +239,13 @@ class JacobianResult:
         return self.curves[series][name].mean(0)
 
     def interval(self, series: str, name: str) -> np.ndarray | None:
-        """Its 95 % interval ``(2, ...)`` by delete-one-text jackknife; None for one text."""
-        values = torch.from_numpy(self.curves[series][name])
-        if len(values) < 2:
+        """Its 95 % interval ``(2, ...)`` by delete-one-document jackknife; None for one document."""
+        values = self.curves[series][name]
+        groups = self.groups(len(values))
+        if len(groups) < 2:
             return None
-        found = jackknife(values.mean(0), (values.sum(0) - values) / (len(values) - 1))
+        without = np.stack([np.delete(values, rows, 0).mean(0) for rows in groups])
+        found = jackknife(torch.from_numpy(values.mean(0)), torch.from_numpy(without))
         return torch.stack([found.low, found.high]).numpy()
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -352,7 +361,7 @@ def claims(result: JacobianResult) -> list[Claim]:
     """The claims with their values, intervals over texts and verdicts."""
     table = []
     for claim in claims_of(result.n_units, result.sites):
-        values = {s: _value(result.curves[s], claim) for s in result.series}
+        values = {s: _value(result, s, claim) for s in result.series}
         verdict, also = _verdict(claim, values)
         parts: dict[str, Any] = {
             k: getattr(claim, k) for k in ("key", "claim", "paper", "statistic", "of", "low", "high")
@@ -361,17 +370,18 @@ def claims(result: JacobianResult) -> list[Claim]:
     return table
 
 
-def _value(curves: Curves, claim: Claim) -> Value:
-    names = [name for name in curves if name != "linear"]
+def _value(result: JacobianResult, series: str, claim: Claim) -> Value:
+    curves = {name: values for name, values in result.curves[series].items() if name != "linear"}
     n = len(curves["growth"])
-    value = claim.of({name: curves[name].mean(0) for name in names})
-    if n < 2:
+    groups = result.groups(n)
+    value = claim.of({name: values.mean(0) for name, values in curves.items()})
+    if len(groups) < 2:
         return Value(value, n=n)
-    without = [claim.of({name: np.delete(curves[name], i, 0).mean(0) for name in names}) for i in range(n)]
+    without = [claim.of({name: np.delete(v, rows, 0).mean(0) for name, v in curves.items()}) for rows in groups]
     if "rank correlation" in claim.statistic:  # it moves in steps, which a jackknife takes for none or for many
         rng = np.random.default_rng(0)
-        draws = [rng.integers(n, size=n) for _ in range(400)]
-        found = [claim.of({name: curves[name][rows].mean(0) for name in names}) for rows in draws]
+        draws = [np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]) for _ in range(400)]
+        found = [claim.of({name: values[rows].mean(0) for name, values in curves.items()}) for rows in draws]
         low, high = np.nanquantile(found, [0.025, 0.975])
         return Value(value, float(low), float(high), n=n)
     interval = jackknife(torch.tensor(value, dtype=torch.float64), torch.tensor(without, dtype=torch.float64))

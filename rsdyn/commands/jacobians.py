@@ -50,6 +50,8 @@ def measure_jacobians(run: Run, source: Source) -> JacobianResult:
     result = JacobianResult(lm.n_layers, lm.n_units, len(lm.site_names), dtype=config.lm.dtype)
     if config.lm.dtype != "float32":
         run.say(f"Jacobians are computed in float32, not in {config.lm.dtype}")
+    if source.sequences.documents is not None:
+        result.documents = source.sequences.documents[numbers]
     tokens = [np.asarray(source.sequences[i]) for i in numbers]
     of_plane = [np.asarray(source.sequences[i]) for i in _drawn(run, source)[:PLANE_TEXTS]]  # however many texts
     plane: PCA | None = None

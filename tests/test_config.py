@@ -10,8 +10,18 @@ from omegaconf import OmegaConf
 
 from rsdyn.autoencoder.settings import CaeConfig
 from rsdyn.config.command_line import CONFIGS, help_text, load_config, nearest_keys, preset_names
-from rsdyn.config.schema import RESERVED_OPTIONS, UNUSED, Config, check, options, sections, to_dict, to_yaml
-from rsdyn.errors import UserError
+from rsdyn.config.schema import (
+    RESERVED_OPTIONS,
+    UNUSED,
+    Config,
+    check,
+    named_by_keys,
+    options,
+    sections,
+    to_dict,
+    to_yaml,
+)
+from rsdyn.errors import NonFiniteError, UserError
 
 # One value a key that is not its default: (text, value).
 OTHER = {
@@ -580,6 +590,16 @@ def test_a_setting_that_the_script_uses_is_taken():
     assert load("analysis.on_train=true", "analysis.samples=5", script="train").analysis.samples == 5
     assert load("analysis.samples=5", script="analyze").analysis.samples == 5
     assert load("trainer.accelerator=cpu", script="perturb").trainer.accelerator == "cpu"
+
+
+def test_a_library_names_its_arguments_and_a_script_the_keys():
+    with pytest.raises(UserError) as caught, named_by_keys("data"):
+        raise UserError("val_size=3, data.limit=5 and n_limit=2: lower val_size=3; name them, or set limit.")
+    assert str(caught.value) == (
+        "data.val_size=3, data.limit=5 and n_limit=2: lower data.val_size=3; name them, or set limit."
+    )
+    with pytest.raises(NonFiniteError, match=r"^data\.l_min=1$"), named_by_keys("data"):
+        raise NonFiniteError("l_min=1")
 
 
 def test_a_seed_for_an_order_that_draws_nothing_is_refused():

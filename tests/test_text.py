@@ -94,9 +94,9 @@ def test_null_rows_are_empty_rows(tokenizer):
 
 
 def test_nothing_left_says_what_was_seen(tokenizer):
-    with pytest.raises(UserError, match=r"3 rows.*l_min=100.*l_max=500.*4 to 900 char.*data\.path") as caught:
+    with pytest.raises(UserError, match=r"3 rows.*l_min=100.*l_max=500.*4 to 900 char.*another text") as caught:
         tokenise(as_rows(["abcd", "x" * 900, "y" * 100]), tokenizer)
-    assert "data.l_min" in str(caught.value)
+    assert "data." not in str(caught.value)  # a library names its arguments
     with pytest.raises(UserError, match=r"0 rows.*no rows"):
         tokenise(as_rows([]), tokenizer)
 
@@ -104,11 +104,11 @@ def test_nothing_left_says_what_was_seen(tokenizer):
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        ({"l_min": 500, "l_max": 100}, "data.l_min=500"),
-        ({"l_min": 100, "l_max": 101}, "data.l_max=101"),
-        ({"l_min": -1}, "data.l_min=-1"),
-        ({"limit": 0}, "data.limit=0"),
-        ({"condition": "shufled"}, "data.condition=shufled"),
+        ({"l_min": 500, "l_max": 100}, "l_min=500"),
+        ({"l_min": 100, "l_max": 101}, "l_max=101"),
+        ({"l_min": -1}, "l_min=-1"),
+        ({"limit": 0}, "limit=0"),
+        ({"condition": "shufled"}, "condition=shufled"),
         ({"max_tokens": 1}, "context of 1"),
     ],
 )
@@ -314,7 +314,7 @@ def test_too_long_is_an_error_that_counts(tokenizer, texts):
     assert f"{np.count_nonzero(lengths > bound)} of 1500 " in message
     assert f"longest has {lengths.max()}," in message
     assert f"context of {bound} tokens" in message
-    assert "data.truncate=true" in message and "data.l_max" in message
+    assert "Set truncate=true" in message and "l_max=" in message
     assert len(tokenise(rows, tokenizer, limit=1500, max_tokens=int(lengths.max()))) == 1500
 
 
@@ -465,7 +465,7 @@ def test_split_too_small_says_how_many_are_needed(n, val, test, needed):
         split(n, val_size=val, test_size=test, seed=0)
     message = str(caught.value)
     assert f"{n} sequence" in message and f"at least {needed}." in message
-    assert all(key in message for key in ("data.val_size", "data.test_size", "data.limit"))
+    assert all(key in message for key in ("val_size=", "test_size=", "limit"))
     split(needed, val_size=val, test_size=test, seed=0)
     with pytest.raises(UserError):
         split(needed - 1, val_size=val, test_size=test, seed=0)
@@ -475,7 +475,7 @@ def test_split_too_small_says_how_many_are_needed(n, val, test, needed):
     ("val", "test", "key"), [(0, 0.1, "val"), (0.1, -1, "test"), (1.5, 1, "val"), (0.1, float("nan"), "test")]
 )
 def test_split_sizes_out_of_range(val, test, key):
-    with pytest.raises(UserError, match=rf"data\.{key}_size"):
+    with pytest.raises(UserError, match=rf"^{key}_size="):
         split(100, val_size=val, test_size=test, seed=0)
 
 

@@ -21,6 +21,7 @@ from rsdyn.analysis.checks import check_settings
 from rsdyn.analysis.while_training import RideAlong
 from rsdyn.autoencoder.model import dimensions_lost, read_checkpoint
 from rsdyn.autoencoder.training import LitAutoencoder
+from rsdyn.config.schema import named_by_keys
 from rsdyn.errors import UserError
 from rsdyn.figures.of_analysis import sublayer_curves
 from rsdyn.files import write_json
@@ -53,15 +54,16 @@ def train(run: Run) -> None:
     position = start_at(run, identity)
     start_records(run, source, {condition: stream})
 
-    datamodule = ResidualStreamDataModule(
-        stream,
-        val_size=config.data.val_size,
-        test_size=config.data.test_size,
-        batch_by=config.data.batch_by,
-        batch_size=config.data.batch_size,
-        shuffle_shards=config.data.shuffle_shards,
-        seed=config.seed,
-    )
+    with named_by_keys("data"):
+        datamodule = ResidualStreamDataModule(
+            stream,
+            val_size=config.data.val_size,
+            test_size=config.data.test_size,
+            batch_by=config.data.batch_by,
+            batch_size=config.data.batch_size,
+            shuffle_shards=config.data.shuffle_shards,
+            seed=config.seed,
+        )
     module = LitAutoencoder(
         autoencoder={
             "d_in": stream.n_units,

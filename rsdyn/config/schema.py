@@ -5,7 +5,9 @@ Only ``run/`` and ``commands/`` read a :class:`Config`; everything left of them 
 ``settings.py`` and one field in :class:`Config`.
 """
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -212,6 +214,17 @@ def check(config: Config) -> None:
 def _is_one(devices: int | str) -> bool:
     """Whether ``trainer.devices`` asks for one process: 1, or one device by its number."""
     return devices == 1 or (isinstance(devices, str) and devices.endswith(",") and devices.count(",") == 1)
+
+
+@contextmanager
+def named_by_keys(section: str) -> Iterator[None]:
+    """Inside, an error that names a library's arguments names the settings: ``limit=3`` becomes ``data.limit=3``."""
+    try:
+        yield
+    except UserError as error:
+        names = "|".join(key.removeprefix(f"{section}.") for key in options() if key.startswith(f"{section}."))
+        said = re.sub(rf"(?<![\w.])({names})(?==)", rf"{section}.\1", str(error))
+        raise type(error)(said) from error.__cause__
 
 
 def to_dict(config: Config) -> dict[str, Any]:

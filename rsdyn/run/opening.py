@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from rsdyn.config.schema import to_dict
+from rsdyn.config.schema import named_by_keys, to_dict
 from rsdyn.embedded import DOCUMENT_COLUMN
 from rsdyn.errors import UserError
 from rsdyn.lm.certificate import Certificate, say_unused
@@ -86,20 +86,21 @@ def find_text(run: Run, lm: LMSource) -> Source:
         document_column=document_column,
     )
     tokenizer = lm.tokenizer()
-    sequences = tokenise(
-        corpus.rows,
-        tokenizer,
-        text_column=data.text_column,
-        l_min=data.l_min,
-        l_max=data.l_max,
-        limit=data.limit,
-        order=data.order,
-        seed=run.config.seed if data.order_seed is None else data.order_seed,
-        documents=document_of(corpus.rows, text_column=data.text_column, document_column=document_column),
-        max_tokens=lm.max_tokens,
-        truncate=data.truncate,
-        vocab_size=lm.vocab_size,
-    )
+    with named_by_keys("data"):
+        sequences = tokenise(
+            corpus.rows,
+            tokenizer,
+            text_column=data.text_column,
+            l_min=data.l_min,
+            l_max=data.l_max,
+            limit=data.limit,
+            order=data.order,
+            seed=run.config.seed if data.order_seed is None else data.order_seed,
+            documents=document_of(corpus.rows, text_column=data.text_column, document_column=document_column),
+            max_tokens=lm.max_tokens,
+            truncate=data.truncate,
+            vocab_size=lm.vocab_size,
+        )
     text = data.name or (Path(data.path).expanduser().resolve().name if data.path else "embedded")
     run.say(
         f"Text: {text}: {len(sequences)} sequences of {data.l_min + 1} to {data.l_max - 1} characters out of "

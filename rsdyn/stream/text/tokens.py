@@ -124,15 +124,15 @@ def tokenise(
     Raises UserError: bad settings, no BOS to be had, no row in range, too long, an id outside the vocabulary.
     """
     if l_min < 0 or l_max - l_min < 2:
-        raise UserError(f"data.l_min={l_min} and data.l_max={l_max} leave no length between them (both strict).")
+        raise UserError(f"l_min={l_min} and l_max={l_max} leave no length between them (both strict).")
     if limit is not None and limit < 1:
-        raise UserError(f"data.limit={limit} must be at least 1; leave it out to take every sequence.")
+        raise UserError(f"limit={limit} must be at least 1; leave it out to take every sequence.")
     if max_tokens is not None and max_tokens < 2:
         raise UserError(f"a context of {max_tokens} tokens has no room for BOS and a token of text.")
     if condition not in ("original", "shuffled"):
-        raise UserError(f"data.condition={condition} must be original or shuffled.")
+        raise UserError(f"condition={condition} must be original or shuffled.")
     if order not in ("random", "corpus"):
-        raise UserError(f"data.order={order} must be random or corpus.")
+        raise UserError(f"order={order} must be random or corpus.")
     bos_id, bos_note = _bos(tokenizer)
     ids: list[np.ndarray] = []
     lengths: list[int] = []
@@ -178,13 +178,13 @@ def tokenise(
     if n_long:
         raise UserError(
             f"{n_long} of {n_long + len(lengths)} sequences are longer than the model's context of {max_tokens} tokens "
-            f"(the longest has {longest}, with BOS). Set data.truncate=true to cut them, or lower data.l_max={l_max}."
+            f"(the longest has {longest}, with BOS). Set truncate=true to cut them, or lower l_max={l_max}."
         )
     if not lengths:
         seen = f"rows have {shortest_row} to {longest_row} characters" if n_rows else "there are no rows"
         raise UserError(
-            f"no sequence is left: {n_rows} rows were read and none has more than data.l_min={l_min} and fewer than "
-            f"data.l_max={l_max} characters ({seen}). Change data.l_min, data.l_max or data.path."
+            f"no sequence is left: {n_rows} rows were read and none has more than l_min={l_min} and fewer than "
+            f"l_max={l_max} characters ({seen}). Change one of the two, or give another text."
         )
     flat, offsets = np.concatenate(ids), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     flat.setflags(write=False)
@@ -194,8 +194,7 @@ def tokenise(
     if of_documents is not None and of_documents.min() < 0:
         row = int(row_of[of_documents < 0][0])
         raise UserError(
-            f"row {row} of the text names no document (data.document_column). Give every row of text one, or leave the "
-            "column out."
+            f"row {row} of the text names no document. Give every row of text one in its document_column, or none."
         )
     sequences = Sequences(flat, offsets, n_rows, n_truncated, bos_id, bos_note, row_of, of_documents)
     return sequences.shuffled(seed) if condition == "shuffled" else sequences
@@ -261,21 +260,21 @@ def split(n: int, *, val_size: float, test_size: float, seed: int) -> dict[str, 
 
     Raises UserError where a part would be empty.
     """
-    for key, size in (("data.val_size", val_size), ("data.test_size", test_size)):
+    for key, size in (("val_size", val_size), ("test_size", test_size)):
         if not (0 < size < 1 or (1 <= size < math.inf and size == int(size))):
             raise UserError(f"{key}={size} must be a fraction of the sequences between 0 and 1, or a count from 1 on.")
     n_val, n_test = _part(n, val_size), _part(n, test_size)
     if n_val + n_test >= n:
         fractions = [size for size in (val_size, test_size) if size < 1]
         if sum(fractions) >= 1:
-            raise UserError(f"data.val_size={val_size} and data.test_size={test_size} leave nothing to train on.")
+            raise UserError(f"val_size={val_size} and test_size={test_size} leave nothing to train on.")
         counts = sum(int(size) for size in (val_size, test_size) if size >= 1)
         needed = math.ceil((counts + 1 + len(fractions)) / (1 - sum(fractions)))  # enough; the fewest is just below
         while needed > 3 and _part(needed - 1, val_size) + _part(needed - 1, test_size) < needed - 1:
             needed -= 1
         raise UserError(
-            f"{n} sequence{'s' * (n != 1)} cannot fill train, val and test: data.val_size={val_size} and "
-            f"data.test_size={test_size} need at least {needed}. Raise data.limit, lower the sizes or give more text."
+            f"{n} sequence{'s' * (n != 1)} cannot fill train, val and test: val_size={val_size} and "
+            f"test_size={test_size} need at least {needed}. Raise the limit, lower the sizes or give more text."
         )
     order = np.argsort(_hash(_SPLIT, seed, np.arange(n)))
     return {

@@ -5,7 +5,11 @@ STREAMS = {"shuffled": "token_shuffled"}  # a data.condition -> what analyze.py 
 NAMES = {
     "original": "original text",
     "token_shuffled": "shuffled tokens",
+    "shuffled_keep_last": "shuffled, last token kept",
     "untrained": "untrained model",
+    "without_massive": "without massive units",
+    "floor": "permuted pairs (floor)",
+    "per_sequence": "per sequence, mean",
     "layer_shuffle": "layer shuffle (paper)",
     "layer_shuffle_regradient": "layer shuffle, new gradient",
     "increment_shuffle_windowed": "steps shuffled in windows",

@@ -26,6 +26,7 @@ FIGURES = [
     "fig1d_correlation_density",
     "fig1e_cosine",
     "fig1f_speed",
+    "fig1f_relative_speed",
     "fig1g_information",
     "fig1h_information_mean",
     "fig2a_portraits",
@@ -37,7 +38,9 @@ FIGURES = [
     "fig4c_variance_by_sublayer",
     "fig4c_components_needed",
     "fig4_loadings",
+    "findings_without_largest",
 ]
+STREAMS = ("token_shuffled", "shuffled_keep_last", "untrained", "untrained_2", "untrained_3")  # beside the original
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +99,13 @@ def test_the_run_folder_is_complete(default):
     assert set(seconds["parts"]) == {"start", "passes", *MEASURES, "figures"}
     assert 0.5 * seconds["total"] < sum(seconds["parts"].values()) < seconds["total"]
     caches = json.loads((folder / "provenance.json").read_text())["caches"]
-    assert len({c["cache_key"] for c in caches.values()}) == 3
+    assert len({c["cache_key"] for c in caches.values()}) == 6
 
 
 def test_the_three_conditions_are_recorded_once_each(default):
     folder, said = default
-    assert summary_of(folder)["sequences_recorded"] == 3 * N
-    for condition in ("token_shuffled", "untrained"):
+    assert summary_of(folder)["sequences_recorded"] == 6 * N
+    for condition in STREAMS:
         assert f"Cache ({condition}): {N} of {N} sequences to record" in said
 
 
@@ -130,9 +133,39 @@ def test_the_findings_are_the_results(default):
     assert "a random walk as long turns" in said and "10.74" in said
 
 
+def test_untrained_models_have_a_spread_and_the_largest_units_are_one_set(default):
+    folder, said = default
+    arrays, summary = arrays_of(folder), summary_of(folder)
+    assert summary["untrained_seeds"] == 3
+    assert summary["conditions"] == ["original", "token_shuffled", "shuffled_keep_last", "untrained"]
+    rows = {f["key"]: f["values"] for f in summary["findings"]}
+    speeds = [arrays["untrained/speed"], *arrays["untrained/speed_seeds"]]
+    ratios = [s[1::2].mean() / s[0::2].mean() for s in speeds]
+    found = rows["speed_cross_over_within"]["untrained"]
+    assert [found["value"], *found["seeds"]] == pytest.approx(ratios) and len(set(ratios)) == 3
+    assert f"seeds {min(ratios):.3f} to {max(ratios):.3f}" in said
+    assert rows["speed_cross_over_within"]["original"]["seeds"] == []
+    largest = {c: arrays[f"{c}/largest_units"].tolist() for c in summary["conditions"]}
+    assert all(units == largest["original"] for units in largest.values())
+    left_out = summary["without_largest"]
+    assert left_out["counts"] == [0, 1, 2, 4, 8] and left_out["units"] == largest["original"]  # a quarter of 32 units
+    stays = np.setdiff1d(np.arange(32), largest["original"][:4])
+    r = arrays["original/r"]
+    first = next(row["values"]["original"] for row in left_out["rows"] if row["key"] == "correlation_first")
+    assert first[0] == pytest.approx(np.nanmean(r[0])) and first[3] == pytest.approx(np.nanmean(r[0, stays]))
+    assert "## Without the largest units" in (folder / "findings.md").read_text()
+
+
+def test_each_row_says_on_how_many_it_was_measured(default):
+    folder, _ = default
+    for row in summary_of(folder)["findings"]:
+        for value in row["values"].values():
+            assert value["n"] is not None or row["key"] == "turns_of_random_walk", row["key"]
+
+
 def test_a_second_run_reads_the_caches_and_gives_the_same_numbers(default, words, tmp_path):
     folder, said = run(words, tmp_path / "again", **{"analysis.measures": "[correlation,rotation]"})
-    assert said.count("the LM is not loaded") == 3
+    assert said.count("the LM is not loaded") == 6
     before, after = arrays_of(default[0]), arrays_of(folder)
     assert {"original/r", "untrained/rotation", "original/null_token_shuffled_p"} <= set(after)
     assert "original/cosine" not in after and "original/pca_ratio" not in after

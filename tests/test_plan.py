@@ -176,7 +176,7 @@ def test_a_plan_is_printed_and_nothing_is_made(script, settings, tmp_path, monke
     for word in ("LM weights:", "Cache:", "Disk:", "Memory:", "Recording:", "FLOP", "free", "Everything"):
         assert word in said
     assert ("Training:" in said) == (script == "train")
-    assert said.count("Cache:") == (3 if script == "analyze" else 1)
+    assert said.count("Cache:") == (6 if script == "analyze" else 1)
     assert set(tmp_path.rglob("*")) == before
 
 
@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_named_with_what_would(settings, tmp_path, monkeypa
     assert analyze.main([*settings, "--plan", "lm.dtype=bfloat16"]) == 2
     assert "analysis.samples" not in capsys.readouterr().err  # not one whole shard fits, and no fewer are recorded
     assert analyze.main([*settings, "--plan", "lm.dtype=bfloat16", "cache.shard_sequences=2"]) == 2
-    assert "analysis.samples=4 or less" in capsys.readouterr().err  # three streams
+    assert "analysis.samples=2 or less" in capsys.readouterr().err  # six streams
 
 
 def test_processes_share_what_is_mapped(settings, tmp_path):

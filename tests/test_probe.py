@@ -203,6 +203,80 @@ def test_massive_units_are_named_and_taken_out(x):
     assert (analysis.cosine(probe)["cosine"] > 0.999).all()  # one unit hides all others
 
 
+def test_the_largest_units_of_the_main_stream_are_those_of_all(x):
+    planted = x.clone()
+    planted[..., 7] += 1e4
+    main = by_hand(planted, MEASURES)
+    assert main.largest.order[0] == 7 and main.largest.counts == (0, 1, 2, 4, 8)
+    other = by_hand(x, MEASURES, largest=main.largest)  # where unit 7 is as small as any
+    assert analysis.flags(other, torch.float32)["massive_units"].tolist() == [7]
+    assert torch.equal(other.largest.order, main.largest.order)
+    assert not by_hand(x, MEASURES).massive.any()
+
+
+def test_every_curve_without_the_largest_units_is_that_of_the_others(x):
+    """Each number left out, against the pure functions on the units that stay."""
+    planted = x.clone()
+    for unit, by in ((7, 1e4), (20, 3e3), (3, 500)):
+        planted[..., unit] += by * (1 + 0.1 * torch.randn(N, S, generator=torch.Generator().manual_seed(unit)))
+    probe = by_hand(planted, MEASURES)
+    order = probe.largest.order.tolist()
+    assert order[:3] == [7, 20, 3]
+    options = {"n": 5, "shared": False, "window": 8, "sites_per_layer": 2, "seed": 0}
+    found = analysis.activations(probe) | analysis.correlation(probe) | analysis.cosine(probe)
+    found |= analysis.velocity(probe) | analysis.information(probe, "copula", 0)
+    found |= analysis.rotations(probe, [], **options) | analysis.principal_components(probe, 0)
+    for i, count in enumerate(probe.largest.counts):
+        rest = by_hand(planted[..., [u for u in range(D) if u not in order[:count]]], MEASURES)
+        expected = analysis.activations(rest) | analysis.correlation(rest) | analysis.cosine(rest)
+        expected |= analysis.velocity(rest) | analysis.information(rest, "copula", 0)
+        expected |= analysis.rotations(rest, [], **options) | analysis.principal_components(rest, 0)
+        for name in ("density", "participation", "r_mean", "cosine", "speed", "relative_speed", "mi_mean",
+                     "rotation_abs_mean", "dimensions", "ev"):  # fmt: skip
+            np.testing.assert_allclose(
+                found[f"{name}_left_out"][i], expected[name], rtol=2e-3, atol=1e-4, err_msg=f"{name}, {count} units"
+            )
+        assert (found["components_90_left_out"][i] - expected["components_90"]).abs().max() <= 1  # near a tie
+
+
+def test_relative_speed_is_the_step_over_the_norm(probe, x):
+    found = analysis.velocity(probe)
+    h = x.numpy()
+    expected = (np.linalg.norm(np.diff(h, axis=1), axis=-1) / np.linalg.norm(h[:, :-1], axis=-1)).mean(0)
+    np.testing.assert_allclose(found["relative_speed"], expected, rtol=1e-5)
+
+
+def test_correlation_by_last_token(x):
+    """Between tokens, each counted once; within them, where the first state is the token's own, from layer 1 on."""
+    token = torch.arange(N) % 5
+    planted = x.clone()
+    planted[:, 0] = torch.randn(5, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[token]
+    found = analysis.correlation(by_hand(planted, ["correlation"], last_token=token))
+    means = np.stack([planted[token == t].mean(0).numpy() for t in range(5)])
+    between = [np.corrcoef(means[:, 0, u], means[:, 1, u])[0, 1] for u in range(D)]
+    np.testing.assert_allclose(found["r_first_between_tokens"], between, atol=1e-9)
+    left = planted.numpy() - means[token]
+    within = [np.corrcoef(left[:, 2, u], left[:, 3, u])[0, 1] for u in range(D)]
+    np.testing.assert_allclose(found["r_second_layer_within_tokens"], within, atol=1e-8)
+    assert found["n_last_tokens"] == 5
+    alone = analysis.correlation(by_hand(planted, ["correlation"], last_token=torch.zeros(N, dtype=torch.int64)))
+    assert alone["r_first_between_tokens"].isnan().all()  # one token is no correlation
+    assert "n_last_tokens" not in analysis.correlation(by_hand(planted, ["correlation"]))
+
+
+def test_the_density_without_massive_units_has_a_threshold_of_its_own(x):
+    planted = x.clone()
+    planted[..., 7] += 1e4
+    found = analysis.activations(by_hand(planted, ["activations"]))
+    mean = np.delete(planted.numpy().mean(0), 7, axis=1)
+    at = 0.5 * np.sqrt((mean[-1] ** 2).mean())
+    assert found["density_threshold_without_massive"] == pytest.approx(at)
+    np.testing.assert_allclose(found["density_without_massive"], (np.abs(mean) > at).mean(1))
+    assert found["density_threshold"] > 100 * at
+    given = analysis.activations(by_hand(planted, ["activations"]), 0.3)
+    assert given["density_threshold"] == given["density_threshold_without_massive"] == 0.3
+
+
 def test_principal_components_without_massive_units(x):
     """Against sklearn on the units that are left; with the massive one, it is the first component."""
     planted = x.clone()

@@ -17,7 +17,9 @@ from rsdyn.metrics.running import (
     Correlation,
     CosineSimilarity,
     FrozenSteps,
+    GroupSums,
     MutualInformation,
+    PaceWithoutLargest,
     Speed,
     StreamCovariance,
     UnitTrajectories,
@@ -209,3 +211,27 @@ def test_two_processes_equal_one(x, tmp_path):
                     assert a.dtype == b.dtype and a.shape == b.shape
                     scale = float(b.nan_to_num().abs().max())  # bf16 leaves the unit at 1e4 without variance: NaN
                     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * scale, equal_nan=True)
+
+
+def test_group_sums_are_means_of_each_group(x):
+    group = torch.arange(N) % 4
+    group[group == 2] = 3  # one group is empty
+    metric = GroupSums(group, [0, 2], D)
+    for rows in (torch.arange(20, N), torch.arange(20)):
+        metric.update(x[rows], rows)
+    n, mean = metric.state
+    assert n.tolist() == [(group == g).sum().item() for g in range(4)]
+    for g in (0, 1, 3):
+        np.testing.assert_allclose(mean[g], x[group == g][:, [0, 2]].mean(0), rtol=1e-12)
+    assert mean[2].isnan().all()
+
+
+def test_pace_without_the_largest_is_counted_as_cosine_and_speed_are(x):
+    metric = PaceWithoutLargest(S, torch.tensor([2, 5]), [0, 2])
+    for rows in (x[:20], x[20:]):
+        metric.update(rows)
+    found = metric.compute().mean
+    for i, units in enumerate((None, torch.tensor([u not in (2, 5) for u in range(D)]))):
+        for k, other in enumerate((CosineSimilarity(S, units), Speed(S, units))):
+            other.update(x)
+            np.testing.assert_allclose(found[k, i], other.compute().mean, rtol=1e-9)

@@ -278,6 +278,29 @@ def test_shuffle_depends_on_seed_and_index_alone(tokenizer, texts):
     assert not np.array_equal(same_text[0], same_text[1])  # by index, not by text
 
 
+def test_the_last_token_stays_where_it_is_to_be_kept(tokenizer, texts):
+    plain = tokenise(as_rows(texts), tokenizer, limit=200)
+    mixed = tokenise(as_rows(texts), tokenizer, limit=200, condition="shuffled_keep_last", seed=3)
+    assert np.array_equal(plain.last_tokens, mixed.last_tokens)
+    assert plain.last_tokens.tolist() == [plain[i][-1] for i in range(200)]
+    assert mixed.digest == plain.shuffled(3, keep_last=True).digest != plain.shuffled(3).digest
+    for i in range(200):
+        a, b = plain[i], mixed[i]
+        assert a[0] == b[0] and np.array_equal(np.sort(a), np.sort(b))
+        assert not np.array_equal(a, b)
+    short = tokenise(as_rows(["ab"]), tokenizer, l_min=0, condition="shuffled_keep_last")
+    assert short[0][0] == plain.bos_id  # nothing to move, and no error
+
+
+def test_white_space_at_the_end_goes_before_characters_are_counted(tokenizer):
+    rows = as_rows(["a" * 101 + " \n", "b" * 100 + " \n", "  " + "c" * 120])
+    whole, stripped = tokenise(rows, tokenizer), tokenise(rows, tokenizer, strip=True)
+    assert (len(whole), len(stripped)) == (3, 2)  # the second has 100 characters without it, not more
+    assert tokenizer.decode(stripped[0][1:]).strip() == "a" * 101
+    assert len(set(stripped.last_tokens.tolist())) == 2
+    assert np.array_equal(whole[2], stripped[1])  # what stands at the beginning stays
+
+
 def test_every_permutation_is_equally_likely():
     from scipy.stats import chisquare
 

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+from rsdyn.analysis.settings import CONDITIONS, NULLS
 from rsdyn.dynamics.information import MIN_SAMPLES
 from rsdyn.errors import UserError
 
 FROM_STREAMS = ("token_shuffled", "untrained")  # null models that are other streams
 NOT_BY_DEFAULT = ("layer_shuffle_regradient",)
 LEAST_SEQUENCES = 3
+SMALL_LM = 20_000_000  # parameters, up to which several untrained LMs are measured by default: recording them is cheap
+SEVERAL = 3
+
+
+class Wanted(NamedTuple):
+    """A stream that an analysis measures.
+
+    Attributes:
+        name: what it is called; the condition's own name for the first of its kind.
+        condition: one of ``analysis.conditions``.
+        untrained_seed: which of several untrained LMs, counted from 0.
+    """
+
+    name: str
+    condition: str
+    untrained_seed: int = 0
+
+
+def streams_wanted(settings: Any, n_parameters: int) -> list[Wanted]:
+    """The streams of an analysis in their order, the original first and further untrained LMs last.
+
+    ``n_parameters`` of the language model decides how many untrained ones there are where ``untrained_seeds`` is null.
+    """
+    wanted = [Wanted(c, c) for c in CONDITIONS if c in settings.conditions]
+    if "untrained" in settings.conditions:
+        n_seeds = settings.untrained_seeds or (SEVERAL if n_parameters <= SMALL_LM else 1)
+        wanted += [Wanted(f"untrained_{k + 1}", "untrained", k) for k in range(1, n_seeds)]
+    return wanted
 
 
 def nulls_of(settings: Any, *, own: bool) -> list[str]:
     """The null models to run: those made of the stream itself (``own``), or those that compare it with another."""
-    from rsdyn.analysis.settings import NULLS
-
     chosen = settings.rotation.nulls
     if chosen is None:
         chosen = [n for n in NULLS if n not in NOT_BY_DEFAULT]

@@ -14,6 +14,7 @@ class Value:
         low, high: ends of its 95 % interval, None where there is none.
         ends: first, middle and last value of the curve, where ``value`` is a trend over depth.
         n: how many trajectories it was measured on.
+        seeds: what further models of its kind give, such as untrained ones with other random weights.
         reason: why it is not defined, in words; empty where it is.
         unit: what stands behind the number, such as `` %``.
         note: what stands behind the interval.
@@ -24,6 +25,7 @@ class Value:
     high: float | None = None
     ends: tuple[float, float, float] | None = None
     n: int | None = None
+    seeds: tuple[float, ...] = ()
     reason: str = ""
     unit: str = ""
     note: str = ""
@@ -43,6 +45,17 @@ class Value:
     def ends_text(self) -> str:
         """First, middle and last value of the curve; empty where there are none."""
         return "" if self.ends is None else " → ".join(number(end) for end in self.ends)
+
+    @property
+    def seeds_text(self) -> str:
+        """The range over all models of its kind, this one included; empty where there is one."""
+        known = [x for x in (self.value, *self.seeds) if x == x]
+        return f"seeds {number(min(known))} to {number(max(known))}" if self.seeds and known else ""
+
+    @property
+    def below(self) -> str:
+        """What stands below the value: the curve's ends, and the range over seeds."""
+        return "; ".join(text for text in (self.ends_text, self.seeds_text) if text)
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,11 @@ def _early_fall(curve: Tensor) -> Tensor:
     return curve[0] - curve[len(curve) // 3 :].nanmean()
 
 
+def _second_layer(curve: Tensor, sites: int) -> Tensor:
+    """The value at the first transition of the second layer."""
+    return curve[sites] if len(curve) > sites else UNDEFINED
+
+
 def _kinds(curve: Tensor) -> tuple[Tensor, Tensor]:
     return curve[0::2].nanmean(), curve[1::2].nanmean()
 
@@ -121,6 +126,7 @@ class Row:
         of: the statistic, of a curve or a number.
         both_sites: whether it needs both sites of a layer.
         ranked: whether it moves in steps, so that its interval is by simulation; ``of`` then takes many curves at once.
+        why: why it is undefined, where the row itself knows.
         shown: what of the curve's values are shown beside it as first, middle and last; None shows none.
         counted: the entry of the results that says on how many trajectories it was measured.
         under, detail: as in :class:`Finding`.
@@ -136,6 +142,7 @@ class Row:
     both_sites: bool = False
     ranked: bool = False
     shown: Statistic | None = None
+    why: str = ""
     counted: str = "n_trajectories"
     under: str = ""
     detail: bool = False
@@ -145,8 +152,13 @@ DEPTH = "rank correlation with depth"
 FITTED = "fitted change from first to last layer"
 
 
-def rows(sites: int) -> list[Row]:
-    """The rows that are a statistic of a curve, with ``sites`` sites per layer; those on null models are elsewhere."""
+def rows(sites: int, n_components: int = 100) -> list[Row]:
+    """The rows that are a statistic of a curve; those on null models are elsewhere.
+
+    Args:
+        sites: recorded per layer, 1 or 2.
+        n_components: of the common components whose explained variance is measured.
+    """
 
     def layers(curve: Tensor) -> Tensor:
         return per_layer(curve, sites)
@@ -162,37 +174,61 @@ def rows(sites: int) -> list[Row]:
         return [
             Row(f"{key}_trend", measure, f"{what}, {DEPTH}", curve, lambda c: spearman(shown(c)), claim, paper,
                 ranked=True, shown=shown, **more),
-            Row(f"{key}_change", measure, words, curve, lambda c: change(shown(c)), under=f"{key}_trend", **more),
+            Row(f"{key}_change", measure, words, curve, lambda c: change(shown(c)), under=f"{key}_trend", detail=True,
+                **more),
         ]  # fmt: skip
 
     return [
         *trend("density", "activations", "share of active units", "density", by_layer=False,
                claim="activations grow dense over the layers", paper="rises"),
+        *trend("participation", "activations", "units that share the mean (participation ratio)", "participation",
+               by_layer=False, relative=True),
         Row("correlation_first", "correlation", "mean correlation, first transition", "r_mean", lambda c: c[0],
             "units correlate from sublayer to sublayer", "above 0.8 from the start"),
+        Row("correlation_first_between_tokens", "correlation", "between last tokens, each counted once",
+            "r_first_between_tokens_mean", lambda c: c, counted="n_last_tokens", under="correlation_first",
+            why="a correlation between last tokens needs sequences that end in at least 3 different ones"),
+        Row("correlation_second_layer", "correlation", "first transition of the second layer", "r_mean",
+            lambda c: _second_layer(c, sites), under="correlation_first"),
+        Row("correlation_second_layer_within_tokens", "correlation",
+            "first transition of the second layer, within last tokens", "r_second_layer_within_tokens_mean",
+            lambda c: c, under="correlation_first",
+            why="among sequences that end in the same token nothing varies there"),
         Row("correlation_mean", "correlation", "mean correlation, all transitions", "r_mean", lambda c: c.nanmean()),
         *trend("correlation", "correlation", "mean correlation", "r_mean", claim="correlations rise with depth",
                paper="rise"),
-        Row("correlation_within_minus_cross", "correlation", "within minus cross", "r_mean", _within_minus_cross,
-            "within-layer correlations are higher", "within > cross", both_sites=True),
+        Row("correlation_within_minus_cross", "correlation", "mean correlation, within minus cross", "r_mean",
+            _within_minus_cross, "within-layer correlations are higher", "within > cross", both_sites=True),
         *trend("cosine", "cosine", "mean cosine", "cosine", claim="successive states align more and more",
                paper="rises"),
         *trend("speed", "velocity", "mean speed", "speed", claim="the stream accelerates", paper="rises",
                relative=True),
-        Row("speed_late_steepening", "velocity", "slope there less before, of the mean", "speed",
+        *trend("relative_speed", "velocity", "mean speed over the state's norm", "relative_speed", relative=True),
+        Row("speed_late_steepening", "velocity", "mean speed, slope there less before, of the mean", "speed",
             lambda c: _late_steepening(layers(c)), "most steeply in the last third", "steepest there"),
-        Row("speed_cross_over_within", "velocity", "cross over within", "speed", _cross_over_within,
+        Row("speed_cross_over_within", "velocity", "mean speed, cross over within", "speed", _cross_over_within,
             "cross-layer steps are longer", "cross > within", both_sites=True),
-        Row("information_early_fall", "mutual_information", "first transition minus mean of the last two thirds, nats",
+        Row("information_early_fall", "mutual_information",
+            "mean information, first transition minus mean of the last two thirds, nats",
             "mi_mean", _early_fall, "information falls sharply in early layers", "falls", counted="mi_samples"),
+        Row("information_early_fall_between_tokens", "mutual_information", "between last tokens, each counted once",
+            "mi_between_tokens_mean", _early_fall, counted="mi_tokens", under="information_early_fall",
+            why="its estimator needs sequences that end in more different tokens"),
+        Row("information_second_layer_fall", "mutual_information", "from the second layer's first transition on",
+            "mi_mean", lambda c: _second_layer(c, sites) - c[len(c) // 3 :].nanmean(), counted="mi_samples",
+            under="information_early_fall"),
         *trend("information", "mutual_information", "mean information", "mi_mean", counted="mi_samples"),
-        Row("information_within_minus_cross", "mutual_information", "within minus cross, nats", "mi_mean",
-            _within_minus_cross, "most at cross-layer transitions", "cross lower", both_sites=True,
+        Row("information_within_minus_cross", "mutual_information", "mean information, within minus cross, nats",
+            "mi_mean", _within_minus_cross, "most at cross-layer transitions", "cross lower", both_sites=True,
             counted="mi_samples"),
         Row("turns", "rotation", "mean |R| of the mean trajectory", "rotation_abs_mean", lambda c: c, "units rotate",
             "10.74 turns over 64 sublayers"),
         *trend("dimensions", "pca", "dimensions filled (participation ratio)", "dimensions", by_layer=False,
-               relative=True, claim="later layers need fewer components", paper="fewer"),
+               relative=True, claim="later layers need fewer components", paper="fewer", counted="n_kept"),
+        *trend("components_90", "pca", "components for 90 % of a sublayer's variance", "components_90", by_layer=False,
+               relative=True, counted="n_kept"),
+        *trend("explained", "pca", f"variance that {n_components} common components explain (rises if fewer)", "ev",
+               by_layer=False),
     ]  # fmt: skip
 
 
@@ -200,7 +236,7 @@ def findings(results: Mapping[str, Results], measures: Sequence[str], sites_per_
     """The rows for what was measured; ``results`` maps a condition to its results, the first one being the main one."""
     table: list[Finding] = []
     literal = any(r.get("mi_estimator") == "paper_literal" for r in results.values())
-    for row in rows(sites_per_layer):
+    for row in rows(sites_per_layer, n_components(results)):
         if row.measure not in measures or (row.both_sites and sites_per_layer == 1):
             continue
         if row.measure == "mutual_information" and literal:
@@ -212,11 +248,18 @@ def findings(results: Mapping[str, Results], measures: Sequence[str], sites_per_
     return table
 
 
+def n_components(results: Mapping[str, Results]) -> int:
+    """How many common components were kept; 100 where none were asked for."""
+    return next((len(r["pca_ratio"]) for r in results.values() if "pca_ratio" in r), 100)
+
+
 def _finding(row: Row, results: Mapping[str, Results], **changed: str) -> list[Finding]:
     """A row and, where there are massive units, the row without them."""
     found = {"key": row.key, "measure": row.measure, "claim": row.claim, "paper": row.paper, "under": row.under}
     found |= {"statistic": row.statistic} | changed
     values = {c: measured(r, row, row.curve) for c, r in results.items() if row.curve in r}
+    if not values:  # measured by nobody, as on the way of a training
+        return []
     table = [Finding(**found, values=values, detail=row.detail)]  # type: ignore[arg-type]
     without = f"{row.curve}_without_massive"
     rest = {c: measured(r, row, without) for c, r in results.items() if without in r}
@@ -242,18 +285,20 @@ def _literal(row: Row, results: Mapping[str, Results]) -> list[Finding]:
 
 def measured(results: Results, row: Row, name: str) -> Value:
     """A row's statistic of the curve ``name`` with its interval, the curve's ends, N, and why it is undefined."""
-    curve = results[name]
+    curve, n = results[name], results.get(row.counted)
     value = float(row.of(curve))
-    n = results.get(row.counted)
+    more = results.get(f"{name}_seeds")
+    seeds = () if more is None else tuple(float(row.of(other)) for other in more)
     shown = row.shown(curve) if row.shown is not None else None
     ends = ends_of(shown) if shown is not None and len(shown) else None
     if value != value:
-        return Value(value, ends=ends, n=n, reason=why_undefined(results, curve, shown))
+        return Value(value, ends=ends, n=n, seeds=seeds, reason=row.why or why_undefined(results, curve, shown))
     interval, few = _interval(row, results, name), results.get("intervals_note", "")
     if interval is None:
         alone = f" (no interval: {few})" if results.get("n_groups") == 1 and few else ""
-        return Value(value, ends=ends, n=n, note=alone)
-    return Value(value, float(interval.low), float(interval.high), ends, n, note=f" ({few})" if few else "")
+        return Value(value, ends=ends, n=n, seeds=seeds, note=alone)
+    note = f" ({few})" if few else ""
+    return Value(value, float(interval.low), float(interval.high), ends, n, seeds, note=note)
 
 
 def _interval(row: Row, results: Results, name: str) -> Interval | None:

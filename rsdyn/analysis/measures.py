@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from itertools import accumulate, chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from torch import Tensor
 from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.dynamics import dimension, rotation
 from rsdyn.dynamics import rotation_test as surrogates
+from rsdyn.dynamics.by_group import between_groups, within_groups
+from rsdyn.dynamics.geometry import Pace
 from rsdyn.dynamics.information import MIN_SAMPLES, consecutive_information
 from rsdyn.dynamics.moments import (
     Moments,
@@ -82,6 +84,13 @@ def _of_means(
     return {name: value, f"{name}_interval": torch.stack([found.low, found.high]), f"{name}_draws": drawn}
 
 
+def _left_out(probe: ResidualStreamProbe, name: str, of: Callable[[Tensor], Tensor]) -> Results:
+    """``of`` a mask of units, without each number of the largest ones: ``<name>_left_out`` ``(C, ...)``."""
+    assert probe.largest is not None
+    masks = [probe.largest.without(count, ~probe.unusable) for count in probe.largest.counts]
+    return {f"{name}_left_out": torch.stack([of(units) for units in masks])}
+
+
 def _if_massive(probe: ResidualStreamProbe, **values: Tensor) -> Results:
     """What is measured again without the massive units, where there are some."""
     return values if probe.massive.any() else {}
@@ -103,7 +112,12 @@ def counts(probe: ResidualStreamProbe) -> Results:
 def flags(probe: ResidualStreamProbe, dtype: torch.dtype) -> Results:
     """Units that a reader must know of: massive, unusable (NaN), constant, frozen by rounding, with few levels."""
     total = Moments(probe.total.n, probe.total.mean, probe.total.m2)
+    assert probe.largest is not None
     return {
+        "largest_units": probe.largest.order,
+        "largest_ratios": probe.largest.ratios[probe.largest.order],
+        "massive_ratios": probe.largest.ratios[probe.massive],
+        "left_out_counts": torch.tensor(probe.largest.counts),
         "massive_units": probe.massive.nonzero().flatten(),
         "unusable_units": probe.unusable.nonzero().flatten(),
         "constant": probe.constant.sum(1),
@@ -119,25 +133,29 @@ def activations(probe: ResidualStreamProbe, threshold: float | None = None) -> R
     usable, few = ~probe.unusable, ~(probe.massive | probe.unusable)
     mean, std = probe.total.mean, (probe.total.m2 / probe.total.n).sqrt()
 
-    def limit(of: Tensor) -> Tensor:
-        return 0.5 * of[..., -1, usable].square().mean(-1).sqrt()
+    def limit(of: Tensor, units: Tensor) -> Tensor:
+        """Half the RMS of the last sublayer, of the units that are counted: a massive unit would own it."""
+        return 0.5 * of[..., -1, units].square().mean(-1).sqrt()
 
     def shares(units: Tensor) -> Callable[[Tensor], Tensor]:
         if threshold is not None:
             return lambda m: density(m[..., units], threshold)
         tiny = torch.finfo(mean.dtype).tiny
-        return lambda m: density(m[..., units] / limit(m).clamp(min=tiny)[..., None, None], 1.0)
+        return lambda m: density(m[..., units] / limit(m, units).clamp(min=tiny)[..., None, None], 1.0)
 
     means = [m.mean for m in _without_each(probe.groups, merge_comoments)]
     participation = [participation_ratio(m[:, usable]) for m in means]
     out: Results = {
         "mean": mean,
         "std": std,
-        "density_threshold": float(limit(mean)) if threshold is None else threshold,
+        "density_threshold": float(limit(mean, usable)) if threshold is None else threshold,
         **_of_means("density", shares(usable), mean, means),
         **_with_interval("participation", participation_ratio(mean[:, usable]), participation),
+        **_left_out(probe, "density", lambda units: shares(units)(mean)),
+        **_left_out(probe, "participation", lambda units: participation_ratio(mean[:, units])),
     }
     if probe.massive.any():
+        out["density_threshold_without_massive"] = float(limit(mean, few)) if threshold is None else threshold
         out |= _of_means("density_without_massive", shares(few), mean, means)
         rest = [participation_ratio(m[:, few]) for m in means]
         out |= _with_interval("participation_without_massive", participation_ratio(mean[:, few]), rest)
@@ -164,6 +182,8 @@ def correlation(probe: ResidualStreamProbe, bins: int = 50) -> Results:
         "r": r,
         **_with_interval("r_mean", r.nanmean(1), [w.nanmean(1) for w in without]),
         **without_massive,
+        **_left_out(probe, "r_mean", lambda units: r[:, units].nanmean(1)),
+        **_by_last_token(probe),
         "r_undefined": r.isnan().sum(1),
         "r_all_counts": counts,
         "r_all_edges": torch.linspace(0, 1, bins + 1, dtype=torch.float64),
@@ -174,6 +194,26 @@ def correlation(probe: ResidualStreamProbe, bins: int = 50) -> Results:
     }
 
 
+def _by_last_token(probe: ResidualStreamProbe) -> Results:
+    """Correlation at the first transition between last tokens, and at the first of the second layer within them.
+
+    ``r_first_between_tokens`` and ``r_second_layer_within_tokens`` ``(D,)``, with the number of different last tokens.
+    """
+    if probe.by_last_token is None:
+        return {}
+    n, mean = probe.by_last_token
+    sites, total = probe.sites_per_layer, probe.total
+    out: Results = {
+        "n_last_tokens": int((n > 0).sum()),
+        "r_first_between_tokens": between_groups(n, mean[:, :2]),
+    }
+    if sites + 1 < probe.n_sublayers:
+        after = mean[:, [1, 2] if sites == 1 else [2, 3]]
+        m2, cross = total.m2[sites : sites + 2], total.cross[sites]
+        out["r_second_layer_within_tokens"] = within_groups(n, after, m2, cross)
+    return out | {f"{name}_mean": value.nanmean() for name, value in out.items() if name.startswith("r_")}
+
+
 def _moments_over_sequences(name: str, groups: list[Moments]) -> Results:
     total = reduce(merge, groups)
     without = [m.mean for m in _without_each(groups, merge)]
@@ -182,17 +222,23 @@ def _moments_over_sequences(name: str, groups: list[Moments]) -> Results:
 
 def cosine(probe: ResidualStreamProbe) -> Results:
     """Cosine of successive stream vectors (paper 2.3, Fig. 1E)."""
-    out = _moments_over_sequences("cosine", probe.cosine)
-    if probe.cosine_without_massive:
-        out |= _moments_over_sequences("cosine_without_massive", probe.cosine_without_massive)
-    return out
+    return _pace(probe, ("cosine",))
 
 
 def velocity(probe: ResidualStreamProbe) -> Results:
-    """Speed of the stream (paper 2.4, Fig. 1F)."""
-    out = _moments_over_sequences("speed", probe.speed)
-    if probe.speed_without_massive:
-        out |= _moments_over_sequences("speed_without_massive", probe.speed_without_massive)
+    """Speed of the stream, raw and relative to the norm of the state (paper 2.4, Fig. 1F; METHOD section 0.12)."""
+    return _pace(probe, ("speed", "relative_speed"))
+
+
+def _pace(probe: ResidualStreamProbe, names: Sequence[str]) -> Results:
+    """Curves that are means over sequences, with and without massive units, and without the largest units."""
+    out: Results = {}
+    for name in names:
+        for suffix in ("", "_without_massive"):
+            if groups := getattr(probe, f"{name}{suffix}"):
+                out |= _moments_over_sequences(f"{name}{suffix}", groups)
+        if probe.pace is not None:
+            out[f"{name}_left_out"] = probe.pace.mean[Pace._fields.index(name)]
     return out
 
 
@@ -235,7 +281,28 @@ def information(probe: ResidualStreamProbe, estimator: str, seed: int) -> Result
         "mi_undefined": mi.isnan().sum(1),
         "mi_infinite": mi.isinf().sum(1),
         **_if_massive(probe, mi_mean_without_massive=finite[:, ~probe.massive].nanmean(1)),
+        **_left_out(probe, "mi_mean", lambda units: finite[:, units].nanmean(1)),
+        **_information_between_tokens(probe, share, some, estimator),
     }
+
+
+def _information_between_tokens(probe: ResidualStreamProbe, share: UnitShare, some: Tensor, estimator: str) -> Results:
+    """The curve of information between last tokens, each one sample: the mean state of the sequences that end in it.
+
+    Of the units that the interval is of. Nothing where there are fewer tokens than the estimator needs.
+    """
+    if probe.last_token is None:
+        return {}
+    token = probe.last_token.to(some.device)[share.sequence]
+    tokens, at = token.unique(return_inverse=True)
+    if len(tokens) < MIN_SAMPLES[estimator]:
+        nothing = torch.full((some.shape[1] - 1,), torch.nan, dtype=torch.float64)
+        return {"mi_tokens": len(tokens), "mi_between_tokens_mean": nothing}
+    total = torch.zeros(len(tokens), *some.shape[1:], dtype=torch.float64, device=some.device)
+    mean = total.index_add_(0, at, some.to(torch.float64)) / at.bincount()[:, None, None]
+    found = _gathered(consecutive_information(mean, estimator))
+    found = torch.where(found.isfinite(), found, torch.nan)
+    return {"mi_tokens": len(tokens), "mi_between_tokens_mean": found.nanmean(1)}
 
 
 def _some_units(share: UnitShare) -> Tensor:
@@ -274,6 +341,7 @@ def rotations(
     out: Results = {
         "rotation": r,
         "rotation_mean_trajectory": mean,
+        **_left_out(probe, "rotation_abs_mean", lambda units: r[units].abs().nanmean()),
         "rotation_per_sequence": per_sequence,
         "rotation_zero_tangents": rotation.zero_tangents(mean),
         **_of_means("rotation_abs_mean", turns(torch.ones_like(probe.massive)), mean, means),
@@ -391,12 +459,13 @@ def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
     ev = unexplained(probe.residual, of_units(usable, probe.total))
     others = zip(_without_each(probe.residual, merge), _without_each(parts, merge), strict=True)
     ev_without = [unexplained([missed], of) for missed, of in others]
-    variances, ratio_without, ratio_without_massive = _dimensions(probe, share)
+    dims = _dimensions(probe, share)
     without_massive: Results = {}
     if probe.massive.any():
-        assert probe.pca_without_massive is not None
+        assert probe.pca_without_massive is not None and dims.without_massive is not None
         without_massive = {
-            "dimensions_without_massive": ratio_without_massive,
+            "dimensions_without_massive": dimension.participation(dims.without_massive),
+            "components_90_without_massive": dimension.components_for(dims.without_massive, 0.9),
             "pca_ratio_without_massive": probe.pca_without_massive.explained_variance_ratio,
             "pca_components_without_massive": probe.pca_without_massive.components.T[:10],
             "ev_without_massive": unexplained(
@@ -405,14 +474,18 @@ def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
         }
     control = _control(probe, seed)
     out: Results = {
+        "n_kept": len(share.x),
         "pca_ratio": pca.explained_variance_ratio,
         "pca_components": pca.components.T[:10],
         "pca_massive_loadings": pca.components[probe.massive].T.square(),
         "latent_mean": probe.latents.mean,
         "latent_samples": probe.latent_samples,
         **_with_interval("ev", ev, ev_without),
-        **_with_interval("dimensions", dimension.participation(variances), list(ratio_without)),
-        "components_90": dimension.components_for(variances, 0.9),
+        **_with_interval("dimensions", *_both(dimension.participation, dims)),
+        **_with_interval("components_90", *_both(dimension.components_for, dims)),
+        "dimensions_left_out": dimension.participation(dims.left_out),
+        "components_90_left_out": dimension.components_for(dims.left_out),
+        "ev_left_out": torch.stack([ev, *_explained_left_out(probe)]),
         **control,
         **without_massive,
     }
@@ -422,27 +495,61 @@ def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
     return out
 
 
-def _dimensions(probe: ResidualStreamProbe, share: UnitShare) -> tuple[Tensor, Tensor, Tensor]:
-    """Variances ``(S, K)`` of each sublayer, and its participation ratio without each group of sequences
-    ``(groups, S)`` and without the massive units ``(S,)``; each sublayer is done by one process, whole.
+class Variances(NamedTuple):
+    """Variances along each sublayer's own components, largest first, ``(..., S, K)``.
+
+    Attributes:
+        all: ``(S, K)``.
+        groups: ``(G, S, K)`` without each group of sequences.
+        left_out: ``(C, S, K)`` without each number of the largest units.
+        without_massive: ``(S, K)``; None where there are no massive units.
     """
+
+    all: Tensor
+    groups: Tensor
+    left_out: Tensor
+    without_massive: Tensor | None
+
+
+def _both(of: Callable[[Tensor], Tensor], dims: Variances) -> tuple[Tensor, list[Tensor]]:
+    """A measure of all sequences' variances, and of those without each group."""
+    return of(dims.all), list(of(dims.groups))
+
+
+def _dimensions(probe: ResidualStreamProbe, share: UnitShare) -> Variances:
+    """The variances of each sublayer; each sublayer is done by one process, whole."""
+    assert probe.largest is not None
     usable, group, x = ~probe.unusable, probe.group_of(share.sequence), share.by_sublayer()
-    chosen = torch.stack([group != g for g in group.unique()])
-    every, few, massive = torch.ones_like(chosen[:1]), ~probe.massive[usable], bool(probe.massive.any())
+    known = group.unique()
+    chosen = torch.stack([group != g for g in known]) if len(known) > 1 else known.new_zeros(0, len(group)).bool()
+    counts, massive = probe.largest.counts, bool(probe.massive.any())
+    wanted = [*counts, *([int(probe.massive.sum())] if massive else [])]
+    by_size = probe.largest.ratios[usable].argsort(descending=True, stable=True)[: max(wanted)]
     with probe.bar(f"{probe.name}: dimensions", x.shape[1]) as done:
 
-        def one(s: int) -> tuple[Tensor, Tensor, Tensor]:
+        def one(s: int) -> tuple[Tensor, Tensor]:
             here = dimension.centred(x[:, s] if usable.all() else x[:, s, usable])
-            rest = dimension.participation_of(here[:, few], every)[0] if massive else here.new_zeros(())
-            return dimension.spectrum(here), dimension.participation_of(here, chosen), rest
+            return dimension.spectra_of_rows(here, chosen), dimension.spectra_without_largest(here, by_size, wanted)
 
         mine = []
         for found in side_by_side(one, range(x.shape[1]), x.device):
             mine.append(found)
             done(1)
     of_all = chain.from_iterable(from_all(mine, x.device))
-    variances, without, without_massive = (torch.stack(values) for values in zip(*of_all, strict=True))
-    return variances, without.T, without_massive
+    groups, left_out = (torch.stack(values, dim=1) for values in zip(*of_all, strict=True))
+    return Variances(left_out[0], groups, left_out[: len(counts)], left_out[-1] if massive else None)
+
+
+def _explained_left_out(probe: ResidualStreamProbe) -> list[Tensor]:
+    """What as many components explain at each sublayer ``(S,)`` without 1, 2, ... of the largest units."""
+    if probe.residual_left_out is None or probe.largest is None:
+        return []
+    found = []
+    for count, missed in zip(probe.largest.counts[1:], probe.residual_left_out, strict=True):
+        units = probe.largest.without(count, ~probe.unusable)
+        total = probe.total.m2[:, units].sum(1) / probe.total.n
+        found.append(1 - missed / torch.where(total > 0, total, torch.nan))
+    return found
 
 
 def _control(probe: ResidualStreamProbe, seed: int) -> Results:

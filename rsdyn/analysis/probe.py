@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from rsdyn.dynamics.moments import Comoments, Covariance, Moments, massive_units, merge_comoments, merge_covariance
+from rsdyn.dynamics.moments import Comoments, Covariance, Moments, massive_ratios, merge_comoments, merge_covariance
 from rsdyn.dynamics.projection import PCA
 from rsdyn.dynamics.resampling import MOST_GROUPS
 from rsdyn.errors import UserError
@@ -21,7 +21,10 @@ from rsdyn.metrics.running import (
     CosineSimilarity,
     FirstSequences,
     FrozenSteps,
+    GroupSums,
     KindCounts,
+    PaceWithoutLargest,
+    RelativeSpeed,
     Speed,
     StreamCovariance,
     StreamMoments,
@@ -32,7 +35,10 @@ from rsdyn.stream.text.groups import SequenceGroups
 from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
 
 SECOND_PASS = ("cosine", "velocity", "pca")
-SECOND_PASS_MOMENTS = ("cosine", "speed", "cosine_without_massive", "speed_without_massive")
+SECOND_PASS_MOMENTS = ("cosine", "speed", "relative_speed")
+SECOND_PASS_MOMENTS += tuple(f"{name}_without_massive" for name in SECOND_PASS_MOMENTS)
+MASSIVE = 100.0  # a unit is massive from so many times the median on (METHOD section 5)
+LEFT_OUT = (0, 1, 2, 4, 8, 16)  # of the largest units, in the curves of each finding (METHOD section 0.10)
 KEEP_SAMPLES = ("mutual_information", "rotation", "pca")
 
 
@@ -70,6 +76,38 @@ class Grouped(nn.Module):
         return [state for state in found if float(state.n) > 0]
 
 
+class Largest(NamedTuple):
+    """Which units are large, found once, on the main stream of a run, and used for all its conditions.
+
+    Attributes:
+        ratios: ``(D,)`` how often the median each one is (:func:`rsdyn.dynamics.moments.massive_ratios`); 0 for a unit
+            that holds NaN.
+        massive: ``(D,)`` boolean, those beyond :data:`MASSIVE`.
+        order: ``(K,)`` the largest, largest first, as many as are ever left out.
+        counts: ``C`` numbers of units to leave out, from 0 to ``K``.
+    """
+
+    ratios: Tensor
+    massive: Tensor
+    order: Tensor
+    counts: tuple[int, ...]
+
+    def without(self, count: int, usable: Tensor) -> Tensor:
+        """``(D,)`` mask of the ``usable`` units but for the ``count`` largest."""
+        stays = usable.clone()
+        stays[self.order[:count]] = False
+        return stays
+
+
+def largest_units(mean: Tensor, unusable: Tensor) -> Largest:
+    """The largest units of a mean ``(S, D)``, without those marked ``unusable``; at most a quarter is ever left out."""
+    ratios = mean.new_zeros(mean.shape[1])
+    ratios[~unusable] = massive_ratios(mean[:, ~unusable])
+    counts = tuple(count for count in LEFT_OUT if 4 * count <= int((~unusable).sum()))
+    order = ratios.argsort(descending=True, stable=True)[: counts[-1]]
+    return Largest(ratios, ratios > MASSIVE, order, counts)
+
+
 class ResidualStreamProbe(L.LightningModule):
     """Collect what the measures need, in one pass over the stream or two.
 
@@ -83,13 +121,17 @@ class ResidualStreamProbe(L.LightningModule):
         keep: how many trajectories are kept for the measures that need samples; None keeps all.
         components: principal components; None for 100 or as many as there are.
         groups: which sequences an interval leaves out together; None takes each for itself, by its number.
+        largest: which units are large, as a run's main stream has it (its probe's ``largest``); None finds it here.
+        last_token: ``(N,)`` int64, which last token each sequence of the corpus has, numbered from 0; None asks for
+            nothing by last token.
 
     After ``trainer.test`` the attributes hold, over all processes: ``groups`` (comoments of each group of sequences),
     ``all_pairs`` (correlation ``(pairs, D)``), ``frozen`` ``(S - 1, D)``, ``share`` (this process' units),
     ``unusable`` and ``massive`` ``(D,)`` masks, ``pca``, ``half_pca``, ``cosine``, ``speed`` and their
     ``_without_massive`` (moments of each group), ``latents``, ``latent_samples``, ``residual`` ``(S,)`` of each group;
-    ``pca_without_massive`` and ``residual_without_massive`` where there are massive units; ``n_trajectories``,
-    ``n_bos`` and ``n_sinks``.
+    ``pca_without_massive`` and ``residual_without_massive`` where there are massive units; ``largest``, ``pace``
+    (moments ``(3, C, S - 1)`` without the largest units) and ``residual_left_out`` ``(C - 1, S)``; ``by_last_token``
+    (counts and means of :class:`~rsdyn.metrics.GroupSums`); ``n_trajectories``, ``n_bos`` and ``n_sinks``.
     """
 
     def __init__(
@@ -103,8 +145,12 @@ class ResidualStreamProbe(L.LightningModule):
         groups: SequenceGroups | None = None,
         bar: Callable[[str, int], AbstractContextManager[Callable[[int], object]]] = no_bar,
         name: str = "stream",
+        largest: Largest | None = None,
+        last_token: Tensor | None = None,
+        sites_per_layer: int = 2,
     ):
         super().__init__()
+        self.largest, self.last_token, self.sites_per_layer = largest, last_token, sites_per_layer
         self.n_sublayers, self.n_units = n_sublayers, n_units
         self.measures, self.components, self.bar, self.name = tuple(measures), components, bar, name
         self.sequence_groups = groups
@@ -116,13 +162,24 @@ class ResidualStreamProbe(L.LightningModule):
         self.kinds = KindCounts()
         self.covariances = Grouped(lambda: StreamCovariance(n_units), 2) if "pca" in measures else None
         self.kept = UnitTrajectories(keep) if set(measures) & set(KEEP_SAMPLES) else None
+        self.tokens: GroupSums | None = None
+        if last_token is not None and set(measures) & {"correlation"}:
+            # the first transition, and the first of the second layer, where there is one
+            ends = sorted({0, 1, sites_per_layer, sites_per_layer + 1})
+            self.tokens = GroupSums(last_token, [s for s in ends if s < n_sublayers], n_units)
+        self.by_last_token: tuple[Tensor, Tensor] | None = None
         self.second: nn.ModuleDict | None = None
         self.cosine: list[Moments] = []
         self.speed: list[Moments] = []
         self.cosine_without_massive: list[Moments] = []
         self.speed_without_massive: list[Moments] = []
+        self.relative_speed: list[Moments] = []
+        self.relative_speed_without_massive: list[Moments] = []
+        self.pace: Moments | None = None
         self.residual: list[Moments] = []
         self.residual_without_massive: list[Moments] = []
+        self.residual_left_out: Tensor | None = None
+        self._pca_left_out: list[PCA] = []
         self._pca: list[PCA] = []  # in a list, since Lightning takes submodules to the CPU when the test ends
         self.half_pca: list[PCA] = []
         self.all_pairs: Tensor | None = None
@@ -154,6 +211,8 @@ class ResidualStreamProbe(L.LightningModule):
         self.comoments.update(x, group)
         self.kinds.update(x, batch.kind)
         self.frozen_steps.update(x)
+        if self.tokens is not None:
+            self.tokens.update(x, sequence)
         if self.pairs is not None:
             self.pairs.update(x)
         if self.covariances is not None:
@@ -170,8 +229,13 @@ class ResidualStreamProbe(L.LightningModule):
         finite = torch.isfinite(moments.mean) & torch.isfinite(moments.m2)
         self.unusable = ~finite.all(0)
         self.constant = moments.constant & finite
-        self.massive = torch.zeros_like(self.unusable)
-        self.massive[~self.unusable] = massive_units(moments.mean[:, ~self.unusable])
+        if self.largest is None:
+            self.largest = largest_units(moments.mean, self.unusable)
+        self.largest = Largest(*(x.to(self.unusable.device) for x in self.largest[:3]), self.largest.counts)
+        self.massive = self.largest.massive & ~self.unusable
+        if self.tokens is not None:
+            with self.tokens.sync_context():
+                self.by_last_token = self.tokens.state
         self.frozen = self.frozen_steps.compute()
         self.second = nn.ModuleDict()
         usable = None if not self.unusable.any() else ~self.unusable
@@ -184,8 +248,14 @@ class ResidualStreamProbe(L.LightningModule):
                 )
         if "velocity" in self.measures:
             self.second["speed"] = Grouped(lambda: Speed(self.n_sublayers, usable), self.n_groups)
+            self.second["relative_speed"] = Grouped(lambda: RelativeSpeed(self.n_sublayers, usable), self.n_groups)
             if without is not None:
                 self.second["speed_without_massive"] = Grouped(lambda: Speed(self.n_sublayers, without), self.n_groups)
+                self.second["relative_speed_without_massive"] = Grouped(
+                    lambda: RelativeSpeed(self.n_sublayers, without), self.n_groups
+                )
+        if set(self.measures) & {"cosine", "velocity"}:
+            self.second["pace"] = PaceWithoutLargest(self.n_sublayers, self.largest.order, self.largest.counts, usable)
         if self.covariances is not None:
             self._fit_pca()
             assert self.pca is not None
@@ -194,12 +264,14 @@ class ResidualStreamProbe(L.LightningModule):
                 self.second["residual_without_massive"] = Grouped(
                     lambda: StreamMoments(self.n_sublayers), self.n_groups
                 )
+            if self._pca_left_out:
+                self.second["residual_left_out"] = StreamMoments(len(self._pca_left_out), self.n_sublayers)
             self.second["latents"] = StreamMoments(self.n_sublayers, min(3, len(self.pca.variance)))
             self.second["samples"] = FirstSequences(1000)
         self.second.to(self.device)
 
     def _fit_pca(self) -> None:
-        assert self.covariances is not None
+        assert self.covariances is not None and self.largest is not None
         halves: list[Covariance] = self.covariances.states(lambda m: m.state)
         for half in halves:
             _blot_out(half, self.unusable)
@@ -211,22 +283,30 @@ class ResidualStreamProbe(L.LightningModule):
                 f"{most}. Lower it, or leave it out."
             )
         n_components = self.components or min(100, most)
-        n_massive = int(self.massive.sum())
-        wanted = [(total, n_components, False), *((half, 2, False) for half in halves if int(half.n) > 2)]
-        if n_massive:
-            wanted.append((total, min(n_components, most - n_massive), True))
+        n_massive, none = int(self.largest.massive.sum()), torch.zeros_like(self.massive)
+        # in place, so each job leaves out what the one before it did, and more; massive units are put in their order
+        wanted = [(total, n_components, none), *((half, 2, none) for half in halves if int(half.n) > 2)]
+        n_first = len(wanted)
+        sizes = sorted({*self.largest.counts[1:], n_massive} - {0})
+        by_size = self.largest.ratios.argsort(descending=True, stable=True)
+        for size in sizes:
+            units = none.clone()
+            units[by_size[:size]] = True
+            wanted.append((total, min(n_components, most - size), units))
 
-        def fit(job: tuple[Covariance, int, bool]) -> tuple[Tensor, ...]:
-            state, k, without_massive = job
-            if without_massive:
-                _blot_out(state, self.massive)  # in place, since it comes last
+        def fit(job: tuple[Covariance, int, Tensor]) -> tuple[Tensor, ...]:
+            state, k, left_out = job
+            if left_out.any():
+                _blot_out(state, left_out)
             mean, *others = PCA.from_covariance(state, k).buffers()
             return mean.clone(), *others  # the mean may be a view of all of a D x D state, which would be kept and sent
 
         # one by one: each is a matrix of D x D, and its products take all threads
         fitted = [PCA(*found) for found in shared_out(fit, wanted, total.mean.device, one_by_one=True)]
-        self._pca = [fitted[0], *(fitted[-1:] if n_massive else [])]
-        self.half_pca = fitted[1 : len(fitted) - 1 if n_massive else None]
+        without = dict(zip(sizes, fitted[n_first:], strict=True))
+        self._pca = [fitted[0], *([without[n_massive]] if n_massive else [])]
+        self.half_pca = fitted[1:n_first]
+        self._pca_left_out = [without[count] for count in self.largest.counts[1:]]
         self.covariances = None  # two float64 matrices of D x D
 
     def _second_pass(self, batch: TrajectoryBatch) -> None:
@@ -236,6 +316,8 @@ class ResidualStreamProbe(L.LightningModule):
         for name in SECOND_PASS_MOMENTS:
             if name in self.second:
                 self.second[name].update(x, group)  # type: ignore[operator]
+        if "pace" in self.second:
+            self.second["pace"].update(x)  # type: ignore[operator]
         if self.pca is None:
             return
         for rows in torch.arange(len(x), device=x.device).split(32):
@@ -247,15 +329,26 @@ class ResidualStreamProbe(L.LightningModule):
             self.second["latents"].update(latents[..., :3])  # type: ignore[operator]
             self.second["samples"].update(latents[..., :3], number[rows])  # type: ignore[operator]
             if self.pca_without_massive is not None:
-                vectors[..., self.massive] = 0
-                _, missed = _latents_and_residual(self.pca_without_massive, vectors)
+                few = vectors.masked_fill(self.massive, 0)
+                _, missed = _latents_and_residual(self.pca_without_massive, few)
                 self.second["residual_without_massive"].update(missed, group[rows])  # type: ignore[operator]
+            if self._pca_left_out:
+                assert self.largest is not None
+                left = []
+                for count, pca in zip(self.largest.counts[1:], self._pca_left_out, strict=True):
+                    vectors[..., self.largest.order[:count]] = 0
+                    left.append(_latents_and_residual(pca, vectors)[1])
+                self.second["residual_left_out"].update(torch.stack(left, dim=1))  # type: ignore[operator]
 
     def finish(self) -> None:
         """Bring the processes together once more, after the last pass."""
         for name in (*SECOND_PASS_MOMENTS, "residual", "residual_without_massive"):
             if self.second is not None and name in self.second:
                 setattr(self, name, self.second[name].states(lambda m: m.state))  # type: ignore[operator]
+        if self.second is not None and "pace" in self.second:
+            self.pace = self.second["pace"].compute()  # type: ignore[operator]
+        if self.second is not None and "residual_left_out" in self.second:
+            self.residual_left_out = self.second["residual_left_out"].compute().mean  # type: ignore[operator]
         if self.second is not None and "latents" in self.second:
             self.latents: Moments = self.second["latents"].compute()  # type: ignore[operator]
             self.latent_samples, _ = self.second["samples"].compute()  # type: ignore[operator]

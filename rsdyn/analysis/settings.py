@@ -10,7 +10,7 @@ MEASURES = ("activations", "correlation", "cosine", "velocity", "mutual_informat
 JACOBIAN = "jacobian"  # of the model at a text's states: costly, and asked for by name
 
 
-CONDITIONS = ("original", "token_shuffled", "untrained")
+CONDITIONS = ("original", "token_shuffled", "shuffled_keep_last", "untrained")
 
 
 ESTIMATORS = ("kde", "kde_resub", "copula", "ksg", "paper_literal")
@@ -80,8 +80,15 @@ class AnalysisConfig:
     )
     conditions: list[str] = setting(
         list(CONDITIONS),
-        "Streams to measure: the text, its tokens shuffled, and the text in an untrained LM of the same shape.",
+        "Streams to measure: the text, its tokens shuffled (the paper's control), shuffled but for the last one, whose "
+        "stream is recorded, and the text in an untrained LM of the same shape.",
         choices=CONDITIONS,
+    )
+    untrained_seeds: int | None = setting(
+        None,
+        "Untrained LMs, each with random weights of its own, so that untrained has a spread; null is 3 for an LM of at "
+        "most 20 million parameters, else 1.",
+        low=1,
     )
     samples: int | None = setting(
         1000, "Measure the first so many sequences; null takes all.", low=1, also=("n_samples",)
@@ -94,7 +101,8 @@ class AnalysisConfig:
     )
     density_threshold: float | None = setting(
         None,
-        "A unit is active where its |mean activation| passes this; null takes half the RMS of the last sublayer's.",
+        "A unit is active where its |mean activation| passes this; null takes half the RMS of the last sublayer's, and "
+        "without massive units half that of the others'.",
         above=0,
     )
     keep: int | None = setting(

@@ -42,7 +42,7 @@ def as_text(table: Sequence[Finding], conditions: Sequence[str], width: int | No
     width = shutil.get_terminal_size().columns if width is None else width
     table, notes = [row for row in table if not row.detail], Notes()
     cells = [[notes.cell(row.values.get(c)) for c in conditions] for row in table]
-    ends = [[row.values[c].ends_text if c in row.values else "" for c in conditions] for row in table]
+    ends = [[row.values[c].below if c in row.values else "" for c in conditions] for row in table]
     cell = 2 + max(map(len, [*conditions, *(text for row in [*cells, *ends] for text in row)]), default=0)
     left = 2 + max((len(_label(row)) for row in table), default=0)
     if left + cell * len(conditions) - 2 <= width:
@@ -121,7 +121,7 @@ def as_markdown(table: Sequence[Finding], conditions: Sequence[str]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in table:
         values = [row.values.get(c) for c in conditions]
-        cells = [notes.cell(v) + (f"<br>{v.ends_text}" if v is not None and v.ends_text else "") for v in values]
+        cells = [notes.cell(v) + (f"<br>{v.below}" if v is not None and v.below else "") for v in values]
         indent = "&emsp;" if row.under else ""
         cells = [row.claim, row.paper, indent + row.statistic, count_of(values), *cells]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -163,6 +163,7 @@ def _value_json(value: Value) -> dict[str, Any]:
         "middle": middle,
         "last": last,
         "n": value.n,
+        "seeds": list(value.seeds),
         "reason": value.reason or None,
         "text": str(value),
     }

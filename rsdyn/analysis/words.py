@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rsdyn.analysis.probe import MASSIVE
 from rsdyn.analysis.rotation_rows import share_beyond
 from rsdyn.stream.text.positions import SINK_RATIO
 
@@ -63,6 +64,35 @@ def positions_in_words(results: Mapping[str, Results]) -> list[str]:
     ]
 
 
+def largest_in_words(results: Mapping[str, Results]) -> list[str]:
+    """Which units are massive and how far beyond the threshold; the set is that of the main condition for all."""
+    condition, main = next(iter(results.items()))
+    if "largest_ratios" not in main:
+        return []
+    units, ratios = main["largest_units"].tolist(), [float(x) for x in main["largest_ratios"]]
+    massive = [(u, x) for u, x in zip(units, ratios, strict=True) if x > MASSIVE]
+    below = next(((u, x) for u, x in zip(units, ratios, strict=True) if x <= MASSIVE), None)
+    n = len(main["massive_units"])
+    next_one = "" if below is None else f" The largest below is unit {below[0]}, {below[1]:.0f} times."
+    if not n:
+        return [f"No unit is massive: none has a mean of {MASSIVE:g} times the median in {condition}.{next_one}"]
+    shown = ", ".join(f"{u} ({x:.0f} times)" for u, x in massive) + (", ..." if n > len(massive) else "")
+    return [
+        f"{n} massive unit{'s' * (n > 1)}, the same for all conditions: |mean| beyond {MASSIVE:g} times the median in "
+        f"{condition}: {shown}.{next_one} The threshold is a cliff: findings.md shows each finding without 0 to "
+        f"{int(main['left_out_counts'][-1])} of the largest units."
+    ]
+
+
+def samples_in_words(results: Mapping[str, Results]) -> list[str]:
+    """How many samples the information is of, and that it may not be compared where that differs."""
+    counts = {c: int(r["mi_samples"]) for c, r in results.items() if "mi_samples" in r}
+    if len(set(counts.values())) < 2:
+        return []
+    named = ", ".join(f"{n} ({c})" for c, n in counts.items())
+    return [f"Mutual information depends on the number of samples: with {named} its rows may not be compared."]
+
+
 def flags_in_words(results: Mapping[str, Results]) -> list[str]:
     """Units that need a second look, counted and named, for each condition that has some."""
     lines = []
@@ -72,10 +102,11 @@ def flags_in_words(results: Mapping[str, Results]) -> list[str]:
             "mutual information: it changes with the unit of the activations, and falls when they grow. The rows on "
             "information above show it; the true one (kde) is in the figures and in results.npz as mi_true."
         )
+    lines += largest_in_words(results)
+    lines += samples_in_words(results)
     for condition, r in results.items():
         parts = []
         for name, words in (
-            ("massive_units", "massive (|mean| > 100 x median)"),
             ("unusable_units", "left out for NaN or infinities"),
             ("constant_units", "constant at every sublayer"),
             ("frozen_units", "frozen by rounding in most steps"),

@@ -20,11 +20,15 @@ import torch
 from rsdyn import figures
 from rsdyn.analysis import jacobian_table
 from rsdyn.analysis import measures as analysis
-from rsdyn.analysis.checks import check_settings, nulls_of
+from rsdyn.analysis.checks import check_settings, nulls_of, streams_wanted
 from rsdyn.analysis.findings import findings
 from rsdyn.analysis.jacobians import JacobianResult, claims
+from rsdyn.analysis.left_out import as_json as left_out_json
+from rsdyn.analysis.left_out import as_markdown as left_out_markdown
+from rsdyn.analysis.left_out import without_largest
 from rsdyn.analysis.probe import ResidualStreamProbe
-from rsdyn.analysis.settings import CONDITIONS, JACOBIAN
+from rsdyn.analysis.seeds import with_seeds
+from rsdyn.analysis.settings import JACOBIAN
 from rsdyn.analysis.table import as_json, as_markdown, as_text
 from rsdyn.analysis.words import flags_in_words, plane_in_words, positions_in_words, rotation_in_words
 from rsdyn.commands.jacobians import check_continues, measure_jacobians
@@ -33,7 +37,16 @@ from rsdyn.figures import of_jacobians
 from rsdyn.figures.of_analysis import panels, portrait_units, sublayer_curves
 from rsdyn.files import write_json, write_text
 from rsdyn.report import write_report
-from rsdyn.run.opening import Source, find_source, make_stream, make_trainer, open_stream, say_positions, start_records
+from rsdyn.run.opening import (
+    Source,
+    find_source,
+    last_tokens,
+    make_stream,
+    make_trainer,
+    open_stream,
+    say_positions,
+    start_records,
+)
 from rsdyn.run.progress import ProbeProgress, stage_bar
 from rsdyn.run.script import Run, run_script
 from rsdyn.stream.text.groups import sequence_groups
@@ -53,8 +66,11 @@ def analyze(run: Run) -> None:
         return
     if JACOBIAN in settings.measures:
         check_continues(run, source)
-    conditions = [c for c in CONDITIONS if c in settings.conditions]  # the original first, if it is there
-    streams = {c: open_stream(run, source, c, samples=settings.samples) for c in conditions}
+    wanted = {w.name: w for w in streams_wanted(settings, source.lm.n_parameters())}  # the original first
+    streams = {
+        w.name: open_stream(run, source, w.condition, samples=settings.samples, untrained_seed=w.untrained_seed)
+        for w in wanted.values()
+    }
     first = next(iter(streams.values()))
     sites = len(source.lm.site_names)
     n_samples = min(settings.samples or first.n_sequences, first.n_sequences)
@@ -89,6 +105,9 @@ def analyze(run: Run) -> None:
             groups=groups,
             bar=stage_bar,
             name=condition,
+            largest=next(iter(probes.values())).largest if probes else None,  # one set for all conditions
+            last_token=last_tokens(stream),
+            sites_per_layer=sites,
         )
         datamodule = TrajectoryDataModule(stream, samples=settings.samples, passes=probe.n_passes)
         met = L.pytorch.callbacks.LambdaCallback(setup=lambda *_, **__: clock.done("start"))  # all processes are there
@@ -101,7 +120,7 @@ def analyze(run: Run) -> None:
         probes[condition] = probe
         clock.done("passes")
         results[condition] = analysis.counts(probe) | analysis.flags(probe, stream.dtype)
-        for measure, measured in _measures(probe, settings, sites, seed):
+        for measure, measured in _measures(probe, settings, sites, seed, nulls=wanted[condition].untrained_seed == 0):
             results[condition] |= measured
             clock.done(measure)
     if "rotation" in settings.measures:  # what a unit without dynamics does; the same for every stream
@@ -128,13 +147,15 @@ def analyze(run: Run) -> None:
         clock.done(JACOBIAN)
 
     results = {c: _on_cpu(r) for c, r in results.items()}
+    results = with_seeds(results, {w.name: w.condition for w in wanted.values()})
     drawn = _draw(run, trainer, results, sites, jacobians)
     clock.done("figures")
     if trainer.is_global_zero:
         summary = {
             "lm": source.lm.label,
             "text": source.text,
-            "conditions": list(streams),
+            "conditions": list(results),
+            "untrained_seeds": sum(w.condition == "untrained" for w in wanted.values()),
             "measures": list(settings.measures),
             "n_sequences": n_samples,
             "n_trajectories": first.n_trajectories(0, n_samples),
@@ -174,8 +195,8 @@ class Clock:
         self._last = now
 
 
-def _measures(probe: Any, settings: Any, sites: int, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each measure that was asked for, and what it gives."""
+def _measures(probe: Any, settings: Any, sites: int, seed: int, nulls: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each measure that was asked for, and what it gives; ``nulls`` as well where rotations are to be tested."""
     rotation = settings.rotation
     surrogates: Any = {"n": rotation.surrogates, "shared": rotation.shared, "window": rotation.window}
     surrogates |= {"sites_per_layer": sites, "seed": seed}
@@ -185,7 +206,7 @@ def _measures(probe: Any, settings: Any, sites: int, seed: int) -> Iterator[tupl
         "cosine": lambda: analysis.cosine(probe),
         "velocity": lambda: analysis.velocity(probe),
         "mutual_information": lambda: analysis.information(probe, settings.mi.estimator, seed),
-        "rotation": lambda: analysis.rotations(probe, nulls_of(settings, own=True), **surrogates),
+        "rotation": lambda: analysis.rotations(probe, nulls_of(settings, own=True) if nulls else [], **surrogates),
         "pca": lambda: analysis.principal_components(probe, seed),
     }
     for measure, measured in ways.items():
@@ -226,6 +247,7 @@ def _report(
     conditions, measures, sites = summary["conditions"], summary["measures"], summary["sites_per_layer"]
     main = results[conditions[0]]
     table = findings(results, measures, sites)
+    largest = without_largest(results, measures, sites)
     words = rotation_in_words(main, summary["n_sublayers"]) if "rotation" in measures else []
     words += plane_in_words(main) if "pca" in measures else []
     notes = flags_in_words(results)
@@ -241,6 +263,7 @@ def _report(
     curves = {c: sublayer_curves(r) for c, r in results.items()}
     summary |= {
         "findings": as_json(table),
+        "without_largest": None if largest is None else left_out_json(largest),
         "in_words": words + notes,
         "scalars": {c: _scalars(r) for c, r in results.items()},
         "curves": curves,
@@ -251,8 +274,9 @@ def _report(
     several = "" if summary["positions"] == "last" else f", {summary['n_trajectories']} trajectories"
     title = f"# {summary['lm']} on {summary['text']}, {summary['n_sequences']} sequences{several}\n\n"
     below = "".join(f"\n{line}\n" for line in words + notes)
+    left_out = "" if largest is None else "\n" + left_out_markdown(largest, conditions[0])
     derived = _jacobians_in_markdown(jacobians)
-    write_text(run.folder / "findings.md", title + as_markdown(table, conditions) + below + derived)
+    write_text(run.folder / "findings.md", title + as_markdown(table, conditions) + below + left_out + derived)
     rotation, units = run.config.analysis.rotation, []
     if "rotation" in measures:
         units = portrait_units(main["rotation"], rotation.units, run.config.seed)

@@ -180,6 +180,11 @@ def check(config: Config) -> None:
                 f"analysis.rotation.nulls={show(analysis.rotation.nulls)} needs a stream that is not measured: add "
                 f"{null} to analysis.conditions={show(analysis.conditions)}, or leave that null model out."
             )
+    if analysis.untrained_seeds is not None and "untrained" not in analysis.conditions:
+        raise UserError(
+            f"analysis.untrained_seeds={analysis.untrained_seeds} would change nothing: add untrained to "
+            f"analysis.conditions={show(analysis.conditions)}, or leave it out."
+        )
     if analysis.rotation.nulls and "original" not in analysis.conditions:
         for null in ("token_shuffled", "untrained"):
             if null in analysis.rotation.nulls:
@@ -242,7 +247,8 @@ def to_yaml(config: Config | dict[str, Any]) -> str:
 UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
         "by analyze.py alone": (
-            *("analysis.conditions", "analysis.components", "analysis.rotation.", "analysis.jacobian."),
+            *("analysis.conditions", "analysis.untrained_seeds", "analysis.components", "analysis.rotation."),
+            "analysis.jacobian.",
         ),
         "by perturb.py alone": ("perturb.",),
     },

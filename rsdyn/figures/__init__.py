@@ -2,6 +2,7 @@
 
 from rsdyn.figures.components import components_needed, cumulative_variance, loadings, pca_trajectory
 from rsdyn.figures.jacobians import eigenvalue_planes, linear_range, lyapunov_exponents, product_participation
+from rsdyn.figures.left_out import findings_left_out
 from rsdyn.figures.perturbation import recovery_curves, teleports
 from rsdyn.figures.rotations import portraits, rotation_distribution, rotations_by_unit
 from rsdyn.figures.stream import correlation_density, density, mean_activations
@@ -18,6 +19,7 @@ __all__ = [
     "density",
     "eigenvalue_planes",
     "explained_variance",
+    "findings_left_out",
     "latent_distance",
     "latent_trajectory",
     "linear_range",

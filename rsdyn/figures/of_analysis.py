@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rsdyn import figures
+from rsdyn.analysis.left_out import LargestUnits, without_largest
 from rsdyn.dynamics.rotation import portrait
 from rsdyn.labels import NAMES
 
@@ -17,7 +18,18 @@ if TYPE_CHECKING:
 
 Results = Mapping[str, Any]
 DEFAULT_NULL = "increment_shuffle_windowed"
-CURVES = ("density", "participation", "r_mean", "cosine", "speed", "mi_mean", "mi_floor", "ev", "dimensions")
+CURVES = (
+    "density",
+    "participation",
+    "r_mean",
+    "cosine",
+    "speed",
+    "relative_speed",
+    "mi_mean",
+    "mi_floor",
+    "ev",
+    "dimensions",
+)
 N_DRAWN = 1000  # trajectories behind the mean
 LITERAL = "sum of p log p / (p p), as printed\n(not an information)"
 
@@ -46,7 +58,10 @@ def panels(
         "cosine": lambda: {
             "fig1e_cosine": _curve(main, others, "cosine", "cosine of successive states", sites, fisher=True)
         },
-        "velocity": lambda: {"fig1f_speed": _curve(main, others, "speed", "speed (activation units)", sites)},
+        "velocity": lambda: {
+            "fig1f_speed": _curve(main, others, "speed", "speed (activation units)", sites),
+            "fig1f_relative_speed": _relative_speed(main, others, sites),
+        },
         "mutual_information": lambda: _information(main, others, sites),
         "rotation": lambda: _rotation(main, results, sites, units, seed),
         "pca": lambda: _components(main, results, sites),
@@ -54,7 +69,17 @@ def panels(
     drawn: dict[str, Figure] = {}
     for measure in measures:
         drawn |= makers[measure]()
-    return drawn
+    return drawn | _left_out(without_largest(results, measures, sites_per_layer))
+
+
+def _left_out(found: LargestUnits | None) -> dict[str, Figure]:
+    """The findings that have a row of their own, against how many of the largest units are left out."""
+    if found is None or len(found.counts) < 2:
+        return {}
+    values = {
+        row.statistic: {NAMES[c]: values for c, values in row.values.items()} for row in found.rows if not row.under
+    }
+    return {"findings_without_largest": figures.findings_left_out(found.counts, values)} if values else {}
 
 
 def _curve(main: Results, others: Mapping[str, Results], name: str, ylabel: str, sites: Any, **looks: Any) -> Figure:
@@ -74,6 +99,14 @@ def _curve(main: Results, others: Mapping[str, Results], name: str, ylabel: str,
     )
 
 
+def _relative_speed(main: Results, others: Mapping[str, Results], sites: Any) -> Figure:
+    """Speed over the norm: the first steps may be tens of times the state they start from, the last hundredths."""
+    every = torch.cat([r["relative_speed"] for r in (main, *others.values())])
+    every = every[every.isfinite() & (every > 0)]
+    wide = len(every) > 0 and bool(every.max() > 50 * every.min())
+    return _curve(main, others, "relative_speed", "step / norm of the state", sites, log=wide)
+
+
 def _activations(main: Results, sites: Any) -> dict[str, Figure]:
     n_units = main["mean"].shape[1]
     n_usable = n_units - len(main["unusable_units"])
@@ -84,11 +117,13 @@ def _activations(main: Results, sites: Any) -> dict[str, Figure]:
             "without massive units": main["participation_without_massive"] / (n_usable - n_massive),
         }
     fraction: Any = main["density"]
+    thresholds = [main["density_threshold"]]
     if n_massive:
         fraction = {"all units": fraction, "without massive units": main["density_without_massive"]}
+        thresholds.append(main["density_threshold_without_massive"])
     return {
         "fig1b_mean_activations": figures.mean_activations(main["mean"], **sites),
-        "fig1b_density": figures.density(fraction, participation, threshold=main["density_threshold"], **sites),
+        "fig1b_density": figures.density(fraction, participation, threshold=thresholds, **sites),
     }
 
 
@@ -137,7 +172,7 @@ def _rotation(
     a = main["rotation_mean_trajectory"][:, chosen]
     path = portrait(a)
     drawn["fig2a_portraits"] = figures.portraits(path.x, path.y, [f"unit {u}" for u in chosen], r[chosen], **sites)
-    spread: dict[str, Tensor] = {"per sequence, mean": main["rotation_per_sequence"]}
+    spread: dict[str, Tensor] = {NAMES["per_sequence"]: main["rotation_per_sequence"]}
     nulls = [k.removeprefix("null_").removesuffix("_example") for k in main if k.endswith("_example")]
     spread |= {NAMES[null]: main[f"null_{null}_example"] for null in nulls}
     spread |= {NAMES[c]: other["rotation"] for c, other in list(results.items())[1:]}
@@ -145,7 +180,7 @@ def _rotation(
     for null in nulls:
         if null in (DEFAULT_NULL, "layer_shuffle"):
             drawn[f"fig2c_rotations_by_unit_{null}"] = figures.rotations_by_unit(
-                r, main[f"null_{null}_mean"], main[f"null_{null}_std"], null_name=NAMES[null]
+                r, main[f"null_{null}_mean"], main[f"null_{null}_std"], p=main[f"null_{null}_p"], null_name=NAMES[null]
             )
     return drawn
 

@@ -14,11 +14,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
+from rsdyn.figures.colours import LIGHT, is_series, look_of
 from rsdyn.figures.depth import depth_bar, draw_path
 from rsdyn.figures.style import (
     DARK,
     GREY,
-    OTHERS,
     STYLE,
     WIDTH,
     as_array,
@@ -145,15 +145,15 @@ def rotation_distribution(
         for i, (name, values) in enumerate(turns.items()):
             base = len(rows) - 1 - i
             heights = np.histogram(values, edges)[0]
-            colour = OTHERS[1] if i == 0 else GREY
+            colour = look_of("original").hex if i == 0 else look_of(name).hex if is_series(name) else GREY
             axes.stairs(
                 base + 0.85 * heights / heights.max(), edges, baseline=base, fill=True, color=colour, label=name
             )
             mean = values.mean()
-            axes.plot([mean, mean], [base, base + 0.85], color="#000000", linewidth=1.2)
+            axes.plot([mean, mean], [base, base + 0.85], color="#000000" if i else "#FFFFFF", linewidth=1.2)
             words = f"{number(mean)} ± {number(values.std())}"
             axes.text(1.02, base + 0.4, words, transform=axes.get_yaxis_transform(), fontsize=7, va="center")
-        axes.axvline(turns[observed_name].mean(), color=OTHERS[1], linestyle="--", linewidth=0.8, zorder=3)
+        axes.axvline(turns[observed_name].mean(), color=DARK, linestyle="--", linewidth=0.8, zorder=3)
         axes.text(1.02, len(rows) - 0.05, "mean ± SD", transform=axes.get_yaxis_transform(), fontsize=7, color=DARK)
         axes.set_yticks([len(rows) - 1 - i + 0.4 for i in range(len(rows))], labels)
         axes.tick_params(axis="y", length=0)
@@ -168,13 +168,14 @@ def rotation_distribution(
 
 
 def rotations_by_unit(
-    observed: Any, null_mean: Any, null_std: Any, *, null_name: str = "null", title: str | None = None
+    observed: Any, null_mean: Any, null_std: Any, *, p: Any, null_name: str = "null", title: str | None = None
 ) -> Figure:
     """Draw every unit's clockwise turns, sorted, beside its own null's mean and 95 % band (Fig. 2C).
 
-    ``observed``, ``null_mean`` and ``null_std`` are (U,), R as measured; the band is the mean ± 1.96 SD. The share of
-    units outside their band is stated: 5 % would be outside if the null were true. Units with a value that is not
-    finite are left out, and counted.
+    ``observed``, ``null_mean`` and ``null_std`` are (U,), R as measured; the band is the mean ± 1.96 SD. ``p`` (U,) are
+    the units' p-values, of which the share below .05 is stated, as everywhere: 5 % if the null were true. (It is not
+    quite the share outside the band, since turns come in steps and no null is Gaussian.) Units with a value that is
+    not finite are left out, and counted.
 
     Raises ValueError for other shapes.
     """
@@ -183,10 +184,11 @@ def rotations_by_unit(
     null_mean, null_std = (
         as_shape(key, value, shape, "observed") for key, value in (("null_mean", null_mean), ("null_std", null_std))
     )
+    p = as_shape("p", p, shape, "observed")
+    tested = np.isfinite(p)
     known = np.isfinite(observed) & np.isfinite(null_mean) & np.isfinite(null_std)
     order = np.flatnonzero(known)[np.argsort(-observed[known], kind="stable")]
     turns, centre, half = -observed[order], -null_mean[order], 1.96 * null_std[order]
-    outside = np.abs(turns - centre) > half
     rank = np.arange(len(order))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
@@ -194,15 +196,16 @@ def rotations_by_unit(
         band = axes.fill_between(rank, centre - half, centre + half, color=GREY, alpha=0.45, linewidth=0)
         # dots, since a line through unordered values of thousands of units is a black mass
         size = 2.0 if len(order) < 300 else 0.7
-        axes.plot(rank, centre, "o", color=DARK, markersize=size, markeredgewidth=0, rasterized=True)
-        (key,) = axes.plot([], [], "o", color=DARK, markersize=2)
-        (line,) = axes.plot(rank, turns, color=OTHERS[1], linewidth=1.4)
+        axes.plot(rank, centre, "o", color=LIGHT["muted"], markersize=size, markeredgewidth=0, rasterized=True)
+        (key,) = axes.plot([], [], "o", color=LIGHT["muted"], markersize=2)
+        (line,) = axes.plot(rank, turns, color=look_of("original").hex, linewidth=1.4)
         axes.set_xlabel("units, sorted by their turns")
         axes.set_ylabel("clockwise turns")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         words = []
-        if len(order):
-            words.append(f"{percent(outside.mean())} of {len(order)} units outside (5 % if the null held)")
+        if tested.any():
+            beyond = percent((p[tested] < 0.05).mean())
+            words.append(f"{beyond} of {tested.sum()} units have p < .05 (5 % if the null held)")
         if len(order) < len(observed):
             words.append(f"{len(observed) - len(order)} undefined")
         note(axes, "; ".join(words))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -10,12 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rsdyn.figures.colours import look_of
 from rsdyn.figures.depth import sublayer_axis
 from rsdyn.figures.style import (
     DARK,
-    DASHES,
     GREY,
-    OTHERS,
     STYLE,
     WIDTH,
     as_array,
@@ -80,13 +79,19 @@ def mean_activations(
 
 
 def density(
-    fraction: Any, participation: Any, *, threshold: float, sites_per_layer: int = 2, title: str | None = None
+    fraction: Any,
+    participation: Any,
+    *,
+    threshold: float | Sequence[float],
+    sites_per_layer: int = 2,
+    title: str | None = None,
 ) -> Figure:
     """Draw how dense mean activations are at each sublayer: two numbers for what Fig. 1B shows.
 
-    ``fraction`` (S,) is the share of units whose mean passes ``threshold`` in magnitude, drawn above; ``participation``
-    (S,) the participation ratio of the mean vector as a share of the units, drawn below. Each may also be a mapping
-    from a name ("all units", "without massive units") to such values; a name has one colour in both.
+    ``fraction`` (S,) is the share of units whose mean passes ``threshold`` in magnitude (several: each curve's own, in
+    their order), drawn above; ``participation`` (S,) the participation ratio of the mean vector as a share of the
+    units, drawn below. Each may also be a mapping from a name ("all units", "without massive units") to such values; a
+    name has one colour in both.
 
     Raises ValueError for other shapes, lengths that differ, and values outside 0 to 1.
     """
@@ -110,12 +115,14 @@ def density(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         panels = figure.subplots(2, 1, sharex=True)
-        labels = (f"share of units with\n|mean| > {threshold:.3g}", "participation ratio\n/ number of units")
+        each = ", ".join(f"{t:.3g}" for t in ([threshold] if isinstance(threshold, int | float) else threshold))
+        labels = (f"share of units with\n|mean| > {each}", "participation ratio\n/ number of units")
         for axes, key, label in zip(panels, curves, labels, strict=True):
             for name, values in curves[key].items():
                 i = names.index(name)
-                look: Any = {"color": OTHERS[i % len(OTHERS)], "clip_on": False}
-                look |= {"linestyle": DASHES[(i - 1) % len(DASHES)] if i else "-", "linewidth": 0.8 if i else 1.4}
+                drawn = look_of(name or "all units")
+                look: Any = {"color": drawn.hex, "linestyle": drawn.line, "clip_on": False}
+                look["linewidth"] = 0.8 if i else 1.4
                 # markers that touch would hide the dashes
                 marker = "os^Dv"[i % 5] if n_sublayers < 40 else ""
                 axes.plot(only_finite(values), marker=marker, markersize=2.5, label=name, **look)

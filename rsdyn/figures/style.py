@@ -18,16 +18,14 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
+from rsdyn.figures.colours import LIGHT
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Wong's colour-blind safe palette (Nature Methods 8, 441, 2011).
-WITHIN = "#009E73"
-CROSS = "#0072B2"
-OTHERS = ("#000000", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES: tuple[Any, ...] = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (7, 3)), (0, (3, 1)))
+WITHIN, CROSS = LIGHT["within"], LIGHT["cross"]
 GREY = "#999999"
 DARK = "#444444"
 WIDTH = 3.4  # inches: one column of a two-column paper

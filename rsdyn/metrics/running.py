@@ -137,6 +137,77 @@ class Speed(StreamMoments):
         super().update(geometry.speed(trajectories, self.units))
 
 
+class RelativeSpeed(StreamMoments):
+    """Length of the step over that of the state it starts from, per sequence; mean and spread (METHOD section 0.12).
+
+    Arguments, ``update`` and ``compute`` are those of :class:`CosineSimilarity`.
+    """
+
+    def __init__(self, n_sublayers: int, units: Tensor | None = None):
+        super().__init__(n_sublayers - 1)
+        self.units = units
+
+    def update(self, trajectories: Tensor) -> None:
+        super().update(geometry.relative_speed(trajectories, self.units))
+
+
+class PaceWithoutLargest(StreamMoments):
+    """Cosine, speed and relative speed without the largest units, for some numbers of them (METHOD section 0.10).
+
+    Args:
+        n_sublayers: ``S``.
+        order: ``(K,)`` units, the largest first.
+        counts: ``C`` numbers of units to leave out.
+        units: boolean mask ``(D,)`` of the units that count at all; default all.
+
+    ``update`` takes trajectories ``(n, S, D)``; ``compute`` gives moments ``(3, C, S - 1)``, in the order of
+    :class:`rsdyn.dynamics.geometry.Pace`.
+    """
+
+    def __init__(self, n_sublayers: int, order: Tensor, counts: Sequence[int], units: Tensor | None = None):
+        super().__init__(3, len(counts), n_sublayers - 1)
+        self.order, self.counts, self.units = order, counts, units
+
+    def update(self, trajectories: Tensor) -> None:
+        pace = geometry.pace_without_largest(trajectories, self.order, self.counts, self.units)
+        super().update(torch.stack(pace, dim=1).permute(2, 1, 0, 3))
+
+
+class GroupSums(_Float64State):
+    """Count of sequences and sum of their states at some sublayers, for each group of sequences; exact over processes.
+
+    Args:
+        group: ``(N,)`` int64, the group of each sequence of the corpus, from 0.
+        sublayers: at which; the sums are ``(G, len(sublayers), D)``.
+        n_units: ``D``.
+    """
+
+    total: Tensor
+    n: Tensor
+
+    def __init__(self, group: Tensor, sublayers: Sequence[int], n_units: int):
+        super().__init__()
+        n_groups = int(group.max()) + 1
+        self.group, self.sublayers = group, list(sublayers)
+        empty = torch.zeros(n_groups, len(self.sublayers), n_units, dtype=torch.float64)
+        self.add_state("total", default=empty, dist_reduce_fx="sum")
+        self.add_state("n", default=torch.zeros(n_groups, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, trajectories: Tensor, sequence: Tensor) -> None:
+        """Count trajectories ``(n, S, D)`` of the sequences numbered ``sequence`` ``(n,)`` in."""
+        group = self.group.to(sequence.device)[sequence].to(self.n.device)
+        self.total.index_add_(0, group, trajectories[:, self.sublayers].to(self.total.device, torch.float64))
+        self.n.index_add_(0, group, torch.ones_like(group, dtype=torch.float64))
+
+    @property
+    def state(self) -> tuple[Tensor, Tensor]:
+        """``(G,)`` counts and ``(G, sublayers, D)`` means, NaN for an empty one; ``compute`` squeezes a single one."""
+        return self.n.clone(), self.total / self.n[:, None, None]
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        return self.state
+
+
 class Correlation(_Float64State):
     """Pearson correlation over sequences of each unit between sublayers (paper 2.3, Fig. 1C, D); exact over processes.
 

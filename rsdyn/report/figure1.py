@@ -21,7 +21,7 @@ def figure1(streams: Sequence[Stream]) -> list[Plot]:
         ("activations", lambda some: [_mean_activations(some), _density(some), _participation(some)]),
         ("correlation", lambda some: [_correlation(some), _all_pairs(some)]),
         ("cosine", lambda some: [_cosine(some)]),
-        ("velocity", lambda some: [_speed(some)]),
+        ("velocity", lambda some: [_speed(some), *_relative_speed(some)]),
         ("mutual_information", lambda some: [_information(some)]),
     ]
     panels = []
@@ -100,7 +100,7 @@ def _layers(stream: Stream) -> dict[str, Any]:
 def _density(streams: list[Stream]) -> Plot:
     traces, controls, _, words = curve(streams, "density", form=".1%")
     thresholds = ", ".join(f"{s.label} {number(s.scalar('density_threshold'))}" for s in streams)
-    thresholds = f" ({thresholds})" if len(streams) <= 3 else ""
+    thresholds = f" ({thresholds})" if len(streams) <= 4 else ""
     return Plot(
         "fig1b-density",
         "Fig. 1B  Share of active units",
@@ -108,7 +108,8 @@ def _density(streams: list[Stream]) -> Plot:
         (
             f"The share of units whose |mean| passes a threshold at each sublayer, over {sequences_in_words(streams)}. "
             f"The threshold is each stream's own{thresholds}: half the RMS of its means at the last sublayer, "
-            f"unless analysis.density_threshold sets it. {INTERVAL}",
+            "and without massive units half that of the others', unless analysis.density_threshold sets it. "
+            f"{INTERVAL}",
             "whether more units carry a mean of that size later on.",
             "that the stream grows dense: the threshold is the same at all depths, so the share rises whenever the "
             "norm does; and with a threshold of their own, streams compare in shape, not in level. The participation "
@@ -277,6 +278,33 @@ def _speed(streams: list[Stream]) -> Plot:
     )
 
 
+def _relative_speed(streams: list[Stream]) -> list[Plot]:
+    some = [s for s in streams if "relative_speed" in s.arrays]
+    if not some:
+        return []
+    traces, controls, drawn, words = curve(some, "relative_speed")
+    every = np.concatenate([v[np.isfinite(v) & (v > 0)] for v in drawn])
+    name = "step / norm of the state"
+    scale = plots.axis(name, rangemode="tozero")
+    if len(every) and every.max() > 50 * every.min():
+        scale = plots.log_axis(name, every)
+    plot = Plot(
+        "fig1f-relative",
+        "To Fig. 1F  Speed over the norm of the state",
+        "Lines over depth. " + "; ".join(words) + ".",
+        (
+            f"The length of the step over that of the state it starts from, mean over {sequences_in_words(some)}. "
+            f"{INTERVAL}",
+            "how much of the stream each sublayer changes: what is left of a speed that rises because the norm does.",
+            "a share of the state's content: steps and states need not point the same way.",
+        ),
+        traces,
+        {"xaxis": over_depth(some), "yaxis": scale},
+        controls,
+    )
+    return [plot]
+
+
 def _information(streams: list[Stream]) -> Plot:
     traces, controls, drawn, words = curve(streams, "mi_mean")
     normalised = not shared_depth(streams)
@@ -295,6 +323,11 @@ def _information(streams: list[Stream]) -> Plot:
     estimators = dict.fromkeys(str(s.scalar("mi_estimator")) for s in streams)
     samples = dict.fromkeys(f"{int(s.scalar('mi_samples') or 0):,}" for s in streams)
     literal = "paper_literal" in estimators
+    unlike = (
+        " The curves are of different numbers of sequences, on which the estimate depends: do not compare them."
+        if len(samples) > 1
+        else ""
+    )
     unit = "sum as printed (not an information)" if literal else "mutual information (nats)"
     scale = plots.log_axis(unit, np.concatenate(drawn)) if literal else plots.axis(unit)
     warning = (
@@ -311,7 +344,7 @@ def _information(streams: list[Stream]) -> Plot:
             f"Mutual information of each unit between successive sublayers (estimator {', '.join(estimators)}, "
             f"{', '.join(samples)} sequences), mean over units. The band about each line is its 95 % interval over "
             f"sequences (jackknife, of 32 units).{paler} Dotted: the floor, what the "
-            f"estimator gives for pairs of different sequences.{warning}",
+            f"estimator gives for pairs of different sequences.{unlike}{warning}",
             "how well a unit's value can be told from its value one sublayer before, relations that are not linear "
             "included.",
             "that differences near the floor mean anything. And information that falls is not information that is "

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rsdyn.figures.colours import look_of
 from rsdyn.report import plots
 from rsdyn.report.plots import Control, Plot, counted, number, packed
 from rsdyn.report.streams import NAMES, Stream, pick, sequences_in_words
@@ -56,6 +57,8 @@ def _units(stream: Stream) -> dict[str, Any]:
         found: dict[str, Any] = {"label": NAMES.get(null, null)}
         for name, sign in (("mean", -1), ("std", 1), ("p", 1), ("q_normal", 1)):
             found[name] = packed(sign * stream.arrays[f"null_{null}_{name}"][kept])
+        p = stream.arrays[f"null_{null}_p"]
+        found |= {"beyond": float(100 * (p[np.isfinite(p)] < 0.05).mean()), "tested": int(np.isfinite(p).sum())}
         nulls[null] = found
     for null in DRAWN_AGAIN:
         if null in nulls and stream.sites and stream.condition == stream.run.summary["conditions"][0]:
@@ -187,7 +190,7 @@ def _explorer(streams: list[Stream], data: dict[str, Any]) -> list[Plot]:
             f"Clockwise turns of each unit's mean trajectory over {sequences}, sorted, beside the mean and the band of "
             "± 1.96 SD of its own surrogates under the chosen null. Touch a unit to see its portrait."
             f"{thinned} A random walk as long makes {number(walk)} turns.",
-            "how many units lie outside: 5 % would if the null held for every unit.",
+            "how many units have p < .05: 5 % would if the null held for every unit.",
             "that units outside rotate: they differ from what this null keeps, no more. The bands are of single units; "
             "the findings table has the test of all units together, whose surrogates keep their correlation.",
         ),
@@ -205,7 +208,9 @@ def distribution(streams: list[Stream]) -> Plot:
     rows: list[tuple[str, np.ndarray, str]] = []
     for stream in streams:
         rows.append((stream.label, -stream.arrays["rotation"], stream.colour))
-    rows.insert(1, (f"{main.label}, per sequence", -main.arrays["rotation_per_sequence"], "@c3"))
+    rows.insert(
+        1, (f"{main.label}, per sequence", -main.arrays["rotation_per_sequence"], look_of("per_sequence").token)
+    )
     for null in _nulls(main):
         if f"null_{null}_example" in main.arrays:
             rows.append((NAMES.get(null, null), -main.arrays[f"null_{null}_example"], "@muted"))

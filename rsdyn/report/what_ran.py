@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rsdyn.report.panels import html_table, notes
 from rsdyn.report.plots import counted, number
 from rsdyn.report.reading import RunFiles
 from rsdyn.report.streams import NAMES
@@ -120,7 +121,7 @@ def findings(runs: Sequence[RunFiles]) -> str:
     for run in analyses:
         if len(analyses) > 1:
             parts.append(f"<h3>{escape(run.name)} <small>{escape(run.model)}</small></h3>")
-        parts.append(_table(run))
+        parts += [_table(run), _without_largest(run)]
         parts += [f'<p class="note">{escape(line)}</p>' for line in run.summary.get("in_words", [])]
     return "".join(parts)
 
@@ -148,6 +149,26 @@ def _table(run: RunFiles) -> str:
         paper = f'<span class="paper">paper: {escape(row["paper"])}</span>' if told else ""
         body.append(f'<tr><th scope="row"{kind}>{escape(row["statistic"].strip())} {paper}</th>{cells}</tr>')
     return f'<table class="findings"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+
+
+def _without_largest(run: RunFiles) -> str:
+    """The findings of the first condition against how many of the largest units are left out, folded away."""
+    found = run.summary.get("without_largest")
+    if not found:
+        return ""
+    condition = run.summary["conditions"][0]
+    rows = [
+        [row["statistic"], *(number(x) for x in row["values"][condition])]
+        for row in found["rows"]
+        if condition in row["values"]
+    ]
+    units = ", ".join(f"{u} ({number(x)} times)" for u, x in zip(found["units"], found["ratios"], strict=True))
+    heads = ["largest units left out", *map(str, found["counts"])]
+    words = (
+        f"The largest units of {NAMES.get(condition, condition)}, by how often the median |mean| theirs is: {units}."
+    )
+    table = html_table(heads, rows) + notes([words])
+    return f"<details><summary>The same without the largest units</summary>{table}</details>"
 
 
 def _cell(value: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 import transformers
 from lightning.pytorch.strategies import DDPStrategy
@@ -93,6 +94,7 @@ def find_text(run: Run, lm: LMSource) -> Source:
             text_column=data.text_column,
             l_min=data.l_min,
             l_max=data.l_max,
+            strip=data.strip,
             limit=data.limit,
             order=data.order,
             seed=run.config.seed if data.order_seed is None else data.order_seed,
@@ -122,6 +124,7 @@ def find_text(run: Run, lm: LMSource) -> Source:
         "text_revision": data.revision,
         "text_column": data.text_column,
         "filter": [data.l_min, data.l_max],
+        **({"strip": True} if data.strip else {}),
         "limit": data.limit,
         "positions": data.positions,
     }
@@ -129,21 +132,21 @@ def find_text(run: Run, lm: LMSource) -> Source:
 
 
 def open_stream(
-    run: Run, source: Source, condition: str = "original", *, samples: int | None = None
+    run: Run, source: Source, condition: str = "original", *, samples: int | None = None, untrained_seed: int = 0
 ) -> TrajectoryStream:
     """The trajectories of one condition, of which nothing is recorded yet; says what the cache holds of them.
 
     ``condition`` is ``original``, ``shuffled`` or ``token_shuffled`` (one control, the paper's and the null model's
-    name of it), or ``untrained``: the original text in random weights. ``samples`` is how many sequences, from the
-    first one on, the run will want; default all.
+    name of it), ``shuffled_keep_last``, or ``untrained``: the original text in random weights, those of the run's seed
+    and ``untrained_seed``. ``samples`` is how many sequences, from the first one on, the run will want; default all.
     """
-    stream = make_stream(run, source, condition)
+    stream = make_stream(run, source, condition, untrained_seed=untrained_seed)
     if stream.n_missing(samples) and not on_gpu(run.config):  # each GPU is asked when the weights go there
         stream.lm.check_memory(dtype=run.config.lm.dtype, processes=processes_here(run))
     stream.open(samples)
     missing, in_shards = stream.n_missing(samples), stream.bounds(stream.shards_of(samples) - 1)[1]
     n_bytes = stream.n_trajectories(0, in_shards) * stream.n_sublayers * stream.n_units * stream.dtype.itemsize
-    name = "" if condition == "original" else f" ({condition})"
+    name = "" if condition == "original" else f" ({condition}{f'_{untrained_seed + 1}' if untrained_seed else ''})"
     if stream.cache is None:
         run.say(f"Cache{name}: none (cache.enabled=false); the LM runs whenever the stream is read")
     elif missing == 0:
@@ -156,18 +159,20 @@ def open_stream(
     return stream
 
 
-def make_stream(run: Run, source: Source, condition: str) -> TrajectoryStream:
+def make_stream(run: Run, source: Source, condition: str, *, untrained_seed: int = 0) -> TrajectoryStream:
     """The trajectories of one condition (see :func:`open_stream`), before anything is looked up or written."""
     config, cache, seed = run.config, run.config.cache, run.config.seed
-    is_shuffled = condition in ("shuffled", "token_shuffled")
+    shuffle = {"token_shuffled": "shuffled"}.get(condition, condition)
+    is_shuffled = shuffle in ("shuffled", "shuffled_keep_last")
+    text = source.sequences
     return TrajectoryStream(
-        source.lm.without_training(seed) if condition == "untrained" else source.lm,
-        source.sequences.shuffled(seed) if is_shuffled else source.sequences,
+        source.lm.without_training(seed + untrained_seed) if condition == "untrained" else source.lm,
+        text.shuffled(seed, keep_last=shuffle == "shuffled_keep_last") if is_shuffled else text,
         positions=config.data.positions,
         position_seed=seed,
         made_from={
             **source.made_from,
-            "condition": "shuffled" if is_shuffled else "original",
+            "condition": shuffle if is_shuffled else "original",
             "shuffle_seed": seed if is_shuffled else None,
         },
         cache_dir=(cache.dir or default_cache_dir()) if cache.enabled else None,
@@ -178,6 +183,13 @@ def make_stream(run: Run, source: Source, condition: str) -> TrajectoryStream:
         matmul_precision=config.lm.matmul_precision,
         layout=config.lm.layout,
     )
+
+
+def last_tokens(stream: TrajectoryStream) -> torch.Tensor | None:
+    """Which last token each sequence has, ``(N,)`` numbers from 0; None where other tokens' states are recorded."""
+    if not stream.positions.is_last:
+        return None
+    return torch.from_numpy(np.unique(stream.sequences.last_tokens, return_inverse=True)[1])
 
 
 def say_positions(run: Run, stream: TrajectoryStream, samples: int | None = None) -> None:

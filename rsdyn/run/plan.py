@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from huggingface_hub import constants
 
+from rsdyn.analysis.checks import Wanted, streams_wanted
 from rsdyn.analysis.jacobians import MATRIX_NULLS, SERIES
 from rsdyn.analysis.probe import ResidualStreamProbe
-from rsdyn.analysis.settings import CONDITIONS, JACOBIAN
+from rsdyn.analysis.settings import JACOBIAN
 from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.errors import UserError
 from rsdyn.lm.batches import PACKED, SORTED, make_batches
@@ -117,12 +118,13 @@ def _samples(run: Run) -> int | None:
     return {"train": None, "analyze": run.config.analysis.samples, "perturb": run.config.perturb.samples}[run.script]
 
 
-def _conditions(run: Run) -> list[str]:
+def _streams(run: Run, lm: LMSource) -> list[Wanted]:
     if run.script == "analyze":
         if run.config.analysis.measures == [JACOBIAN]:
             return []  # which needs no stream
-        return [c for c in CONDITIONS if c in run.config.analysis.conditions]
-    return [run.config.data.condition if run.script == "train" else "original"]
+        return streams_wanted(run.config.analysis, lm.n_parameters())
+    condition = run.config.data.condition if run.script == "train" else "original"
+    return [Wanted(condition, condition)]
 
 
 def _lengths(plan: Plan, run: Run, source: Source | None) -> list[int]:
@@ -155,18 +157,18 @@ def _cache(plan: Plan, run: Run, lm: LMSource, source: Source | None, positions:
     in_shards = min(n, shards * settings.shard_sequences)  # recording goes by whole shards
     if not settings.enabled:
         plan.say("Cache", "none (cache.enabled=false): the LM runs whenever the stream is read")
-        return {condition: list(range(shards)) for condition in _conditions(run)}
+        return {stream.name: list(range(shards)) for stream in _streams(run, lm)}
     root = Path(settings.dir or default_cache_dir()).expanduser()
     to_record: dict[str, list[int]] = {}
     needed = 0
-    for condition in _conditions(run):
+    for condition, kind, untrained_seed in _streams(run, lm):
         if source is None:
             to_record[condition] = list(range(shards))
             needed += int(counts[:in_shards].sum()) * on_disk
             size = _size(counts[:in_shards].sum() * each)
             plan.say("Cache", f"{condition}: {size} in {root}, if nothing of it is there")
             continue
-        stream = make_stream(run, source, condition)
+        stream = make_stream(run, source, kind, untrained_seed=untrained_seed)
         assert stream.cache is not None
         to_record[condition] = absent = stream.missing(_samples(run))
         bytes_absent = sum(map(stream.cache.shard_bytes, absent))

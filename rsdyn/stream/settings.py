@@ -51,11 +51,16 @@ class DataConfig:
     )
     l_min: int = setting(100, "Keep sequences of more than so many characters (strict).", low=0, also=("min_length",))
     l_max: int = setting(500, "Keep sequences of fewer than so many characters (strict).", low=2, also=("max_length",))
+    strip: bool = setting(
+        False,
+        "Take white space off a row's end before its characters are counted. As published, rows stay whole, and all of "
+        "WikiText's end in one token.",
+    )
     truncate: bool = setting(False, "Cut sequences longer than the LM's context instead of refusing them.")
     condition: str = setting(
         "original",
-        "The text as it is, or the control with the tokens of each sequence shuffled.",
-        choices=("original", "shuffled"),
+        "The text as it is, or a control: the tokens of each sequence shuffled (the paper's), or all but the last.",
+        choices=("original", "shuffled", "shuffled_keep_last"),
         also=("shuffle", "shuffled"),
     )
     positions: Any = setting(

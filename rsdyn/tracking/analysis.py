@@ -19,6 +19,7 @@ MEASURES = {
     "r_mean": "correlation",
     "cosine": "cosine",
     "speed": "speed",
+    "relative_speed": "relative_speed",
     "mi_mean": "mutual_information",
     "ev": "components_variance",
     "components_90": "components_90",

@@ -48,6 +48,7 @@ PANELS = (
     Panel("1C", "Correlation from sublayer to sublayer", "correlation", "mean correlation over units", "analyze"),
     Panel("1E", "Cosine of successive states", "cosine", "cosine", "analyze"),
     Panel("1F", "Speed", "speed", "speed (activation units)", "analyze"),
+    Panel("1F", "Speed over the norm", "relative_speed", "step / norm of the state", "analyze"),
     Panel("1H", "Mutual information from sublayer to sublayer", "mutual_information",
           "mean mutual information over units (nats)", "analyze"),
     Panel("1H", "The paper's sum, as printed (not an information)", "paper_literal", "sum of p log p / (p p)",

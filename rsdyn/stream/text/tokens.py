@@ -75,13 +75,22 @@ class Sequences:
     def n_tokens(self) -> int:
         return len(self.ids)
 
-    def shuffled(self, seed: int) -> Sequences:
-        """The paper's control: tokens 1..n of sequence i permuted by (seed, i) alone, BOS kept."""
+    def shuffled(self, seed: int, *, keep_last: bool = False) -> Sequences:
+        """The paper's control: tokens 1..n of sequence i permuted by (seed, i) alone, BOS kept.
+
+        With ``keep_last`` the last token stays too: it is the one whose stream is recorded, and most sequences end in
+        the same one, so that the paper's control changes the recorded token as well as what stands before it.
+        """
         ids = self.ids.copy()
-        for i, (start, stop) in enumerate(zip(self.offsets[:-1], self.offsets[1:], strict=True)):
+        for i, (start, stop) in enumerate(zip(self.offsets[:-1], self.offsets[1:] - keep_last, strict=True)):
             ids[start + 1 : stop] = ids[start + 1 : stop][_permutation(seed, i, stop - start - 1)]
         ids.setflags(write=False)
         return replace(self, ids=ids)
+
+    @property
+    def last_tokens(self) -> np.ndarray:
+        """The id of each sequence's last token, int64 (N,)."""
+        return self.ids[self.offsets[1:] - 1].astype(np.int64)
 
     @cached_property
     def digest(self) -> str:
@@ -102,7 +111,8 @@ def tokenise(
     l_min: int = 100,
     l_max: int = 500,
     limit: int | None = None,
-    condition: Literal["original", "shuffled"] = "original",
+    strip: bool = False,
+    condition: Literal["original", "shuffled", "shuffled_keep_last"] = "original",
     order: Literal["random", "corpus"] = "random",
     seed: int = 0,
     documents: np.ndarray | None = None,
@@ -117,9 +127,11 @@ def tokenise(
     neighbours are alike. `documents` ``(n_rows,)`` says which document each row belongs to, -1 where it does not say
     (:func:`rsdyn.stream.text.documents.document_of`).
 
-    Text that spells a special token ("<s>") is taken as text. ``condition="shuffled"`` permutes tokens 1..n of
-    sequence i by (seed, i) alone and keeps BOS (the paper's control). `max_tokens` counts BOS; what is longer is an
-    error, or with `truncate` is cut before it is shuffled. `vocab_size` is the model's.
+    Text that spells a special token ("<s>") is taken as text. With `strip` white space at a row's end goes before its
+    characters are counted: WikiText's rows end in " \\n", so that all of them would end in one token.
+    ``condition="shuffled"`` permutes tokens 1..n of sequence i by (seed, i) alone and keeps BOS (the paper's control);
+    ``"shuffled_keep_last"`` keeps the last token in its place too. `max_tokens` counts BOS; what is longer is an error,
+    or with `truncate` is cut before it is shuffled. `vocab_size` is the model's.
 
     Raises UserError: bad settings, no BOS to be had, no row in range, too long, an id outside the vocabulary.
     """
@@ -129,8 +141,8 @@ def tokenise(
         raise UserError(f"limit={limit} must be at least 1; leave it out to take every sequence.")
     if max_tokens is not None and max_tokens < 2:
         raise UserError(f"a context of {max_tokens} tokens has no room for BOS and a token of text.")
-    if condition not in ("original", "shuffled"):
-        raise UserError(f"condition={condition} must be original or shuffled.")
+    if condition not in ("original", "shuffled", "shuffled_keep_last"):
+        raise UserError(f"condition={condition} must be original, shuffled or shuffled_keep_last.")
     if order not in ("random", "corpus"):
         raise UserError(f"order={order} must be random or corpus.")
     bos_id, bos_note = _bos(tokenizer)
@@ -153,6 +165,7 @@ def tokenise(
         for number, text in zip(chosen, found, strict=True):
             n_rows += 1
             text = (text or "").removeprefix("\ufeff")  # a null row is an empty one; a byte-order mark is no text
+            text = text.rstrip() if strip else text
             n_characters = len(text)
             shortest_row, longest_row = min(shortest_row, n_characters), max(longest_row, n_characters)
             if text and keep(text, l_min, l_max):
@@ -197,7 +210,9 @@ def tokenise(
             f"row {row} of the text names no document. Give every row of text one in its document_column, or none."
         )
     sequences = Sequences(flat, offsets, n_rows, n_truncated, bos_id, bos_note, row_of, of_documents)
-    return sequences.shuffled(seed) if condition == "shuffled" else sequences
+    if condition == "original":
+        return sequences
+    return sequences.shuffled(seed, keep_last=condition == "shuffled_keep_last")
 
 
 def tokenise_one(tokenizer: PreTrainedTokenizerBase, text: str, bos_id: int) -> np.ndarray:

@@ -25,7 +25,8 @@ NAMES = {"analyze": "Measured (analyze.py)", "train": "Trained (train.py)", "per
 READING = {
     "1": "Shuffled tokens and the untrained model are controls: what they show too is not owed to the text, or not to "
     "the training. Bands are 95 % intervals over sequences. Mutual information is above the floor that pairs of "
-    "different sequences give, or it is none.",
+    "different sequences give, or it is none; it depends on their number: compare runs of equal analysis.samples "
+    "and analysis.keep.",
     "2": "Turns count how jagged a path is: a random walk makes as many as the paper reports, and the paper's null "
     "model rejects nearly every walk. Look at the steps shuffled in windows, which keep a walk a walk.",
     "3": "An autoencoder that PCA with as many components beats has not learnt the manifold. On raw activations a few "

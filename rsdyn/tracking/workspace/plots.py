@@ -12,12 +12,13 @@ import wandb_workspaces.reports.v2 as wr
 from rsdyn.tracking.keys import CHART, CHARTS, CURVE, DEPTH, IMAGE, PANELS, SECTIONS, TABLE, TABLES, Panel, section
 
 # The series that stand beside each other when models are compared.
-SERIES = {"analyze": ("original", "token_shuffled", "untrained"), "train": ("autoencoder", "pca")}
+SERIES = {"analyze": ("original", "token_shuffled", "shuffled_keep_last", "untrained"), "train": ("autoencoder", "pca")}
 ALONE = {"latent_distance": ("autoencoder",)}  # measures that have fewer
 OF_PERTURB = "layer[0-9]+_(teleport|noise|swap)$"  # which layers these are depends on the model
 
 # The pictures of each figure: what they show, and the names of their files; a run has one of several names.
 IMAGES = (
+    ("1", "Findings without the largest units", ("findings_without_largest",)),
     ("1B", "Mean activations", ("fig1b_mean_activations",)),
     ("1B", "Share of active units", ("fig1b_density",)),
     ("1C", "Correlation of each unit", ("fig1c_correlation",)),
@@ -25,6 +26,7 @@ IMAGES = (
     ("1D", "Correlation of all pairs of sublayers", ("fig1d_correlation_density",)),
     ("1E", "Cosine of successive states", ("fig1e_cosine",)),
     ("1F", "Speed", ("fig1f_speed",)),
+    ("1F", "Speed over the norm", ("fig1f_relative_speed",)),
     ("1G", "Mutual information of each unit", ("fig1g_information",)),
     ("1H", "Mutual information, mean over units", ("fig1h_information_mean",)),
     ("2A", "Portraits of units", ("fig2a_portraits",)),

@@ -1,0 +1,94 @@
+"""Each finding without 0, 1, 2, 4, 8 and 16 of the largest units, so that no threshold decides (METHOD 0.10)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rsdyn.analysis.finding import number
+from rsdyn.analysis.findings import n_components, rows
+
+Results = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row of the findings without some of the largest units.
+
+    Attributes:
+        key, measure, statistic, under: those of the row (:class:`~rsdyn.analysis.finding.Finding`).
+        values: by condition, one number per number of units left out.
+    """
+
+    key: str
+    measure: str
+    statistic: str
+    under: str
+    values: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LargestUnits:
+    """What the largest units do to the findings.
+
+    Attributes:
+        counts: numbers of units left out, the same for all conditions.
+        units: the largest units, largest first.
+        ratios: how often the median ``|mean|`` each one's is, where it is most.
+        rows: the findings without them.
+    """
+
+    counts: list[int]
+    units: list[int]
+    ratios: list[float]
+    rows: list[LeftOut]
+
+
+def without_largest(
+    results: Mapping[str, Results], measures: Sequence[str], sites_per_layer: int
+) -> LargestUnits | None:
+    """The findings without the largest units, found once on the first condition; None where nothing was left out."""
+    first = next(iter(results.values()))
+    if "left_out_counts" not in first:
+        return None
+    found = []
+    for row in rows(sites_per_layer, n_components(results)):
+        if row.measure not in measures or (row.both_sites and sites_per_layer == 1):
+            continue
+        name = f"{row.curve}_left_out"
+        values = {c: [float(row.of(curve)) for curve in r[name]] for c, r in results.items() if name in r}
+        if values:
+            found.append(LeftOut(row.key, row.measure, row.statistic, row.under, values))
+    units, ratios = first["largest_units"].tolist(), first["largest_ratios"].tolist()
+    return LargestUnits(first["left_out_counts"].tolist(), units, ratios, found)
+
+
+def as_markdown(found: LargestUnits, condition: str) -> str:
+    """The part of ``findings.md``: which units are largest, and the findings of one condition without them."""
+    named = ", ".join(f"{u} ({number(ratio)})" for u, ratio in zip(found.units, found.ratios, strict=True))
+    lines = [
+        "## Without the largest units",
+        "",
+        f"The largest units of {condition}, and how often the median |mean| theirs is where it is most: {named}. The "
+        f"same units are left out of all conditions; the table is of {condition}, summary.json has the others.",
+        "",
+        "| units left out | " + " | ".join(map(str, found.counts)) + " |",
+        "|" + " --- |" * (len(found.counts) + 1),
+    ]
+    for row in found.rows:
+        if condition in row.values:
+            name = ("&emsp;" if row.under else "") + row.statistic.replace("|", "\\|")
+            lines.append(f"| {name} | " + " | ".join(map(number, row.values[condition])) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def as_json(found: LargestUnits) -> dict[str, Any]:
+    """What ``summary.json`` has of it."""
+    of_row = ("key", "measure", "statistic", "under", "values")
+    return {
+        "counts": found.counts,
+        "units": found.units,
+        "ratios": found.ratios,
+        "rows": [{name: getattr(row, name) for name in of_row} for row in found.rows],
+    }

@@ -1,0 +1,89 @@
+"""Findings without the largest units, untrained models with other seeds, and which streams that takes."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rsdyn import figures
+from rsdyn.analysis.checks import SMALL_LM, streams_wanted
+from rsdyn.analysis.findings import findings
+from rsdyn.analysis.left_out import as_json, as_markdown, without_largest
+from rsdyn.analysis.seeds import with_seeds
+from rsdyn.analysis.words import largest_in_words, samples_in_words
+
+RISING = torch.arange(6, dtype=torch.float64)
+
+
+def results(**more):
+    flat = 1 + 0 * RISING
+    return {
+        "cosine": RISING, "cosine_left_out": torch.stack([RISING, -RISING, flat]),
+        "left_out_counts": torch.tensor([0, 1, 2]), "largest_units": torch.tensor([17, 4]),
+        "largest_ratios": torch.tensor([104.5, 80.0]), "massive_units": torch.tensor([17]), "n_trajectories": 30,
+    } | more  # fmt: skip
+
+
+def test_each_finding_has_a_value_per_number_of_units():
+    found = without_largest({"original": results(), "untrained": results()}, ["cosine"], 1)
+    assert [row.key for row in found.rows] == ["cosine_trend", "cosine_change"]
+    trend = found.rows[0].values["untrained"]
+    assert trend[:2] == pytest.approx([1.0, -1.0]) and trend[2] != trend[2]  # a flat curve has no trend
+    page = as_markdown(found, "original")
+    assert "17 (104.50), 4 (80.00)" in page and "| 1.000 | -1.000 | not defined |" in page
+    data = as_json(found)
+    assert data["units"] == [17, 4] and json.dumps(data["rows"][1]["values"])
+    assert without_largest({"original": {"cosine": RISING}}, ["cosine"], 1) is None
+
+
+def test_the_figure_has_a_panel_per_finding_and_a_look_per_condition():
+    values = {f"finding {i}": {"original text": [1.0, 2.0, 3.0], "untrained model": [3.0, 2.0, 1.0]} for i in range(4)}
+    figure = figures.findings_left_out([0, 1, 2], values)
+    assert len(figure.axes) == 4
+    assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["0", "1", "2"]
+    assert len({line.get_color() for axes in figure.axes for line in axes.lines[:2]}) == 2
+    for bad, message in (({}, "values is empty"), ({"a": {"b": [1.0]}}, "other than 3 values")):
+        with pytest.raises(ValueError, match=message):
+            figures.findings_left_out([0, 1, 2], bad)
+    with pytest.raises(ValueError, match="must rise"):
+        figures.findings_left_out([0, 2, 1], values)
+
+
+def test_further_models_of_a_condition_become_its_seeds():
+    other = results(cosine=-RISING)
+    merged = with_seeds(
+        {"original": results(), "untrained": results(), "untrained_2": other},
+        {"original": "original", "untrained": "untrained", "untrained_2": "untrained"},
+    )
+    assert list(merged) == ["original", "untrained"] and "cosine_seeds" not in merged["original"]
+    assert torch.equal(merged["untrained"]["cosine_seeds"], -RISING[None])
+    row = next(row for row in findings(merged, ["cosine"], 1) if row.key == "cosine_trend")
+    assert row.values["untrained"].seeds == pytest.approx((-1.0,)) and row.values["original"].seeds == ()
+    assert row.values["untrained"].seeds_text == "seeds -1.000 to 1.000"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "size", "n"), [(None, SMALL_LM, 3), (None, SMALL_LM + 1, 1), (2, 10**10, 2), (1, 1000, 1)]
+)
+def test_small_models_are_untrained_several_times(seeds, size, n):
+    settings = SimpleNamespace(conditions=["untrained", "original"], untrained_seeds=seeds)
+    wanted = streams_wanted(settings, size)
+    assert [w.condition for w in wanted] == ["original", *["untrained"] * n]
+    assert [w.untrained_seed for w in wanted[1:]] == list(range(n)) and len({w.name for w in wanted}) == n + 1
+    alone = SimpleNamespace(conditions=["token_shuffled"], untrained_seeds=None)
+    assert [w.name for w in streams_wanted(alone, size)] == ["token_shuffled"]
+
+
+def test_the_massive_units_are_named_with_their_ratios_and_the_next_one():
+    (line,) = largest_in_words({"original": results()})
+    assert "1 massive unit," in line and "17 (104 times)" in line and "below is unit 4, 80 times" in line
+    (line,) = largest_in_words({"original": results(largest_ratios=torch.tensor([90.0, 80.0]), massive_units=[])})
+    assert line.startswith("No unit is massive") and "unit 17, 90 times" in line
+    assert largest_in_words({"original": {}}) == []
+
+
+def test_information_of_different_numbers_of_samples_is_not_to_be_compared():
+    assert samples_in_words({"a": {"mi_samples": 5}, "b": {"mi_samples": 5}}) == []
+    (line,) = samples_in_words({"a": {"mi_samples": 5}, "b": {"mi_samples": 7}})
+    assert "5 (a), 7 (b)" in line and "may not be compared" in line

@@ -10,6 +10,7 @@ from test_figures import legend, lines, path, tick_labels
 
 from rsdyn import figures
 from rsdyn.dynamics.projection import PCA
+from rsdyn.figures.colours import look_of
 
 RNG = np.random.default_rng(0)
 
@@ -288,18 +289,18 @@ def test_rotation_distribution(n_nulls):
     np.testing.assert_allclose(carried.get_xdata(), rows[0].mean())
 
 
-def test_rotations_by_unit_states_the_share_outside():
+def test_rotations_by_unit_states_the_share_of_small_p():
+    """The one share of every other place, which is not that outside the band."""
     null_mean, null_std = RNG.normal(0, 1, 4000), RNG.uniform(1, 3, 4000)
-    observed = RNG.normal(null_mean, null_std)  # the null holds, so 5 % lie outside
-    observed[:2], null_std[2] = np.nan, np.nan
-    figure = figures.rotations_by_unit(observed, null_mean, null_std, null_name="layer shuffle")
+    observed, p = RNG.normal(null_mean, null_std), RNG.uniform(size=4000)
+    observed[:2], null_std[2], p[:3] = np.nan, np.nan, np.nan
+    figure = figures.rotations_by_unit(observed, null_mean, null_std, p=p, null_name="layer shuffle")
     (axes,) = figure.axes
     kept = np.arange(3, 4000)
     (line,) = [line for line in axes.lines if line.get_marker() == "None"]
     np.testing.assert_array_equal(line.get_ydata(), np.sort(-observed[kept]))
-    outside = (np.abs(observed - null_mean) > 1.96 * null_std)[kept].mean()
-    assert 0.04 < outside < 0.06
-    assert note(axes) == f"{100 * outside:.1f} % of 3997 units outside (5 % if the null held); 3 undefined"
+    beyond = 100 * (p[kept] < 0.05).mean()
+    assert note(axes) == f"{beyond:.1f} % of 3997 units have p < .05 (5 % if the null held); 3 undefined"
     order = kept[np.argsort(-observed[kept])]
     dots = next(line for line in axes.lines if line.get_marker() == "o")
     np.testing.assert_array_equal(dots.get_ydata(), -null_mean[order])
@@ -307,7 +308,7 @@ def test_rotations_by_unit_states_the_share_outside():
     np.testing.assert_allclose((high + low)[1:-1] / 2, -null_mean[order][1:-1], atol=1e-12)
     np.testing.assert_allclose((high - low)[1:-1] / 2, 1.96 * null_std[order][1:-1])
     assert legend(figure) == ["observed", "layer shuffle: mean", "± 1.96 SD"]
-    assert note(figures.rotations_by_unit([np.nan], [0.0], [1.0]).axes[0]) == "1 undefined"
+    assert note(figures.rotations_by_unit([np.nan], [0.0], [1.0], p=[np.nan]).axes[0]) == "1 undefined"
 
 
 # ---------------------------------------------------------------------------------------------- Fig. 4
@@ -370,7 +371,7 @@ def test_loadings_names_the_units():
         own = [bar for bar in bars if abs(bar.get_y() + bar.get_height() / 2 - k) < 1e-9]
         largest = np.sort(components[:, k] ** 2)[::-1][:2]
         np.testing.assert_allclose([bar.get_width() for bar in own], largest, rtol=0.01)
-        massive = [to_hex(bar.get_facecolor()).upper() == "#D55E00" for bar in own]
+        massive = [to_hex(bar.get_facecolor()).upper() == look_of("without_massive").hex for bar in own]
         assert massive == [u in (7, 31) for u in np.argsort(-(components[:, k] ** 2))[:2]]
     right = axes.child_axes[0]
     assert right.get_yticklabels()[0].get_text() == "7*, 31*: 90 %"
@@ -415,7 +416,10 @@ ONES = np.ones((5, 4))
         (lambda: figures.rotation_distribution(np.ones(5), {}), "nulls is empty"),
         (lambda: figures.rotation_distribution(np.ones(5), {"a": [np.nan]}), "'a' holds no finite value"),
         (lambda: figures.rotation_distribution(np.ones(5), {"observed": [1]}), "'observed', which is observed_name"),
-        (lambda: figures.rotations_by_unit(np.ones(5), np.ones(4), np.ones(5)), r"null_mean has shape \(4,\)"),
+        (
+            lambda: figures.rotations_by_unit(np.ones(5), np.ones(4), np.ones(5), p=np.ones(5)),
+            r"null_mean has shape \(4,\)",
+        ),
         (lambda: figures.pca_trajectory(np.ones((5, 1))), "needs 2 components"),
         (lambda: figures.pca_trajectory(ONES, ONES[None, 1:]), r"samples has shape \(1, 4, 4\)"),
         (lambda: figures.pca_trajectory(ONES, control_samples=ONES[None]), "control_mean is None"),
@@ -455,7 +459,7 @@ def every_figure():
         "curve": figures.transition_curve(t(15), t(2, 15), others=many, interval_label=LONG, **k),
         "portraits": figures.portraits(t(16, 6), t(16, 6), [f"unit {u}" for u in range(6)], t(6), **k),
         "distribution": figures.rotation_distribution(t(40), many, **k),
-        "by unit": figures.rotations_by_unit(t(40), t(40), t(40), null_name=LONG, **k),
+        "by unit": figures.rotations_by_unit(t(40), t(40), t(40), p=t(40), null_name=LONG, **k),
         "pca": figures.pca_trajectory(t(16, 2), t(3, 16, 2), ratio=t(2), control_mean=t(16, 2), **k),
         "cumulative": figures.cumulative_variance(many, **k),
         "needed": figures.components_needed(many, **k),
@@ -483,7 +487,7 @@ def test_the_same_values_give_the_same_bytes(tmp_path):
         panels = {
             "heat": figures.mean_activations(mean),
             "density": figures.correlation_density(counts, np.linspace(0, 1, 11)),
-            "units": figures.rotations_by_unit(mean[0], mean[1], np.abs(mean[2])),
+            "units": figures.rotations_by_unit(mean[0], mean[1], np.abs(mean[2]), p=np.abs(mean[2])),
         }
         return [file for name, figure in panels.items() for file in figures.save(figure, tmp_path / folder, name)]
 

@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from rsdyn.figures.colours import look_of
 from rsdyn.figures.depth import depth_bar, draw_path, draw_samples, sublayer_axis
 from rsdyn.figures.style import (
-    DASHES,
     GREY,
-    OTHERS,
     STYLE,
     WIDTH,
     as_array,
@@ -104,15 +103,14 @@ def cumulative_variance(ratios: Mapping[str, Any], *, share: float = 0.9, title:
         figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
         axes = figure.subplots()
         axes.axhline(share, color=GREY, linewidth=0.6, linestyle=":", zorder=0)
-        for i, (name, values) in enumerate(curves.items()):
-            colour = OTHERS[i % len(OTHERS)]
+        for name, values in curves.items():
+            look = look_of(name)
             reached = np.flatnonzero(values >= share - 1e-12)  # a sum of shares may end an ulp short of 1
             words = f"{reached[0] + 1} for {goal}" if len(reached) else f"{goal} not reached"
             count = np.arange(1, len(values) + 1)
-            line = "-" if i == 0 else DASHES[(i - 1) % len(DASHES)]
-            axes.plot(count, only_finite(values), color=colour, linestyle=line, label=f"{name} ({words})")
+            axes.plot(count, only_finite(values), color=look.hex, linestyle=look.line, label=f"{name} ({words})")
             if len(reached):
-                axes.plot(reached[0] + 1, values[reached[0]], "o", color=colour, markersize=5, zorder=4)
+                axes.plot(reached[0] + 1, values[reached[0]], "o", color=look.hex, markersize=5, zorder=4)
         axes.set_xscale("log")
         axes.set_xlim(0.9, max(most, 2) * 1.1)
         ticks = [m * 10**e for e in range(5) for m in ((1, 2, 5) if most < 500 else (1,)) if m * 10**e <= most]
@@ -146,9 +144,9 @@ def components_needed(
         figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
         axes = figure.subplots()
         for i, (name, values) in enumerate(arrays.items()):
-            look: Any = {"linestyle": DASHES[(i - 1) % len(DASHES)] if i else "-", "linewidth": 0.9 if i else 1.2}
+            look: Any = {"color": look_of(name).hex, "linestyle": look_of(name).line, "linewidth": 0.9 if i else 1.2}
             marker = "os^Dv"[i % 5] if n_sublayers < 40 else ""  # markers that touch would hide the dashes
-            axes.plot(values, color=OTHERS[i % len(OTHERS)], marker=marker, markersize=2.5, label=name, **look)
+            axes.plot(values, marker=marker, markersize=2.5, label=name, **look)
         if len(finite) and finite.min() > 0 and finite.max() > 20 * finite.min():
             log_scale(axes, finite)
         else:
@@ -194,7 +192,7 @@ def loadings(
             largest = np.argsort(-row, kind="stable")[:n_units]
             left = 0.0
             for u in largest:
-                colour = OTHERS[1] if int(u) in known else "#BBBBBB"
+                colour = look_of("without_massive").hex if int(u) in known else "#BBBBBB"
                 axes.barh(k, row[u], left=left, height=0.7, color=colour, edgecolor="white", linewidth=0.6)
                 left += row[u]
             if known:
@@ -214,7 +212,7 @@ def loadings(
         labels = [f"the {n_units} largest units"]
         if known:
             (diamond,) = axes.plot([], [], "D", color="#000000", markersize=3)
-            handles += [Patch(color=OTHERS[1]), diamond]
+            handles += [Patch(color=look_of("without_massive").hex), diamond]
             labels += ["massive (*)", f"sum of {counted(len(known), 'massive unit')}"]
         legend(figure, title, handles, labels)
     return figure

@@ -13,12 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
+from rsdyn.figures.colours import look_of
 from rsdyn.figures.depth import draw_band
 from rsdyn.figures.style import (
     DARK,
-    DASHES,
     GREY,
-    OTHERS,
     STYLE,
     WIDTH,
     as_array,
@@ -134,7 +133,7 @@ def recovery_curves(
     arrays = {layer: as_curves(f"curves[{layer!r}]", found) for layer, found in curves.items()}
     bands = _bands(intervals or {}, arrays)
     names = list(dict.fromkeys(name for found in arrays.values() for name in found))
-    looks = {name: _look(i) for i, name in enumerate(names)}
+    looks = {name: _look(name, i) for i, name in enumerate(names)}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.75), layout="constrained")
         for layer, axes in _panels(figure, arrays, 1.2):
@@ -266,10 +265,10 @@ def _draw_arrows(axes: Axes, put: np.ndarray, step: np.ndarray, colours: Any, sp
     )
 
 
-def _look(i: int) -> dict[str, Any]:
-    if i == 0:
-        return {"color": OTHERS[0], "linestyle": "-", "linewidth": 1.2}
-    return {"color": OTHERS[i % len(OTHERS)], "linestyle": DASHES[(i - 1) % len(DASHES)], "linewidth": 0.9}
+def _look(name: str, i: int) -> dict[str, Any]:
+    """How a curve is drawn: by its name; the first one is the heavier."""
+    look = look_of(name)
+    return {"color": look.hex, "linestyle": look.line, "linewidth": 0.9 if i else 1.2}
 
 
 def _bands(

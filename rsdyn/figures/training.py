@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rsdyn.figures.colours import look_of
 from rsdyn.figures.depth import depth_bar, draw_path, draw_samples, draw_transitions, sublayer_axis
 from rsdyn.figures.style import (
     GREY,
     MINUS,
-    OTHERS,
     STYLE,
     WIDTH,
     as_array,
@@ -136,8 +136,9 @@ def explained_variance(
         at = np.arange(n_sublayers)
         clipped_any = False
         for i, (key, values) in enumerate(arrays.items()):
-            colour, marker = OTHERS[i % len(OTHERS)], "os^Dv"[i % 5]
-            axes.plot(at, values, color=colour, marker=marker, markersize=2.5 if n_sublayers < 40 else 1.8, label=key)
+            look, marker = look_of(key), "os^Dv"[i % 5]
+            colour, size = look.hex, 2.5 if n_sublayers < 40 else 1.8
+            axes.plot(at, values, color=colour, linestyle=look.line, marker=marker, markersize=size, label=key)
             below = values < floor
             if below.any():
                 clipped_any = True
@@ -178,11 +179,11 @@ def loss_curves(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
         axes = figure.subplots()
-        looks = (("train", "training", OTHERS[0], "-"), ("val", "validation", OTHERS[1], "--"))
-        for key, label, colour, line in looks:
+        for key, label in (("train", "training"), ("val", "validation")):
             if len(series[key]):
                 marker = "o" if len(series[key]) < 30 else ""
-                axes.plot(*series[key].T, color=colour, linestyle=line, marker=marker, markersize=2.5, label=label)
+                look: Any = {"color": look_of(label).hex, "linestyle": look_of(label).line}
+                axes.plot(*series[key].T, marker=marker, markersize=2.5, label=label, **look)
         if best_epoch is not None:
             axes.axvline(best_epoch, color=GREY, linewidth=0.8, linestyle=":", label=f"best epoch ({best_epoch:g})")
         if len(positive) and positive.max() > 10 * positive.min() and (values > 0).all():

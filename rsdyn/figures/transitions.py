@@ -9,11 +9,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from rsdyn.figures.colours import look_of
 from rsdyn.figures.depth import draw_band, draw_transitions, sublayer_axis, transition_kinds
 from rsdyn.figures.style import (
-    DASHES,
     GREY,
-    OTHERS,
     STYLE,
     WIDTH,
     as_array,
@@ -76,7 +75,7 @@ def transition_curve(
         if interval is not None:
             axes.fill_between([], [], [], color=GREY, alpha=0.4, linewidth=0, label=interval_label)
         for i, (name, curve) in enumerate(curves.items()):
-            look: Any = {"color": OTHERS[i % len(OTHERS)], "linestyle": DASHES[i % len(DASHES)], "linewidth": 0.8}
+            look: Any = {"color": look_of(name).hex, "linestyle": look_of(name).line, "linewidth": 0.8}
             for kind in transition_kinds(n_transitions, sites_per_layer):
                 # a few markers tell the kind; one at every point would hide the dashes
                 every = max(1, len(kind.at) // 6)
@@ -191,7 +190,9 @@ def _unit_bands(
                         other.at + 0.5, median[other.at], color=other.colour, linewidth=0.7, label="the other's median"
                     )
             if floor is not None:
-                axes.plot(x, only_finite(floor)[at], color=OTHERS[1], linestyle=":", label="floor (permuted pairs)")
+                axes.plot(
+                    x, only_finite(floor)[at], color=look_of("floor").hex, linestyle=":", label="floor (permuted pairs)"
+                )
             axes.set_ylabel(kind.label, color=kind.colour)
         shown = [summary] if floor is None else [summary, floor]
         _scale(panels[0], shown, log, fisher)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from rsdyn.figures.colours import look_of
 from rsdyn.report import plots
 from rsdyn.report.paths import trajectories
-from rsdyn.report.plots import OTHERS, Control, Plot, band, line, number
+from rsdyn.report.plots import Control, Plot, band, line, number
 from rsdyn.report.reading import RunFiles
 from rsdyn.report.streams import Stream, places
 
@@ -118,7 +119,7 @@ def _explained(run: RunFiles, streams: Sequence[Stream], sites: int | None, key:
     for stream in beside[:1]:
         ev = stream.arrays["ev"]
         n = len(stream.arrays["pca_ratio"])
-        trace = line(places(stream, len(ev), False), ev, f"PCA, {n} components (analysis)", OTHERS[3], dash="dot",
+        trace = line(places(stream, len(ev), False), ev, f"PCA, {n} components (analysis)", "@c3", dash="dot",
                      width=1.4, text=names, form=".3f")  # fmt: skip
         # the analysis' PCA is of raw activations, about each sublayer's own mean
         traces.append(plots.merge_when(trace, {control.name: "raw" if standardised != "none" else "own"}))
@@ -155,14 +156,15 @@ def _explained(run: RunFiles, streams: Sequence[Stream], sites: int | None, key:
 def _losses(run: RunFiles, key: str) -> Plot:
     history, best = run.summary["history"], run.summary.get("best_epoch")
     traces = []
-    for name, label, colour in (("train", "training", "@muted"), ("val", "validation", "@c1")):
+    for name, label in (("train", "training"), ("val", "validation")):
         pairs = np.array([[e, np.nan if v is None else v] for e, v in history[name]], dtype=float).reshape(-1, 2)
         traces.append(
             line(
                 pairs[:, 0],
                 pairs[:, 1],
                 label,
-                colour,
+                look_of(label).token,
+                dash=look_of(label).dash,
                 form=".4g",
                 mode="lines+markers" if len(pairs) < 15 else "lines",
             )

@@ -20,6 +20,7 @@ from typing import Any
 
 import rsdyn
 from rsdyn.errors import UserError
+from rsdyn.figures.colours import DARK, LIGHT
 from rsdyn.report import what_ran
 from rsdyn.report.figure1 import figure1
 from rsdyn.report.figure2 import figure2
@@ -174,24 +175,15 @@ def _plotly() -> str:
 
 
 def colours() -> str:
-    """The figures' colours as custom properties, for the light page and the dark one.
-
-    On the dark page ink is light, and the two colours of transitions are brighter, so that they keep their contrast.
-    """
-    from rsdyn.figures.style import CROSS, GREY, OTHERS, WITHIN
-
-    light = dict(zip(("c1", "c2", "c3", "c4"), OTHERS[1:], strict=True)) | {"within": WITHIN, "cross": CROSS}
-    light |= {"ink": "#1a1a1a", "muted": "#767676", "paper": "#ffffff", "rule": "#d9d9d9", "faint": "#f4f4f2"}
-    dark = light | {"within": "#1fbf92", "cross": "#3d9be0", "c1": "#f07f2e"}
-    dark |= {"ink": "#e6e6e3", "muted": GREY, "paper": "#15171a", "rule": "#33373d", "faint": "#1d2024"}
+    """The figures' colours as custom properties, for the light page and the dark one."""
 
     def properties(theme: dict[str, str]) -> str:
         return "".join(f"--{name}:{value};" for name, value in theme.items())
 
     return (
-        f":root{{color-scheme:light dark;{properties(light)}}}"
-        f"@media screen and (prefers-color-scheme:dark){{:root{{{properties(dark)}}}}}"
-        f":root[data-printing]{{{properties(light)}}}"
+        f":root{{color-scheme:light dark;{properties(LIGHT)}}}"
+        f"@media screen and (prefers-color-scheme:dark){{:root{{{properties(DARK)}}}}}"
+        f":root[data-printing]{{{properties(LIGHT)}}}"
     )
 
 

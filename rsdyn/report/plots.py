@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-# how the figures' own colours are called on the page; the first of the others is the text's colour
-OTHERS = ("@ink", "@c1", "@c2", "@c3", "@c4")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+# of several runs beside each other; what is of one run is drawn by its name (rsdyn.figures.colours)
+RUNS = ("@ink", "@c1", "@c2", "@c3", "@c4", "@c5", "@c6")
 FISHER_TICKS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999, 0.99999)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from rsdyn.figures.colours import look_of
 from rsdyn.labels import NAMES
 from rsdyn.report import plots
-from rsdyn.report.plots import DASHES, OTHERS, Control, band, line
+from rsdyn.report.plots import RUNS, Control, band, line
 from rsdyn.report.reading import Arrays, RunFiles
 
 MASSIVE = Control("massive", "massive units", [("with", "with"), ("without", "without")], "with", kind="switch")
@@ -76,8 +77,8 @@ def streams_of(runs: Sequence[RunFiles]) -> list[Stream]:
                     condition=condition,
                     run=run,
                     arrays=run.arrays.under(f"{condition}/"),
-                    colour=OTHERS[(j if one else i) % len(OTHERS)],
-                    dash="solid" if one else DASHES[j % len(DASHES)],
+                    colour=look_of(condition).token if one else RUNS[i % len(RUNS)],
+                    dash=look_of(condition).dash,
                     main=one and j == 0,
                     first=j == 0,
                 )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rsdyn.figures.style import CROSS, OTHERS, WITHIN
+from rsdyn.figures.colours import LIGHT, look_of
 from rsdyn.labels import NAMES
 from rsdyn.tracking.keys import SUFFIXES, Panel
 
@@ -24,13 +24,8 @@ if TYPE_CHECKING:
     from rsdyn.report.plots import Plot
     from rsdyn.tracking.log import Curves
 
-# the page's names of colours, in its light theme
-COLOURS = dict(zip(("@c1", "@c2", "@c3", "@c4"), OTHERS[1:], strict=True)) | {
-    "@within": WITHIN, "@cross": CROSS, "@ink": "#1a1a1a", "@muted": "#767676", "@paper": "#ffffff",
-    "@rule": "#d9d9d9", "@faint": "#f4f4f2",
-}  # fmt: skip
-LINES = (COLOURS["@ink"], *OTHERS[1:], WITHIN, CROSS)
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+COLOURS = {f"@{name}": colour for name, colour in LIGHT.items()}  # the page's names of colours, in its light theme
+LAYERS = tuple(LIGHT[name] for name in ("ink", "c1", "c2", "c3", "c4", "within", "cross"))
 MOST_CHOICES = 60  # of a menu
 ONLY_ON_THE_PAGE = ("when", "paths")  # what its script reads of a trace
 
@@ -74,15 +69,16 @@ def curve_chart(series: Mapping[str, Sequence[float | None]], panel: Panel, laye
 
 
 def _looks(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Colours and dashes: a colour a series; of perturb.py a colour a layer, and a dash for what was put in there."""
+    """Colours and dashes by the names of series; of perturb.py a colour per layer, and a dash for what is put there."""
     parts = [re.fullmatch(r"(layer\d+)_(.+)", name) for name in names]
-    who = [part[1] if part else name for part, name in zip(parts, names, strict=True)]
-    what = [part[2] if part else "" for part in parts]
-    every, kinds = list(dict.fromkeys(who)), list(dict.fromkeys(what))
-    return (
-        [LINES[every.index(name) % len(LINES)] for name in who],
-        [DASHES[kinds.index(kind) % len(DASHES)] for kind in what],
-    )
+    looks = [look_of(part[2].replace("_", " ") if part else name) for part, name in zip(parts, names, strict=True)]
+    layers = list(dict.fromkeys(part[1] for part in parts if part))
+    colours = [
+        look.hex if part is None else LAYERS[layers.index(part[1]) % len(LAYERS)]
+        for part, look in zip(parts, looks, strict=True)
+    ]
+    # beside a condition stand its null and what is without massive units, in its colour: there the dash tells which
+    return colours, ["solid" if part is None else look.dash for part, look in zip(parts, looks, strict=True)]
 
 
 def _band(low: Sequence[float | None], high: Sequence[float | None], colour: str, group: str) -> dict[str, Any]:

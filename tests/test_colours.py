@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rsdyn import figures
+from rsdyn.analysis.jacobians import SERIES
 from rsdyn.analysis.settings import CONDITIONS
 from rsdyn.figures.colours import DARK, DASHES, LIGHT, LOOKS, look_of
 from rsdyn.labels import NAMES
@@ -24,6 +25,7 @@ def test_a_name_its_label_and_its_label_with_more_behind_are_one_series():
     for condition in CONDITIONS:
         assert look_of(condition) == look_of(NAMES[condition]) == look_of(f"{NAMES[condition]}, 100 components")
     assert look_of("PCA, 2 components") == LOOKS["pca"]
+    assert all(kind.label in LOOKS for kind in SERIES.values())  # of Jacobians, by what they are called
     assert look_of("my own") == look_of("my own") and look_of("my own").colour in LIGHT
 
 

@@ -46,22 +46,6 @@ def participation(variances: Tensor) -> Tensor:
     return variances.sum(-1).square() / variances.square().sum(-1)
 
 
-def participation_of(x: Tensor, chosen: Tensor) -> Tensor:
-    """Participation ratio of some rows of centred ``x`` ``(N, U)``, for each choice ``(M, N)`` of them, ``(M,)``.
-
-    ``chosen`` is boolean. The trace and the sum of squares of the rows' products, centred anew, give it without any
-    eigenvalues; all choices come from the same products, in float64.
-    """
-    products, weights = (x @ x.T).to(torch.float64), chosen.to(torch.float64)
-    n = weights.sum(1)
-    of_row = weights @ products  # (M, N), of each row with the chosen ones
-    within = (of_row * weights).sum(1) / n.square()  # the mean product of two chosen rows
-    trace = weights @ products.diagonal() - n * within
-    squares = ((weights @ products.square()) * weights).sum(1)
-    sides = ((of_row / n[:, None]).square() * weights).sum(1)
-    return trace.square() / (squares - 2 * n * sides + n.square() * within.square())
-
-
 def spectra_of_rows(x: Tensor, chosen: Tensor) -> Tensor:
     """:func:`spectrum` of some rows of centred ``x`` ``(N, U)``, centred anew, for each choice ``(M, N)`` of them.
 

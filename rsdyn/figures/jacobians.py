@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rsdyn.figures.style import DARK, DASHES, GREY, OTHERS, STYLE, WIDTH, as_curves, legend, log_scale
+from rsdyn.figures.colours import LIGHT, look_of
+from rsdyn.figures.style import DARK, GREY, STYLE, WIDTH, as_curves, legend, log_scale
 
 
 def eigenvalue_planes(eigenvalues: Mapping[str, Any], sublayers: Sequence[int], *, title: str | None = None) -> Figure:
@@ -65,9 +66,9 @@ def lyapunov_exponents(exponents: Mapping[str, Any], *, relative: bool = False, 
         figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
         axes = figure.subplots()
         axes.axhline(0, color=GREY, linewidth=0.6)
-        for i, (name, values) in enumerate(arrays.items()):
+        for name, values in arrays.items():
             x = (np.arange(len(values)) + 0.5) / len(values)
-            axes.plot(x, np.where(np.isfinite(values), values, np.nan), label=name, **_look(i))
+            axes.plot(x, np.where(np.isfinite(values), values, np.nan), label=name, **_look(name))
         axes.set_xlabel("rank of the exponent, as a share of the units")
         axes.set_ylabel(f"exponent{' less growth of the norm' if relative else ''}\n(nats per layer)")
         low, high = _middle(list(arrays.values()))
@@ -82,8 +83,8 @@ def product_participation(participation: Mapping[str, Any], *, title: str | None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
         axes = figure.subplots()
-        for i, (name, values) in enumerate(arrays.items()):
-            axes.plot(np.arange(len(values)), values, label=name, **_look(i))
+        for name, values in arrays.items():
+            axes.plot(np.arange(len(values)), values, label=name, **_look(name))
         log_scale(axes, np.concatenate(list(arrays.values())))
         axes.set_xlabel("sublayer that the product starts from")
         axes.set_ylabel("participation ratio of $\\sigma^2$")
@@ -102,7 +103,8 @@ def linear_range(ratios: Mapping[str, Any], sizes: Sequence[float], depths: Sequ
         for axes, (name, values) in zip(panels, ratios.items(), strict=True):
             axes.axhspan(0.5, 2, color=GREY, alpha=0.25, linewidth=0)
             for i, (s, curve) in enumerate(zip(depths, np.asarray(values), strict=True)):
-                axes.plot(sizes, curve, label=f"sublayer {s}", marker="o", markersize=2, **_look(i))
+                colour = LIGHT[DEPTHS[i % len(DEPTHS)]]
+                axes.plot(sizes, curve, label=f"sublayer {s}", marker="o", markersize=2, color=colour, linewidth=1)
             axes.set_xscale("log")
             log_scale(axes, np.concatenate([np.asarray(v).ravel() for v in ratios.values()]))
             axes.set_title(name, fontsize=7, loc="left")
@@ -113,9 +115,11 @@ def linear_range(ratios: Mapping[str, Any], sizes: Sequence[float], depths: Sequ
     return figure
 
 
-def _look(i: int) -> dict[str, Any]:
-    dash: Any = "-" if i == 0 else DASHES[(i - 1) % len(DASHES)]
-    return {"color": OTHERS[i % len(OTHERS)], "linestyle": dash, "linewidth": 1}
+DEPTHS = ("ink", "c1", "c2", "c3", "c4", "c5", "c6")  # of a curve per depth, in their order
+
+
+def _look(name: str) -> dict[str, Any]:
+    return {"color": look_of(name).hex, "linestyle": look_of(name).line, "linewidth": 1}
 
 
 def _middle(arrays: Sequence[np.ndarray]) -> tuple[float, float]:

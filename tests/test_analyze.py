@@ -277,7 +277,7 @@ def test_a_stream_without_resid_mid_has_one_kind_of_transition(words, tmp_path):
     assert analyze.main(argv_of(words, **options)) == 0
     summary = summary_of(tmp_path / "run")
     assert summary["n_sublayers"] == 3 and summary["sites_per_layer"] == 1
-    assert not any("within" in f["statistic"] for f in summary["findings"])
+    assert not any("cross" in f["key"] for f in summary["findings"])
 
 
 def test_the_measures_ride_along_a_training(words, tmp_path):

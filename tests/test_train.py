@@ -317,7 +317,7 @@ def test_a_collapse_is_told_in_words(words, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(LitAutoencoder, "on_test_start", flatten)
     assert train.main(argv_of(words, **{"run.dir": tmp_path / "run"})) == 0
     said, test = capsys.readouterr().out, summary_of(tmp_path / "run")["test"]
-    reason = "its latents lie on a line (they fill 1.00 of 2 dimensions)"
+    reason = "its latents lie on a line (they fill 1.000 of 2 dimensions)"
     assert test["collapsed"] and reason in test["collapse"]
     assert test["latent_participation"] == pytest.approx(1, abs=1e-5)
     assert f"Warning:     the autoencoder collapsed: {reason}" in said and "             Try cae." in said

@@ -35,5 +35,5 @@ def collapse_reasons(results: Mapping[str, Any]) -> list[str]:
 
 
 def dimensions_filled(participation: Any, n_latent: int) -> str:
-    """``they fill 1.93 of 2 dimensions``, by the participation ratio of the latents."""
-    return f"they fill {float(participation):.2f} of {n_latent} dimensions"
+    """``they fill 1.930 of 2 dimensions``, by the participation ratio of the latents."""
+    return f"they fill {float(participation):.3f} of {n_latent} dimensions"

@@ -33,13 +33,13 @@ import lightning as L
 import numpy as np
 import torch
 from bench_training import Stream
-from rsdyn.lightning_private import NoProfiler
 from torch import Tensor
 
 from rsdyn.autoencoder.model import read_checkpoint
 from rsdyn.autoencoder.training import LitAutoencoder
 from rsdyn.config.command_line import load_config
 from rsdyn.lm.allocator import keep_pages
+from rsdyn.private import NoProfiler
 from rsdyn.run.checkpoints import BestCheckpoint, WholeCheckpointIO
 from rsdyn.run.opening import find_source, make_stream
 from rsdyn.run.progress import History, Patience

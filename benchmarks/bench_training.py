@@ -112,8 +112,10 @@ def trainer_of(callbacks: list[L.Callback], epochs: int, *, validates: bool) -> 
 def through_lightning(data: ResidualStreamDataModule, epochs: int) -> tuple[list[float], list[float]]:
     """As train.py does it, with all that rides along but a logger: W&B's is measured elsewhere."""
     torch.manual_seed(0)
-    arguments = {"d_in": data.stream.n_units, "standardise": "unit", "n_sublayers": data.stream.n_sublayers}
-    module = LitAutoencoder(autoencoder=arguments, n_sublayers=data.stream.n_sublayers)
+    module = LitAutoencoder(
+        autoencoder={"d_in": data.stream.n_units, **arguments_of(data)}, n_sublayers=data.stream.n_sublayers,
+        lr=1e-3, warmup_steps=0, schedule="constant",
+    )  # fmt: skip
     clock, stop = Clock(), Stop()
     with tempfile.TemporaryDirectory() as folder:
         last = LastCheckpoint(Path(folder) / LAST, stop, identity={}, records_in=data.records_in)
@@ -122,9 +124,13 @@ def through_lightning(data: ResidualStreamDataModule, epochs: int) -> tuple[list
     return np.diff(clock.times).tolist(), clock.losses
 
 
+def arguments_of(data: ResidualStreamDataModule) -> dict[str, Any]:
+    return {"layers": "paper", "standardise": "unit", "n_sublayers": data.stream.n_sublayers}
+
+
 def autoencoder_of(data: ResidualStreamDataModule) -> CompressingAutoencoder:
     torch.manual_seed(0)
-    return CompressingAutoencoder(data.stream.n_units, standardise="unit", n_sublayers=data.stream.n_sublayers)
+    return CompressingAutoencoder(data.stream.n_units, **arguments_of(data))
 
 
 def lightning_alone(data: ResidualStreamDataModule) -> list[float]:
@@ -180,7 +186,7 @@ def case(units: int, batch: int, steps: int, repeats: int, limits: tuple[float, 
         seconds["ours"] += times
         assert losses == expected, "the two loops did not compute the same"
     plain, alone, ours = (float(np.median(s)) for s in seconds.values())
-    autoencoder = CompressingAutoencoder(units)
+    autoencoder = CompressingAutoencoder(units, layers="paper")
     n = sum(p.numel() for p in autoencoder.parameters())
     floor = 6 * n * batch / limits[0] + 28 * n / limits[1]
     goal = 0.98 if batch >= 4096 else 0.95

@@ -54,6 +54,14 @@ def is_devices(value: Any) -> bool:
     return _is_a(value, "int") and value >= 1
 
 
+def is_layers(value: Any) -> bool:
+    return value == "paper" or (_is_a(value, "int") and value >= 1)
+
+
+def is_share(value: Any) -> bool:
+    return _is_a(value, "float") and 0 < value < 1
+
+
 def is_range(value: Any) -> bool:
     """Whether ``value`` is ``[min1, max1, min2, max2]``."""
     if not isinstance(value, list) or len(value) != 4 or not all(_is_a(v, "float") for v in value):
@@ -70,6 +78,8 @@ def is_positions(value: Any) -> bool:
 
 SIZE = "a fraction between 0 and 1, or a whole number of sequences >= 1"
 POSITIONS = "last, all or {sample: k} with k >= 1, as in data.positions='{sample: 4}'"
+LAYERS = "a whole number >= 1, or paper"
+SHARE = "a number above 0 and below 1"
 DEVICES = "a whole number >= 1, auto, or device numbers such as 0,1"
 
 _PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {

@@ -10,13 +10,8 @@ import torch
 from systems import closed_curve
 from torch import nn
 
-from rsdyn.autoencoder.model import (
-    CompressingAutoencoder,
-    dimensions_lost,
-    geometric_widths,
-    paper_layers,
-    read_checkpoint,
-)
+from rsdyn.autoencoder.model import CompressingAutoencoder, read_checkpoint
+from rsdyn.autoencoder.widths import MARGIN, default_layers, geometric_widths, is_starved, paper_layers
 from rsdyn.dynamics.moments import moments
 from rsdyn.dynamics.projection import PCA, Projection
 from rsdyn.errors import UserError
@@ -367,22 +362,79 @@ def test_wrong_weights(model, tmp_path, wrong):
 # --- how many layers ---
 
 
-def test_the_papers_ratio_decides_k():
+def test_the_papers_ratio_decides_the_papers_k():
     assert paper_layers(4096, 2) == 10
-    assert CompressingAutoencoder(4096 // 32, 2).widths == [128, 56, 24, 11, 5, 2]  # the paper's own last three widths
-    assert CompressingAutoencoder(64, 2).widths[-2:] == [5, 2]
+    assert CompressingAutoencoder(128, 2, "paper").widths == [128, 56, 24, 11, 5, 2]  # the paper's last three widths
+    assert CompressingAutoencoder(64, 2, "paper").widths[-2:] == [5, 2]
     assert paper_layers(3, 2) == 2
     for d_in in (16, 128, 768, 2048, 8192):
         widths = geometric_widths(d_in, 2, paper_layers(d_in, 2))
         assert 0.35 < (2 / d_in) ** (1 / (len(widths) - 1)) < 0.52
-        assert not dimensions_lost(widths)
+        assert is_starved(widths) == (widths[-2] < 6) == (d_in > 16)
+    with pytest.raises(ValueError, match="layers='papers'"):
+        CompressingAutoencoder(64, 2, "papers")
+
+
+D_IN = (64, 80, 96, 128, 256, 320, 512, 576, 640, 768, 1024, 1152, 1600, 2048, 2304, 3072, 4096, 5120, 6144, 7168, 8192)
+
+
+@pytest.mark.parametrize("count", ["widths", "maps"])
+@pytest.mark.parametrize("d_bottle", [1, 2, 3, 4, 5, 8, 10, 16, 32, 50, 60, 63])
+def test_the_default_is_the_deepest_up_to_the_papers_that_starves_no_latent(d_bottle, count):
+    for d_in in D_IN:
+        k = default_layers(d_in, d_bottle, count)
+        widths = geometric_widths(d_in, d_bottle, k, count)
+        assert all(width >= d_bottle + 4 for width in widths[1:-1])
+        assert k <= paper_layers(d_in, d_bottle)
+        for deeper in range(k + 1, paper_layers(d_in, d_bottle) + 1):
+            assert min(geometric_widths(d_in, d_bottle, deeper, count)[1:-1]) < d_bottle + 4
+        assert CompressingAutoencoder(d_in, d_bottle, count=count).widths == widths
+        if d_bottle <= 3:
+            assert len(widths) > 2  # not linear
+
+
+def test_the_default_where_it_was_measured_and_for_the_papers_model():
+    for d_in, inner in (
+        (128, [45, 16, 6]), (576, [186, 60, 19, 6]), (640, [202, 64, 20, 6]), (4096, [1378, 464, 156, 53, 18, 6]),
+    ):  # fmt: skip
+        assert geometric_widths(d_in, 2, default_layers(d_in, 2)) == [d_in, *inner, 2]
+    # counted as maps it is the same network
+    assert CompressingAutoencoder(576, 2, count="maps").widths == CompressingAutoencoder(576, 2).widths
+
+
+@pytest.mark.parametrize(("d_in", "d_bottle"), [(2, 1), (3, 2), (5, 2), (8, 2), (12, 4), (64, 63), (4096, 4095)])
+def test_where_no_inner_layer_is_wide_enough_the_autoencoder_is_linear(d_in, d_bottle):
+    assert geometric_widths(d_in, d_bottle, default_layers(d_in, d_bottle)) == [d_in, d_bottle]
+    assert geometric_widths(d_in, d_bottle, default_layers(d_in, d_bottle, "maps"), "maps") == [d_in, d_bottle]
+
+
+@pytest.mark.parametrize(("d_in", "d_bottle"), [(64, 64), (64, 65), (64, 0), (1, 1)])
+@pytest.mark.parametrize("layers", [None, "paper"])
+def test_a_rule_says_what_is_wrong_with_the_widths(d_in, d_bottle, layers):
+    with pytest.raises(UserError, match=f"^cae.bottleneck={d_bottle}:"):
+        CompressingAutoencoder(d_in, d_bottle, layers)
+
+
+def test_a_checkpoint_whose_layers_a_rule_decided_is_read_by_its_weights(tmp_path):
+    """Another version may have another rule: until 0.1 ``None`` was the paper's ratio."""
+    for count in ("widths", "maps"):
+        old = CompressingAutoencoder(128, 2, paper_layers(128, 2), count=count)
+        saved = content(old)
+        saved["hyper_parameters"]["autoencoder"] = {"d_in": 128, "bottleneck": 2, "layers": None, "count": count}
+        torch.save(saved, tmp_path / "old.ckpt")
+        found = CompressingAutoencoder.from_checkpoint(tmp_path / "old.ckpt")
+        assert found.widths == old.widths != CompressingAutoencoder(128, 2, count=count).widths
+        x = torch.randn(5, 128)
+        assert torch.equal(found.encode(x), old.eval().encode(x))
 
 
 def test_a_narrow_layer_norm_loses_dimensions():
     """What a layer of three passes on is a curve: the singular values of the latents' Jacobian tell its dimension."""
-    assert dimensions_lost([128, 5, 3, 2])
-    assert not dimensions_lost([128, 5, 2])
-    assert not dimensions_lost([128, 2])
+    assert is_starved([128, 5, 3, 2])
+    assert is_starved([128, 2 + MARGIN - 1, 2])
+    assert not is_starved([128, 2 + MARGIN, 2])
+    assert not is_starved([128, 2])
+    assert is_starved([128, 4, 1]) and not is_starved([128, 5, 1])
 
     def rank(widths):
         torch.manual_seed(0)

@@ -69,6 +69,9 @@ OTHER = {
     "cae.standardise": ("none", "none"),
     "cae.bias_init": ("mean", "mean"),
     "cae.warmup_steps": ("5", 5),
+    "cae.schedule": ("constant", "constant"),
+    "cae.plateau_factor": ("0.3", 0.3),
+    "cae.plateau_patience": ("0", 0),
     "analysis.measures": ("[pca, cosine]", ["pca", "cosine"]),
     "analysis.conditions": ("original,untrained", ["original", "untrained"]),
     "analysis.untrained_seeds": ("2", 2),
@@ -358,6 +361,8 @@ def test_paper_preset_is_the_papers_run():
     assert config.data.limit - config.data.test_size - config.data.val_size == 85_000
     assert (config.data.batch_by, config.data.batch_size, config.cae.standardise) == ("sequence", 1, "none")
     assert (config.trainer.max_epochs, config.trainer.patience, config.cae.lr) == (100, 10, 1e-3)
+    cae = config.cae
+    assert (cae.bottleneck, cae.layers, cae.warmup_steps, cae.schedule) == (2, "paper", 0, "constant")
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
@@ -402,6 +407,11 @@ def test_paper_preset_is_the_papers_run():
         ("cae.layers=ten", ["cae.layers=ten", "a whole number"]),
         ("cae.layers=2.5", ["cae.layers=2.5", "a whole number"]),
         ("cae.layers=[1]", ["cae.layers=[1]", "a whole number"]),
+        ("cae.layers=papers", ["cae.layers=papers", "or paper, or null"]),
+        ("cae.schedule=plateu", ["cae.schedule=plateu", "Did you mean cae.schedule=plateau?"]),
+        ("cae.plateau_factor=1", ["cae.plateau_factor=1", "above 0 and below 1"]),
+        ("cae.plateau_factor=0", ["cae.plateau_factor=0", "above 0 and below 1"]),
+        ("cae.plateau_patience=-1", ["cae.plateau_patience=-1", ">= 0"]),
         ("cache.enabled=maybe", ["cache.enabled=maybe", "true or false"]),
         ("trainer.options=5", ["trainer.options=5", "a mapping"]),
         ("trainer.options.a=[1", ["trainer.options.a=[1", "not valid YAML"]),

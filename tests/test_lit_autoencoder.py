@@ -1,5 +1,6 @@
 """Training and judging the autoencoder, on streams made by hand whose statistics are known."""
 
+import inspect
 from itertools import pairwise
 from typing import ClassVar
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 from lightning.pytorch.loggers import Logger
 
+from rsdyn.autoencoder.settings import CaeConfig
+from rsdyn.autoencoder.summary import collapse_reasons
 from rsdyn.autoencoder.training import LitAutoencoder
 from rsdyn.errors import NonFiniteError
 from rsdyn.stream.cache import Shard
@@ -254,6 +257,48 @@ def test_warm_up_raises_the_rate():
     assert rates[10:] == pytest.approx([1e-2] * len(rates[10:]))
 
 
+class Rates(L.Callback):
+    """The validation loss of each epoch, and the learning rate with which it was trained."""
+
+    def __init__(self):
+        self.losses, self.rates = [], []
+
+    def on_train_batch_end(self, trainer, *args):
+        self.last = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_epoch_end(self, trainer, module):
+        self.rates.append(self.last)
+        self.losses.append(float(trainer.callback_metrics["val/loss"]))
+
+
+def test_the_rate_falls_on_a_plateau_as_torchs_scheduler_says():
+    """Driven through Lightning, epoch by epoch, it is the scheduler fed with the losses by hand."""
+    seen = Rates()
+    fit(curve(), epochs=16, lr=0.1, warmup_steps=0, plateau_factor=0.3, plateau_patience=1, callbacks=[seen])
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=1)
+    expected = []
+    for loss in seen.losses:
+        expected.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(loss)
+    assert seen.rates == pytest.approx(expected, rel=1e-12)
+    assert len(set(seen.rates)) >= 3  # it fell more than once
+
+
+def test_a_constant_rate_stays_and_a_mistyped_schedule_is_named():
+    seen = Rates()
+    fit(curve(), epochs=8, lr=0.1, warmup_steps=0, schedule="constant", callbacks=[seen])
+    assert seen.rates == [0.1] * 8
+    with pytest.raises(ValueError, match="schedule='cosine'"):
+        fit(curve(), schedule="cosine")
+
+
+def test_the_defaults_of_the_module_are_those_of_the_settings():
+    settings, parameters = CaeConfig(), inspect.signature(LitAutoencoder).parameters
+    shared = ("lr", "warmup_steps", "schedule", "plateau_factor", "plateau_patience", "bias_init")
+    assert {k: parameters[k].default for k in shared} == {k: getattr(settings, k) for k in shared}
+
+
 def test_it_learns_a_curve_that_no_plane_holds_and_is_judged_rightly():
     x = curve(512)
     trainer, module, data = fit(x, epochs=60, lr=3e-3)
@@ -273,6 +318,56 @@ def test_an_autoencoder_that_learnt_nothing_is_called_collapsed():
     trainer, module, data = fit(curve(), lr=1e-12)
     trainer.test(module, datamodule=data, verbose=False)
     assert module.results["collapsed"]
+
+
+def test_latents_on_a_line_are_called_collapsed_and_what_they_fill_is_numpys():
+    trainer, module, data = fit(curve(512), epochs=30, lr=3e-3)
+    trainer.test(module, datamodule=data, verbose=False)
+    rows = curve(512)[data.splits["test"]].reshape(-1, D)
+
+    def filled():
+        with torch.no_grad():
+            values = np.linalg.eigvalsh(np.cov(module.autoencoder.encode(rows).double().numpy().T))
+        return values.sum() ** 2 / (values**2).sum()
+
+    assert float(module.results["latent_participation"]) == pytest.approx(filled(), rel=1e-4)
+    assert module.results["collapse"] == []
+    last = module.autoencoder.encoder[-1]
+    last.weight.data[1], last.bias.data[1] = 0.5 * last.weight[0], 0.0
+    trainer.test(module, datamodule=data, verbose=False)
+    assert float(module.results["latent_participation"]) == pytest.approx(1, abs=1e-6) == filled()
+    assert module.results["collapsed"]
+    assert "its latents lie on a line (they fill 1.000 of 2 dimensions)" in module.results["collapse"]
+
+
+def of_test(n_latent=2, spread=0.5, explained=0.6, filled=1.9):
+    return {
+        "mean_latents": torch.zeros(S, n_latent), "latent_spread": torch.tensor(spread),
+        "r2_cae": torch.tensor(explained), "latent_participation": torch.tensor(filled),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        ({}, []),
+        ({"filled": 1.21}, []),
+        ({"filled": 1.19}, ["lie on a line (they fill 1.190 of 2 dimensions)"]),
+        ({"n_latent": 1, "filled": 1.0}, []),  # one latent is a line by construction
+        ({"n_latent": 3, "filled": 1.1}, ["lie on a line (they fill 1.100 of 3 dimensions)"]),
+        ({"n_latent": 16, "filled": 1.5}, []),  # a plane is no line, whatever the bottleneck
+        ({"spread": 1e-4, "filled": 1.0}, ["barely move (their spread is 1.0e-04 of the data's)"]),
+        ({"spread": 0.0, "filled": float("nan")}, ["barely move"]),
+        ({"n_latent": 1, "spread": 0.0, "filled": float("nan")}, ["barely move"]),
+        ({"explained": -0.3}, ["no better than the mean (explained variance -0.300)"]),
+        ({"explained": float("nan")}, ["no better than the mean"]),
+        ({"explained": 0.0, "filled": 1.0}, ["lie on a line", "no better than the mean"]),
+    ],
+)  # fmt: skip
+def test_the_ways_in_which_an_autoencoder_collapses(results, words):
+    reasons = collapse_reasons(of_test(**results))
+    assert len(reasons) == len(words)
+    assert all(word in reason for word, reason in zip(words, reasons, strict=True))
 
 
 def test_a_massive_unit_is_named_and_numbers_without_it_are_given():

@@ -279,6 +279,25 @@ def test_early_stopping_and_the_best_epoch_are_not_forgotten(nursery, words, tmp
 
 
 @pytest.mark.parametrize(
+    "how",
+    [
+        {"signal": "SIGKILL", "at_step": 37},  # the last checkpoint is that of an epoch's end
+        pytest.param({"signal": "SIGTERM", "at_step": 58}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_rate_that_fell_stays_fallen(nursery, words, tmp_path, how):
+    """The epoch's checkpoint knows of a plateau that the epoch's validation showed."""
+    words = {**words, "cae.lr": 2e-7, "cae.plateau_patience": 0, "trainer.max_epochs": 5, "cae.warmup_steps": 0}
+    whole, place = Place(tmp_path, "whole"), Place(tmp_path, "gone-on")
+    assert nursery.run(argv=argv_of(words, **whole.words()), log=whole.log)["code"] == 0
+    rates = [rate for _, rate in whole.summary["history"]["lr"]]
+    assert rates == pytest.approx([2e-7 / 2**i for i in range(5)])  # at each epoch's end: nothing is learnt
+    interrupted_and_gone_on(nursery, words, place, **how)
+    place.same_as(whole)
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"cae.lr": 0.01}, ["cae.lr is 0.001 there and 0.01 here"]),

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def words(tiny_llama, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     return {
         "lm.name": str(tiny_llama), "data.limit": N, "data.l_max": 220, "cache.dir": str(cache),
-        "cache.shard_sequences": 8, "cae.layers": 4, "trainer.max_epochs": 2, "data.batch_size": 64,
+        "cache.shard_sequences": 8, "cae.layers": 3, "trainer.max_epochs": 2, "data.batch_size": 64,
         "tracking.mode": "disabled",
         "trainer.accelerator": "cpu",
     }  # fmt: skip
@@ -244,7 +245,7 @@ def test_wandb_shows_losses_curves_images_and_summary(runs):
         assert f"figures/{name}" in text
     summary = json.loads(read("--summary"))
     assert summary["summary"]["test/r2_cae"] == pytest.approx(summary_of(folder)["test"]["r2_cae"])
-    assert summary["config"]["cae"]["layers"] == 4
+    assert summary["config"]["cae"]["layers"] == 3
 
 
 # -- options and mistakes ----------------------------------------------------------------------------------------------
@@ -260,7 +261,7 @@ def plain_run(words, tmp_path_factory):
 @pytest.mark.parametrize(
     "change",
     [
-        {"cae.lr": 1e-2}, {"cae.bottleneck": 3}, {"cae.layers": 3}, {"cae.count": "maps"}, {"cae.standardise": "none"},
+        {"cae.lr": 1e-2}, {"cae.bottleneck": 3}, {"cae.layers": 4}, {"cae.count": "maps"}, {"cae.standardise": "none"},
         {"cae.standardise": "unit_sublayer"}, {"cae.bias_init": "mean"}, {"cae.warmup_steps": 10},
         {"data.batch_by": "sequence"}, {"data.batch_size": 32}, {"data.condition": "shuffled"}, {"data.l_min": 120},
         {"data.limit": 40}, {"data.val_size": 0.3}, {"data.test_size": 20}, {"data.shuffle_shards": 1}, {"seed": 1},
@@ -276,6 +277,51 @@ def test_every_option_changes_something(words, plain_run, tmp_path, change):
     assert train.main(argv_of(words, **change, **{"run.dir": tmp_path / "run"})) == 0
     found = summary_of(tmp_path / "run")
     assert found["test"] != plain_run["test"] or found["history"] != plain_run["history"]
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "constant"])
+def test_the_rate_falls_by_the_factor_asked_for_or_stays(words, tmp_path, schedule):
+    more = {
+        "cae.lr": 0.3, "cae.warmup_steps": 0, "cae.schedule": schedule, "cae.plateau_factor": 0.1,
+        "cae.plateau_patience": 0, "trainer.max_epochs": 6, "run.dir": tmp_path / "run",
+    }  # fmt: skip
+    assert train.main(argv_of(words, **more)) == 0
+    history = summary_of(tmp_path / "run")["history"]
+    losses, rates = ([value for _, value in history[key]] for key in ("val", "lr"))
+    steps = {round(a / b) for a, b in pairwise([0.3, *rates])}
+    assert steps == ({1} if schedule == "constant" else {1, 10})
+    if schedule == "plateau":
+        worse = [loss >= 0.9999 * min(losses[:i], default=float("inf")) for i, loss in enumerate(losses)]
+        assert worse == [round(a / b) == 10 for a, b in pairwise([0.3, *rates])]
+
+
+@pytest.mark.parametrize(("layers", "last"), [("null", 8), ("paper", 5), (5, 4)])
+def test_widths_that_starve_the_latents_are_warned_of(words, tmp_path, capsys, layers, last):
+    assert train.main(argv_of(words, **{"cae.layers": layers, "run.dir": tmp_path / "run"})) == 0
+    said, summary = capsys.readouterr().out, summary_of(tmp_path / "run")
+    assert summary["widths"][-2] == last
+    warned = f"the narrowest inner layer has {last} units, and latents behind fewer than 6" in said
+    assert warned == ("Lower cae.layers to" in said) == (last < 6)
+
+
+def test_a_collapse_is_told_in_words(words, tmp_path, capsys, monkeypatch):
+    """Of an autoencoder whose two latents are the same: in the table, the summary and on the page."""
+    from rsdyn.autoencoder.training import LitAutoencoder
+
+    def flatten(module):
+        last = module.autoencoder.encoder[-1]
+        last.weight.data[1], last.bias.data[1] = last.weight[0], last.bias[0]
+        real(module)
+
+    real = LitAutoencoder.on_test_start
+    monkeypatch.setattr(LitAutoencoder, "on_test_start", flatten)
+    assert train.main(argv_of(words, **{"run.dir": tmp_path / "run"})) == 0
+    said, test = capsys.readouterr().out, summary_of(tmp_path / "run")["test"]
+    reason = "its latents lie on a line (they fill 1.000 of 2 dimensions)"
+    assert test["collapsed"] and reason in test["collapse"]
+    assert test["latent_participation"] == pytest.approx(1, abs=1e-5)
+    assert f"Warning:     the autoencoder collapsed: {reason}" in said and "             Try cae." in said
+    assert f"The autoencoder collapsed: {reason}" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_three_dimensional_bottleneck_is_compared_with_three_components(words, tmp_path):

@@ -5,7 +5,6 @@ A plain module, so that it can be used without a Trainer: ``CompressingAutoencod
 
 from __future__ import annotations
 
-import math
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -14,60 +13,13 @@ from typing import Any, Literal, Self, final, get_args
 import torch
 from torch import Tensor, nn
 
+from rsdyn.autoencoder.widths import Count, default_layers, geometric_widths, paper_layers
 from rsdyn.dynamics.moments import Moments, pool
 from rsdyn.dynamics.projection import Projection
 from rsdyn.errors import UserError
 
 Standardisation = Literal["none", "unit", "unit_sublayer"]
 CHECKPOINT_CURE = "Give the best.ckpt in the checkpoints folder of a train.py run."
-
-
-def paper_layers(d_in: int, d_bottle: int) -> int:
-    """The paper's ``k`` for these widths: 10 for 4096 to 2, and for others the ``k`` whose ratio is nearest to that.
-
-    The paper says that k is determined by the two widths and gives one example; ``r = 2048^(-1/9) = 0.43`` a layer is
-    what carries over. Ten widths from 128 to 2 would end in 5, 3, 2, and see :func:`dimensions_lost` for that 3.
-    """
-    return max(2, 1 + round(9 * math.log(d_in / d_bottle) / math.log(2048)))
-
-
-def dimensions_lost(widths: list[int]) -> bool:
-    """Whether an inner layer is too narrow for the bottleneck to be filled.
-
-    LayerNorm takes out the mean and fixes the norm, so what passes a layer of ``w`` units has ``w - 2`` dimensions: a
-    layer of three lets a curve through, a layer of two one bit. Below ``K + 2`` units the latents lose dimensions.
-    """
-    inner = widths[1:-1]
-    return bool(inner) and min(inner) < widths[-1] + 2
-
-
-def geometric_widths(d_in: int, d_bottle: int, k: int, count: Literal["widths", "maps"] = "widths") -> list[int]:
-    """Widths of the encoder, input and bottleneck included: ``d_i = d_in r^i``, rounded (paper 2.7).
-
-    Args:
-        d_in: width of the stream, ``D``.
-        d_bottle: width of the bottleneck, ``K``; below ``d_in``.
-        k: how many widths (``count="widths"``) or how many linear maps (``"maps"``, one width more) in each half.
-
-    Rounded and not truncated, never below ``d_bottle``, and the last is exactly ``d_bottle``: truncation gives 1
-    instead of 2 for some ``d_in``. Raises ``UserError`` when no such progression exists.
-    """
-    if count not in ("widths", "maps"):
-        raise ValueError(f"count={count!r}: must be widths or maps.")
-    n = k if count == "widths" else k + 1
-    if n < 2:
-        least = 2 if count == "widths" else 1
-        raise UserError(
-            f"cae.layers={k}: with cae.count={count} at least {least}, since the input and the bottleneck are a width "
-            "each. The paper has 10."
-        )
-    if not 1 <= d_bottle < d_in:
-        raise UserError(
-            f"cae.bottleneck={d_bottle}: must be at least 1 and below the width of the stream, {d_in}. The paper has 2."
-        )
-    ratio = (d_bottle / d_in) ** (1 / (n - 1))
-    inner = [max(d_bottle, round(d_in * ratio**i)) for i in range(1, n - 1)]
-    return [d_in, *inner, d_bottle]
 
 
 def _stack(widths: list[int]) -> nn.Sequential:
@@ -87,7 +39,8 @@ class CompressingAutoencoder(Projection):
     Args:
         d_in: width of the stream, ``D``.
         bottleneck: latent dimensions, ``K``.
-        layers: the paper's ``k``, see :func:`geometric_widths` for ``count``; None for :func:`paper_layers`.
+        layers: the paper's ``k``, see :func:`geometric_widths` for ``count``; None for :func:`default_layers`,
+            ``paper`` for :func:`paper_layers`.
         standardise: ``none`` (the paper), ``unit`` (zero mean and unit variance a unit), or ``unit_sublayer`` (a unit
             and sublayer, which takes the mean trajectory itself out). The statistics are buffers, set by
             :meth:`set_statistics` and stored in the checkpoint.
@@ -104,9 +57,9 @@ class CompressingAutoencoder(Projection):
         self,
         d_in: int,
         bottleneck: int = 2,
-        layers: int | None = None,
+        layers: int | Literal["paper"] | None = None,
         *,
-        count: Literal["widths", "maps"] = "widths",
+        count: Count = "widths",
         standardise: Standardisation = "none",
         n_sublayers: int | None = None,
     ):
@@ -115,8 +68,12 @@ class CompressingAutoencoder(Projection):
             raise ValueError(f"standardise={standardise!r}: must be one of {', '.join(get_args(Standardisation))}.")
         if standardise == "unit_sublayer" and n_sublayers is None:
             raise ValueError("n_sublayers=None: standardise='unit_sublayer' needs the number of sublayers.")
-        if layers is None:  # a bottleneck that is no bottleneck has no ratio: geometric_widths says so
-            layers = paper_layers(d_in, bottleneck) if 1 <= bottleneck < d_in else 2
+        if layers is None:
+            layers = default_layers(d_in, bottleneck, count)
+        elif layers == "paper":
+            layers = paper_layers(d_in, bottleneck)
+        elif isinstance(layers, str):
+            raise ValueError(f"layers={layers!r}: must be a whole number, 'paper' or None.")
         self.widths = geometric_widths(d_in, bottleneck, layers, count)
         self.standardisation = standardise
         self.encoder = _stack(self.widths)
@@ -188,6 +145,9 @@ class CompressingAutoencoder(Projection):
         Nothing in the file is executed (``weights_only``). Raises ``UserError`` when the file is not such a checkpoint.
         """
         hyper, state = read_checkpoint(path)
+        if hyper.get("layers") in (None, "paper"):  # a rule chose, which may have been another: count them
+            maps = sum(key.startswith("encoder.") and getattr(t, "ndim", 0) == 2 for key, t in state.items())
+            hyper = {**hyper, "layers": maps + (hyper.get("count", "widths") == "widths")}
         try:
             model = cls(**hyper)
             model.load_state_dict(state)

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from rsdyn.options import (
-    setting,
-)
+from rsdyn.options import LAYERS, SHARE, is_layers, is_share, setting
 
 
 @dataclass
@@ -12,11 +10,13 @@ class CaeConfig:
     """The compressing autoencoder."""
 
     bottleneck: int = setting(2, "Units in the bottleneck, the latent dimensions.", low=1, also=("latent_dim",))
-    layers: int | None = setting(
+    layers: int | str | None = setting(
         None,
-        "k, the widths per half, input and bottleneck included, at least 2 (cae.count=maps counts maps instead); "
-        "null keeps the paper's ratio: 10 for 4096 to 2, 6 for 128 to 2.",
-        low=1,
+        "k, the widths per half, input and bottleneck included, at least 2 (cae.count=maps counts maps instead). null: "
+        "as many, up to the paper's ratio, as leave each inner layer cae.bottleneck + 4 units, 8 for 4096 to 2 and 5 "
+        "for 128 to 2. paper: the paper's ratio, 10 and 6.",
+        allowed=LAYERS,
+        test=is_layers,
         also=("k", "depth"),
     )
     count: str = setting("widths", "What cae.layers counts.", choices=("widths", "maps"))
@@ -30,4 +30,21 @@ class CaeConfig:
     bias_init: str = setting(
         "default", "Start of the decoder's last bias: PyTorch's, or the data mean.", choices=("default", "mean")
     )
-    warmup_steps: int = setting(0, "Steps over which the learning rate rises from 0.", low=0)
+    warmup_steps: int = setting(
+        200, "Steps over which the learning rate rises from 0; 0 is the paper's.", low=0, also=("warmup",)
+    )
+    schedule: str = setting(
+        "plateau",
+        "Learning rate after that: lowered wherever the validation loss stands still, or constant (the paper).",
+        choices=("plateau", "constant"),
+        also=("lr_schedule", "scheduler"),
+    )
+    plateau_factor: float = setting(
+        0.5, "What the learning rate is multiplied by on a plateau.", allowed=SHARE, test=is_share
+    )
+    plateau_patience: int = setting(
+        4,
+        "Epochs in a row without a better validation loss that are not yet a plateau (trainer.patience of them end the "
+        "training).",
+        low=0,
+    )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
+from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau
 
 from rsdyn.autoencoder.model import CompressingAutoencoder
+from rsdyn.autoencoder.summary import collapse_reasons
+from rsdyn.dynamics.dimension import participation
 from rsdyn.dynamics.moments import (
     Covariance,
     Moments,
@@ -22,7 +26,7 @@ from rsdyn.dynamics.moments import (
 )
 from rsdyn.dynamics.projection import PCA
 from rsdyn.errors import NonFiniteError
-from rsdyn.metrics.running import FirstSequences, MeanLoss, SquaredError, StreamMoments
+from rsdyn.metrics.running import FirstSequences, MeanLoss, SquaredError, StreamCovariance, StreamMoments
 from rsdyn.private import LeanModule, resumes_within_epoch
 from rsdyn.stream.datamodule import ResidualStreamDataModule, VectorBatch
 
@@ -35,12 +39,16 @@ class LitAutoencoder(LeanModule):
             is rebuilt.
         n_sublayers: ``S``.
         lr: Adam's learning rate (the paper: 1e-3).
-        warmup_steps: steps over which the rate rises linearly from near zero.
+        warmup_steps: steps over which the rate rises linearly from near zero (the paper: none).
+        schedule: ``plateau`` lowers the rate where the validation loss stands still, ``constant`` (the paper) does not.
+        plateau_factor: what the rate is multiplied by then.
+        plateau_patience: validations in a row without a better loss that are not yet a plateau.
         bias_init: start of the decoder's last bias, ``default`` (PyTorch's) or ``mean`` (the data mean).
 
     The statistics that standardise the input are those of the training split, and the first epoch trains while it
     records: they are taken from what has been seen, refreshed whenever the number of steps has doubled, and are exact
-    and final before the first validation. After ``trainer.test``, ``results`` holds everything that was measured.
+    and final before the first validation. After ``trainer.test``, ``results`` holds everything that was measured, and
+    in words as ``collapse`` what of it says that the autoencoder collapsed.
     """
 
     def __init__(
@@ -49,12 +57,18 @@ class LitAutoencoder(LeanModule):
         autoencoder: dict[str, Any],
         n_sublayers: int,
         lr: float = 1e-3,
-        warmup_steps: int = 0,
+        warmup_steps: int = 200,
+        schedule: Literal["plateau", "constant"] = "plateau",
+        plateau_factor: float = 0.5,
+        plateau_patience: int = 4,
         bias_init: Literal["default", "mean"] = "default",
     ):
         super().__init__()
+        if schedule not in ("plateau", "constant"):
+            raise ValueError(f"schedule={schedule!r}: must be plateau or constant.")
         self.save_hyperparameters()
         self.lr, self.warmup_steps, self.bias_init = lr, warmup_steps, bias_init
+        self.schedule, self.plateau_factor, self.plateau_patience = schedule, plateau_factor, plateau_patience
         self.n_sublayers = n_sublayers
         self.autoencoder = CompressingAutoencoder(**autoencoder)
         self.train_loss, self.val_loss, self.val_mse = MeanLoss(), MeanLoss(), MeanLoss()
@@ -70,10 +84,23 @@ class LitAutoencoder(LeanModule):
         # float16, where it would unscale the gradients itself and Lightning could not clip them.
         fused = self.trainer.precision != "16-mixed"
         optimizer = torch.optim.Adam(self.autoencoder.parameters(), lr=self.lr, fused=fused)
-        if self.warmup_steps == 0:
-            return optimizer
-        rise = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1e-3, total_iters=self.warmup_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rise, "interval": "step"}}
+        schedulers: list[dict[str, Any]] = []
+        if self.warmup_steps > 0:
+            rise = LinearLR(optimizer, start_factor=1e-3, total_iters=self.warmup_steps)
+            schedulers.append({"scheduler": rise, "interval": "step"})
+        if self.schedule == "plateau":
+            fall = ReduceLROnPlateau(optimizer, factor=self.plateau_factor, patience=self.plateau_patience)
+            # Lightning saves it and never steps it: it would do so after the epoch's checkpoint was written, and a run
+            # that resumes from there would miss the step. See on_validation_epoch_end.
+            schedulers.append({"scheduler": fall, "monitor": "val/loss", "frequency": sys.maxsize})
+        return [optimizer], schedulers
+
+    def _look_for_plateau(self, loss: Tensor) -> None:
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return
+        for each in self.trainer.lr_scheduler_configs:
+            if isinstance(each.scheduler, ReduceLROnPlateau):
+                each.scheduler.step(float(loss))
 
     def on_train_epoch_start(self) -> None:
         self._logs_train_loss = False
@@ -199,6 +226,7 @@ class LitAutoencoder(LeanModule):
                 f"Lower cae.lr (now {self.lr:g}), raise cae.warmup_steps, or set cae.standardise=unit."
             )
         self.log("val/loss", loss.to(torch.float32), sync_dist=True)
+        self._look_for_plateau(loss)
         # in raw activations: the loss, in the space that cae.standardise makes, ranks no two of its values
         self.log("val/mse", self.val_mse.compute().to(torch.float32), sync_dist=True)
         self.val_mse.reset()
@@ -215,6 +243,7 @@ class LitAutoencoder(LeanModule):
         self._data_raw = StreamMoments(*shape).to(self.device)
         self._errors = {name: SquaredError(*shape).to(self.device) for name in ("cae", "pca", "cae_raw", "pca_raw")}
         self._latents = StreamMoments(self.n_sublayers, n_latent).to(self.device)
+        self._latent_covariance = StreamCovariance(n_latent).to(self.device)
         self._distances = StreamMoments(self.n_sublayers - 1).to(self.device)
         self._samples = FirstSequences(1000).to(self.device)
 
@@ -240,6 +269,7 @@ class LitAutoencoder(LeanModule):
             self._errors[name].update(by_sequence(found), by_sequence(target))
         path = by_sequence(latents)
         self._latents.update(path)
+        self._latent_covariance.update(path)
         self._distances.update((path[:, 1:] - path[:, :-1]).norm(dim=-1))
         self._samples.update(path, batch.sequence[:: self.n_sublayers])
 
@@ -274,7 +304,11 @@ class LitAutoencoder(LeanModule):
             }
         spread, data_spread = pool(latents).variance.sum().sqrt(), pool(data).variance.mean().sqrt()
         out["latent_spread"] = spread / data_spread
-        out["collapsed"] = bool(out["latent_spread"] < 1e-3) or not bool(out["r2_cae"] > 0.01)
+        scatter = self._latent_covariance.compute().scatter
+        out["latent_participation"] = participation(torch.linalg.eigvalsh(scatter).clamp(min=0))
+        out["latent_participation_pca"] = participation(self._pca.variance)
+        out["collapse"] = collapse_reasons(out)
+        out["collapsed"] = bool(out["collapse"])
         self.results = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in out.items()}
         scalars = {k: v for k, v in out.items() if isinstance(v, Tensor) and v.ndim == 0}
         self.log_dict({f"test/{k}": v.to(torch.float32) for k, v in scalars.items()}, sync_dist=True)

@@ -19,8 +19,10 @@ import torch
 from rsdyn import figures
 from rsdyn.analysis.checks import check_settings
 from rsdyn.analysis.while_training import RideAlong
-from rsdyn.autoencoder.model import dimensions_lost, read_checkpoint
+from rsdyn.autoencoder.model import read_checkpoint
+from rsdyn.autoencoder.summary import dimensions_filled
 from rsdyn.autoencoder.training import LitAutoencoder
+from rsdyn.autoencoder.widths import MARGIN, default_layers, is_starved
 from rsdyn.config.schema import named_by_keys
 from rsdyn.errors import UserError
 from rsdyn.figures.of_analysis import sublayer_curves
@@ -76,6 +78,9 @@ def train(run: Run) -> None:
         n_sublayers=stream.n_sublayers,
         lr=config.cae.lr,
         warmup_steps=config.cae.warmup_steps,
+        schedule=config.cae.schedule,
+        plateau_factor=config.cae.plateau_factor,
+        plateau_patience=config.cae.plateau_patience,
         bias_init=config.cae.bias_init,
     )
     n_parameters = sum(p.numel() for p in module.parameters())
@@ -84,11 +89,13 @@ def train(run: Run) -> None:
     run.say(f"Splits: {sizes['train']} training, {sizes['val']} validation, {sizes['test']} test sequences")
     widths = module.autoencoder.widths
     run.say(f"CAE:  widths {' '.join(map(str, widths))} and back, {n_parameters:,} parameters")
-    if dimensions_lost(widths):
+    if is_starved(widths):
+        enough = default_layers(widths[0], widths[-1], config.cae.count)
         run.say(
-            f"Warning: LayerNorm leaves {max(0, min(widths[1:-1]) - 2)} dimensions of the narrowest inner layer, so the"
+            f"Warning: the narrowest inner layer has {min(widths[1:-1])} units, and latents behind fewer than "
+            f"{widths[-1] + MARGIN} (cae.bottleneck + {MARGIN})"
         )
-        run.say(f"         {widths[-1]} latents cannot fill their space. Lower cae.layers, or leave it out.")
+        run.say(f"         tend to lie on a line. Lower cae.layers to {enough}, or leave it out.")
 
     history = History()
     folder = run.folder / "checkpoints"
@@ -164,7 +171,7 @@ def train(run: Run) -> None:
             "processes": trainer.world_size,
             "test": _numbers(results),
             **_sublayer_lists(results),
-            "history": {"train": history.train, "val": history.val},
+            "history": {"train": history.train, "val": history.val, "lr": history.lr},
             "checkpoint": str(Path(best.best_model_path).relative_to(run.folder)),
         }
         measured = riding[0].results if riding else {}
@@ -205,7 +212,10 @@ def _numbers(results: dict[str, Any]) -> dict[str, Any]:
     scalars = {k: float(v) for k, v in results.items() if getattr(v, "ndim", None) == 0}
     return scalars | {
         k: results[k]
-        for k in ("n_test_sequences", "n_test_trajectories", "n_constant_units", "massive_units", "collapsed")
+        for k in (
+            *("n_test_sequences", "n_test_trajectories", "n_constant_units", "massive_units"),
+            *("collapsed", "collapse"),
+        )
     }
 
 
@@ -236,9 +246,11 @@ def _report(
     if not stream.positions.is_last:  # in the corpus' order, where a hundred may be the tokens of one sequence
         samples = samples[:: max(1, len(samples) // 100)]
     distance, std = results["latent_distance"], results["latent_distance_std"]
+    filled = dimensions_filled(results["latent_participation"], n_latent)
+    title = f"mean latents: {filled}" if n_latent > 1 else None
     panels = {
         "fig3b_latent_trajectory": figures.latent_trajectory(
-            results["mean_latents"], samples[:100], sites_per_layer=n_sites
+            results["mean_latents"], samples[:100], sites_per_layer=n_sites, title=title
         ),
         "fig3c_latent_distance": figures.latent_distance(
             distance, (distance - std, distance + std), sites_per_layer=n_sites, spread_label="± 1 SD over sequences"
@@ -268,6 +280,7 @@ def _report(
 
 def _closing_table(run: Run, stream: Any, summary: dict[str, Any], pca_name: str) -> None:
     test, widths = summary["test"], (44, 14, 20)
+    n_latent = summary["widths"][-1]
     space = {"none": "raw", "unit": "unit-standardised", "unit_sublayer": "unit- and sublayer-standardised"}
     n_massive = len(test["massive_units"])
     # the median, since the first sublayers have next to no variance of their own and values in the minus hundreds
@@ -284,6 +297,9 @@ def _closing_table(run: Run, stream: Any, summary: dict[str, Any], pca_name: str
         ),
         ("  of each sublayer by itself, median", f"{typical[0]:.4f}", f"{typical[1]:.4f}"),
     ]
+    if n_latent > 1:
+        filled = [f"{test[k]:.2f}" for k in ("latent_participation", "latent_participation_pca")]
+        rows.append((f"dimensions that the latents fill, of {n_latent}", *filled))
     if summary["standardise"] == "none":
         del rows[3]  # it says the same as the row before it
     run.say()
@@ -298,12 +314,22 @@ def _closing_table(run: Run, stream: Any, summary: dict[str, Any], pca_name: str
     if dropped := summary["dropped_vectors_per_epoch"]:
         run.say(f"Dropped:     {dropped} training vectors an epoch, so that all processes take as many steps")
     if test["collapsed"]:
-        run.say("Warning:     the autoencoder collapsed: its latents barely move, or it is no better than the mean.")
-        run.say("             Try cae.standardise=unit, another seed, or cae.warmup_steps=500.")
+        run.say(f"Warning:     the autoencoder collapsed: {', and '.join(test['collapse'])}.")
+        run.say(f"             {_advice(run.config.cae, summary['widths'])}")
     if stream.cache is not None:
         run.say(f"Cache:       {stream.cache.folder}")
     run.say(f"Run folder:  {run.folder}")
     run.say("             report.html, summary.json, results.npz, figures/, checkpoints/best.ckpt")
+
+
+def _advice(cae: Any, widths: list[int]) -> str:
+    """Which settings may keep an autoencoder from collapsing."""
+    settings = ["cae.standardise=unit"] * (cae.standardise == "none")
+    if is_starved(widths):
+        settings.append(f"cae.layers={default_layers(widths[0], widths[-1], cae.count)}")
+    if cae.warmup_steps < 500:
+        settings.append("cae.warmup_steps=500")
+    return f"Try {', '.join([*settings, f'cae.lr={cae.lr / 3:.1g}'])}, or another seed."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -157,7 +157,7 @@ def check(config: Config) -> None:
             f"{sizes} leave nothing to train on: data.limit={data.limit} keeps too few sequences. Raise data.limit, or "
             "lower one of the sizes."
         )
-    if cae.layers is not None and cae.count == "widths" and cae.layers < 2:
+    if isinstance(cae.layers, int) and cae.count == "widths" and cae.layers < 2:
         raise UserError(
             f"cae.layers={cae.layers} is not allowed with cae.count=widths: it must be a whole number >= 2, since the "
             "input and the bottleneck are two widths. Set cae.layers=2 or more, or cae.count=maps."

@@ -37,6 +37,9 @@ def _latents(run: RunFiles, sites: int | None, key: str) -> Plot:
     test = run.summary["test"]
     k = mean.shape[1]
     only = "" if k == 2 else f" The first two of {k} latents."
+    filled = test.get("latent_participation")  # not in runs of rsdyn 0.1
+    fills = "" if filled is None else f" The latents of all of them fill {number(filled, 3)} of {k} dimensions"
+    fills += "" if filled is None else " (participation ratio: 1 on a line)."
     return Plot(
         f"fig3b-{key}",
         "Fig. 3B  Latent trajectories",
@@ -45,7 +48,7 @@ def _latents(run: RunFiles, sites: int | None, key: str) -> Plot:
         (
             f"What the autoencoder's encoder makes of {int(test['n_test_sequences']):,} test sequences: the mean at "
             f"every sublayer, coloured by depth (circles resid_pre, squares resid_mid), and {n_drawn} single "
-            f"sequences; put the pointer on one to follow it.{only}",
+            f"sequences; put the pointer on one to follow it.{only}{fills}",
             "that sequences pass through the same places, if they do, in a plane that was learnt to describe them.",
             "distances and angles: latents have no unit, and a network may bend and stretch the plane as it likes. A "
             "curve here is not evidence of dynamics; the random walk under Fig. 4A makes one too.",

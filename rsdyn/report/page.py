@@ -123,8 +123,12 @@ def _training_table(run: RunFiles) -> str:
         f"validation and {sizes['test']:,} test sequences. An autoencoder that PCA with as many components beats has "
         "not learnt the manifold."
     ]
+    if n_latent > 1 and "latent_participation" in test:
+        filled = [number(test.get(k), 3) for k in ("latent_participation", "latent_participation_pca")]
+        body.append([f"dimensions that the latents fill, of {n_latent}", *filled])
     if test.get("collapsed"):
-        lines.append("The autoencoder collapsed: its latents barely move, or it is no better than the mean.")
+        reasons = test.get("collapse") or ["its latents barely move, or it is no better than the mean"]
+        lines.append(f"The autoencoder collapsed: {', and '.join(reasons)}.")
     return html_table(["of the test sequences", "autoencoder", f"PCA, {n_latent} components"], body) + notes(lines)
 
 

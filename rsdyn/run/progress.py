@@ -183,22 +183,27 @@ class Patience(EarlyStopping):
 
 
 class History(L.Callback):
-    """Training and validation loss of each epoch, ``(epoch, value)`` pairs, epochs counted from 1."""
+    """Losses and learning rate of each epoch, ``(epoch, value)`` pairs, epochs counted from 1.
+
+    ``lr`` is the rate that an epoch ends with, after its validation.
+    """
 
     def __init__(self) -> None:
         self.train: list[tuple[int, float]] = []
         self.val: list[tuple[int, float]] = []
+        self.lr: list[tuple[int, float]] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for key, pairs in (("train/loss", self.train), ("val/loss", self.val)):
             if key in trainer.callback_metrics:
                 pairs.append((trainer.current_epoch + 1, float(trainer.callback_metrics[key])))
+        self.lr.append((trainer.current_epoch + 1, float(trainer.optimizers[0].param_groups[0]["lr"])))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"train": list(self.train), "val": list(self.val)}
+        return {"train": list(self.train), "val": list(self.val), "lr": list(self.lr)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.train, self.val = list(state_dict["train"]), list(state_dict["val"])
+        self.train, self.val, self.lr = (list(state_dict[key]) for key in ("train", "val", "lr"))
 
     @property
     def best_epoch(self) -> int | None:

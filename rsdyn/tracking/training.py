@@ -26,12 +26,13 @@ def curves(results: Mapping[str, Any]) -> Curves:
 
 
 def summary_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a ``summary.json`` that belong in the runs table, by section."""
+    """The numbers of a ``summary.json`` that belong in the runs table, by section, and how it collapsed in words."""
     test = {k: v for k, v in summary["test"].items() if not hasattr(v, "__len__")}
     sublayers = {"ev_cae_median": summary["explained_variance"], "ev_pca_median": summary["explained_variance_pca2"]}
     return {
         "test": test | {k: float(v.nanmedian()) for k, v in sublayers.items()}
-        | {"n_massive_units": len(summary["test"]["massive_units"])},
+        | {"n_massive_units": len(summary["test"]["massive_units"])}
+        | {"collapse": "; ".join(summary["test"]["collapse"]) or "none"},
         "best": {"epoch": summary["best_epoch"], "val_loss": summary["best_val_loss"]},
         "fit": {k: summary[k] for k in ("epochs", "stopped_early", "n_parameters")}
         | {"seconds": summary["seconds"]["fit"]},

@@ -7,6 +7,7 @@ from typing import Any
 
 from rsdyn.analysis.probe import MASSIVE
 from rsdyn.analysis.rotation_rows import share_beyond
+from rsdyn.metrics.running import TOKEN_CLASSES
 from rsdyn.stream.text.positions import SINK_RATIO
 
 Results = Mapping[str, Any]
@@ -49,6 +50,40 @@ def plane_in_words(results: Results) -> list[str]:
     if loadings.shape[1]:
         line += f" Massive units are {100 * float(loadings[0].sum()):.0f} % of the first component."
     return [line]
+
+
+def massive_in_words(results: Results, sites_per_layer: int) -> list[str]:
+    """The unit that stands out most in each class of tokens: how large it is, and where it is written and unwritten."""
+    lines = []
+    for k, name in enumerate(TOKEN_CLASSES):
+        if not results["largest_counts"][k]:
+            continue
+        curve = results["largest"][k]
+        s = int(curve.argmax())
+        unit, value = int(results["largest_unit"][k, s]), float(curve[s])
+        line = (
+            f"Largest activation, {name} ({int(results['largest_counts'][k])}): {value:,.4g}, unit {unit} at "
+            f"{_place(s, sites_per_layer)}, {value / float(results['largest_typical'][k, s]):,.0f} times a typical one"
+        )
+        units = results["largest_units"].tolist()
+        if unit in units:
+            u = units.index(unit)
+            before, after, onset = (float(results[f"largest_{w}"][k, u]) for w in ("before", "after", "onset"))
+            line += f"; written at {_place(int(onset), sites_per_layer)}, from {before:,.4g} to {after:,.4g}"
+            fallen = int(results["largest_unwritten"][k, u])
+            line += f", below half of its peak from {_place(fallen, sites_per_layer)} on" if fallen >= 0 else ""
+        lines.append(f"{line}.")
+    if "norm_by_position" not in results:
+        lines.append(
+            "Of each sequence the last token alone was recorded, and massive activations stand at the first one and at "
+            "sinks: data.positions=all shows them."
+        )
+    return lines
+
+
+def _place(s: int, sites_per_layer: int) -> str:
+    layer, site = divmod(s, sites_per_layer)
+    return f"sublayer {s} ({('resid_pre', 'resid_mid')[site]} of layer {layer})"
 
 
 def positions_in_words(results: Mapping[str, Results]) -> list[str]:

@@ -41,7 +41,9 @@ def perturb(run: Run) -> None:
     source = find_source(run)
     layers = layers_of(settings.layers, source.lm.n_layers)
     sublayers = {layer: source.lm.sublayer(layer, settings.site) for layer in layers}
-    prompts = prompts_of(settings, source.sequences, source.lm, seed=config.seed)
+    prompts = prompts_of(
+        settings, source.sequences, source.lm, seed=config.seed, chat_template=config.data.chat_template
+    )
     stream = open_stream(run, source, samples=settings.samples)
     say_positions(run, stream, settings.samples)
     start_records(run, source, {"original": stream})
@@ -52,7 +54,7 @@ def perturb(run: Run) -> None:
     plane = find_plane(settings, trajectories.x)
     lm = source.lm.load(dtype=config.lm.dtype, device=stream.device, head=True)
     with stream.precision():
-        certificate = certify(lm, [prompt.tokens for prompt in prompts])
+        certificate = certify(lm, [prompt.tokens for prompt in prompts], opened_by=source.sequences.opened_by)
     run.say(certificate.line())
     record_certificate(run, "prompts", certificate.to_dict())
     where = f"layers {', '.join(map(str, layers))} ({settings.site}, {settings.position} position)"

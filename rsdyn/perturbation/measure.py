@@ -66,8 +66,13 @@ def layers_of(layers: Sequence[float] | None, n_layers: int) -> list[int]:
     return chosen
 
 
-def prompts_of(settings: PerturbConfig, sequences: Sequences, lm: LMSource, *, seed: int) -> list[Prompt]:
-    """The prompts that the settings ask for; ``UserError`` for an empty one, or one longer than the model's context."""
+def prompts_of(
+    settings: PerturbConfig, sequences: Sequences, lm: LMSource, *, seed: int, chat_template: str = "none"
+) -> list[Prompt]:
+    """The prompts that the settings ask for, as user turns with ``chat_template="user"``.
+
+    ``UserError`` for an empty one, or one longer than the model's context.
+    """
     if settings.from_text is not None:
         if settings.from_text > len(sequences):
             raise UserError(
@@ -90,8 +95,8 @@ def prompts_of(settings: PerturbConfig, sequences: Sequences, lm: LMSource, *, s
     tokenizer = lm.tokenizer()
     prompts = []
     for text in texts:
-        tokens = tokenise_one(tokenizer, text, sequences.bos_id)
-        if not text.strip() or len(tokens) == 1:
+        tokens = tokenise_one(tokenizer, text, sequences.bos_id, chat_template=chat_template)
+        if not text.strip() or len(tokens) == int(sequences.bos_id is not None):
             raise UserError(f"{key}: the prompt is empty. Write some words.")
         if len(tokens) > lm.max_tokens:
             raise UserError(

@@ -68,3 +68,21 @@ def test_figure_has_a_panel_for_positions_only_where_they_are_known():
     curve = {"first token": torch.rand(S) + 1}
     assert len(figures.massive_activations(curve, curve, {}).axes) == 1
     assert len(figures.massive_activations(curve, curve, {"0": torch.rand(S) + 1}).axes) == 2
+
+
+def test_words_name_the_unit_and_the_block_that_writes_it():
+    from rsdyn.analysis.measures import massive_activations
+    from rsdyn.analysis.probe import ResidualStreamProbe
+    from rsdyn.analysis.words import massive_in_words
+
+    x, kind, position = planted()
+    probe = ResidualStreamProbe(n_sublayers=S, n_units=D, measures=["massive"])
+    assert probe.n_passes == 1
+    probe.largest.update(x, kind, position)
+    first, sinks, others = massive_in_words(massive_activations(probe), 2)
+    assert first.startswith("Largest activation, first token (3): 1,000, unit 7 at sublayer 5 (resid_mid of layer 2), ")
+    assert "written by the attention of layer 2, from " in first and "below half of its peak from sublayer 10" in first
+    assert "unit 3" in sinks and "written by the MLP of layer 3" in sinks and "(84)" in others
+    probe.largest.reset()
+    probe.largest.update(x, None, None)
+    assert massive_in_words(massive_activations(probe), 1)[-1].endswith("data.positions=all shows them.")

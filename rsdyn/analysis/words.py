@@ -62,14 +62,14 @@ def massive_in_words(results: Results, sites_per_layer: int) -> list[str]:
         s = int(curve.argmax())
         unit, value = int(results["largest_unit"][k, s]), float(curve[s])
         line = (
-            f"Largest activation, {name} ({int(results['largest_counts'][k])}): {value:,.4g}, unit {unit} at "
+            f"Largest activation, {name} ({int(results['largest_counts'][k])}): {_size(value)}, unit {unit} at "
             f"{_place(s, sites_per_layer)}, {value / float(results['largest_typical'][k, s]):,.0f} times a typical one"
         )
         units = results["largest_units"].tolist()
         if unit in units:
             u = units.index(unit)
             before, after, onset = (float(results[f"largest_{w}"][k, u]) for w in ("before", "after", "onset"))
-            line += f"; written at {_place(int(onset), sites_per_layer)}, from {before:,.4g} to {after:,.4g}"
+            line += f"; written by {_writer(int(onset), sites_per_layer)}, from {_size(before)} to {_size(after)}"
             fallen = int(results["largest_unwritten"][k, u])
             line += f", below half of its peak from {_place(fallen, sites_per_layer)} on" if fallen >= 0 else ""
         lines.append(f"{line}.")
@@ -79,6 +79,18 @@ def massive_in_words(results: Results, sites_per_layer: int) -> list[str]:
             "sinks: data.positions=all shows them."
         )
     return lines
+
+
+def _size(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _writer(s: int, sites_per_layer: int) -> str:
+    """What adds to the stream just before sublayer ``s``."""
+    layer, site = divmod(s, sites_per_layer)
+    if sites_per_layer == 1:
+        return f"layer {layer - 1}"
+    return f"the attention of layer {layer}" if site else f"the MLP of layer {layer - 1}"
 
 
 def _place(s: int, sites_per_layer: int) -> str:

@@ -20,6 +20,7 @@ IN_KEY = {
     "lm.name": "{other_lm}",
     "lm.revision": "step1000",
     "lm.bos": "</s>",
+    "lm.tokenizer": "{other_lm}",
     "lm.dtype": "bfloat16",
     "lm.trust_remote_code": True,
     "lm.batch_tokens": 512,

@@ -78,11 +78,11 @@ def test_words_name_the_unit_and_the_block_that_writes_it():
     x, kind, position = planted()
     probe = ResidualStreamProbe(n_sublayers=S, n_units=D, measures=["massive"])
     assert probe.n_passes == 1
-    probe.largest.update(x, kind, position)
+    probe.extremes.update(x, kind, position)
     first, sinks, others = massive_in_words(massive_activations(probe), 2)
     assert first.startswith("Largest activation, first token (3): 1,000, unit 7 at sublayer 5 (resid_mid of layer 2), ")
     assert "written by the attention of layer 2, from " in first and "below half of its peak from sublayer 10" in first
     assert "unit 3" in sinks and "written by the MLP of layer 3" in sinks and "(84)" in others
-    probe.largest.reset()
-    probe.largest.update(x, None, None)
+    probe.extremes.reset()
+    probe.extremes.update(x, None, None)
     assert massive_in_words(massive_activations(probe), 1)[-1].endswith("data.positions=all shows them.")

@@ -37,7 +37,7 @@ from rsdyn.dynamics.resampling import N_DRAWS, jackknife, simulate, simulated
 from rsdyn.dynamics.rotation_test import RotationTest
 from rsdyn.dynamics.walks import smoothed_random_walks
 from rsdyn.metrics.processes import from_all, shared_out
-from rsdyn.metrics.running import Largest, UnitShare
+from rsdyn.metrics.running import Extremes, UnitShare
 from rsdyn.threads import side_by_side
 
 Results = dict[str, Any]
@@ -136,20 +136,20 @@ def massive_activations(probe: ResidualStreamProbe) -> Results:
 
     Classes are those of :data:`rsdyn.metrics.running.TOKEN_CLASSES`; a class without tokens is NaN.
     """
-    assert probe.largest is not None
-    found: Largest = probe.largest.compute()
+    assert probe.extremes is not None
+    found: Extremes = probe.extremes.compute()
     units = massive.largest_units(found.largest, found.typical, N_MASSIVE)
     curves = found.largest[..., units].movedim(-1, 1)  # (C, units, S)
     places = massive.written(curves.nan_to_num(nan=0.0))
     largest = found.largest.nan_to_num(nan=-1.0).max(-1)
     out: Results = {
-        "largest": found.largest.amax(-1),
-        "largest_unit": largest.indices,
-        "largest_typical": found.typical,
-        "largest_counts": found.counts,
-        "largest_units": units,
-        "largest_of_units": curves,
-        **{f"largest_{name}": value for name, value in places._asdict().items()},
+        "massive_largest": found.largest.amax(-1),
+        "massive_unit": largest.indices,
+        "massive_typical": found.typical,
+        "massive_counts": found.counts,
+        "massive_top": units,
+        "massive_of_top": curves,
+        **{f"massive_{name}": value for name, value in places._asdict().items()},
     }
     if not found.norms.isnan().all():
         out["norm_by_position"] = found.norms

@@ -56,21 +56,21 @@ def massive_in_words(results: Results, sites_per_layer: int) -> list[str]:
     """The unit that stands out most in each class of tokens: how large it is, and where it is written and unwritten."""
     lines = []
     for k, name in enumerate(TOKEN_CLASSES):
-        if not results["largest_counts"][k]:
+        if not results["massive_counts"][k]:
             continue
-        curve = results["largest"][k]
+        curve = results["massive_largest"][k]
         s = int(curve.argmax())
-        unit, value = int(results["largest_unit"][k, s]), float(curve[s])
+        unit, value = int(results["massive_unit"][k, s]), float(curve[s])
         line = (
-            f"Largest activation, {name} ({int(results['largest_counts'][k])}): {_size(value)}, unit {unit} at "
-            f"{_place(s, sites_per_layer)}, {value / float(results['largest_typical'][k, s]):,.0f} times a typical one"
+            f"Largest activation, {name} ({int(results['massive_counts'][k])}): {_size(value)}, unit {unit} at "
+            f"{_place(s, sites_per_layer)}, {value / float(results['massive_typical'][k, s]):,.0f} times a typical one"
         )
-        units = results["largest_units"].tolist()
+        units = results["massive_top"].tolist()
         if unit in units:
             u = units.index(unit)
-            before, after, onset = (float(results[f"largest_{w}"][k, u]) for w in ("before", "after", "onset"))
+            before, after, onset = (float(results[f"massive_{w}"][k, u]) for w in ("before", "after", "onset"))
             line += f"; written by {_writer(int(onset), sites_per_layer)}, from {_size(before)} to {_size(after)}"
-            fallen = int(results["largest_unwritten"][k, u])
+            fallen = int(results["massive_unwritten"][k, u])
             line += f", below half of its peak from {_place(fallen, sites_per_layer)} on" if fallen >= 0 else ""
         lines.append(f"{line}.")
     if "norm_by_position" not in results:

@@ -86,12 +86,12 @@ def _left_out(found: LargestUnits | None) -> dict[str, Figure]:
 
 
 def _massive(main: Results, sites: Any) -> Figure:
-    found = {name: k for k, name in enumerate(TOKEN_CLASSES) if main["largest_counts"][k]}
+    found = {name: k for k, name in enumerate(TOKEN_CLASSES) if main["massive_counts"][k]}
     norms = main.get("norm_by_position")
     ranges = {} if norms is None else {name: norms[k] for k, name in enumerate(range_names())}
     return figures.massive_activations(
-        {name: main["largest"][k] for name, k in found.items()},
-        {name: main["largest_typical"][k] for name, k in found.items()},
+        {name: main["massive_largest"][k] for name, k in found.items()},
+        {name: main["massive_typical"][k] for name, k in found.items()},
         {name: norm for name, norm in ranges.items() if not norm.isnan().any()},
         **sites,
     )

@@ -465,7 +465,7 @@ class LargestByKind(Metric):
     """The largest absolute value of every unit at every sublayer by class of token, and norms by position.
 
     The classes are the first token, sinks, and the others, which all are where nothing is known of a token. ``update``
-    takes trajectories ``(n, S, D)``, their kinds and positions ``(n,)`` or None; ``compute`` gives a :class:`Largest`.
+    takes trajectories ``(n, S, D)``, their kinds and positions ``(n,)`` or None; ``compute`` gives a :class:`Extremes`.
     """
 
     full_state_update = False
@@ -501,14 +501,14 @@ class LargestByKind(Metric):
             self.norms.index_add_(0, ranges, norm)
             self.norm_counts.index_add_(0, ranges, torch.ones_like(ranges, dtype=torch.float64))
 
-    def compute(self) -> Largest:
+    def compute(self) -> Extremes:
         empty = self.counts == 0
         largest = self.largest.double().masked_fill(empty[:, None, None], torch.nan)
         typical = (self.sizes / self.counts[:, None, None]).median(-1).values
-        return Largest(largest, typical, self.counts.clone(), self.norms / self.norm_counts[:, None])
+        return Extremes(largest, typical, self.counts.clone(), self.norms / self.norm_counts[:, None])
 
 
-class Largest(NamedTuple):
+class Extremes(NamedTuple):
     """The largest activations of a stream.
 
     Attributes:

@@ -19,6 +19,7 @@ from rsdyn.run import opening as experiment
 IN_KEY = {
     "lm.name": "{other_lm}",
     "lm.revision": "step1000",
+    "lm.bos": "</s>",
     "lm.tokenizer": "{lm}",  # by its name; what it makes of the text is in the key too
     "lm.dtype": "bfloat16",
     "lm.trust_remote_code": True,
@@ -55,7 +56,7 @@ NOT_IN_KEY = {
     "seed": 5,  # of the original text in an order of its own seed; tested below for the rest
 }
 # Settings tested by themselves below.
-APART = {"data.truncate", "cache.enabled"}
+APART = {"data.truncate", "data.chat_template", "cache.enabled"}
 # Sections that neither the text, nor the LM, nor the cache may read.
 OTHER_SECTIONS = {"run", "cae", "analysis", "perturb", "trainer", "tracking"}
 

@@ -29,6 +29,8 @@ OTHER = {
     "resume": ("runs/a/checkpoints/last.ckpt", "runs/a/checkpoints/last.ckpt"),
     "run.dir": ("out/x", "out/x"),
     "run.name": ("mine", "mine"),
+    "lm.bos": ("none", "none"),
+    "data.chat_template": ("user", "user"),
     "lm.name": ("gpt2", "gpt2"),
     "lm.revision": ("main", "main"),
     "lm.tokenizer": ("gpt2", "gpt2"),

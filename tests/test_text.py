@@ -521,3 +521,76 @@ def test_shuffling_afterwards_is_the_shuffled_condition(tmp_path):
     assert plain.shuffled(6).digest != shuffled.digest
     for i in range(len(plain)):
         assert sorted(plain[i]) == sorted(shuffled[i]) and plain[i][0] == shuffled[i][0] == plain.bos_id
+
+
+# ---- what else may stand before a text: lm.bos and data.chat_template
+
+
+CHAT = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }} {% endfor %}[answer]"
+
+
+def plain(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_no_bos_or_another_token(tokenizer):
+    texts = as_rows([line for line in PROSE if len(line) > 60])
+    auto, none = (tokenise(texts, tokenizer, l_min=50, bos=bos, order="corpus") for bos in ("auto", "none"))
+    assert none.bos_id is None and none.fixed == (0, 0) and none.opened_by == "nothing (lm.bos=none)"
+    for i in range(len(none)):
+        assert none[i].tolist() == plain(tokenizer, texts[i]["text"]) == auto[i][1:].tolist()
+    shuffled = none.shuffled(0)
+    assert sorted(shuffled[0]) == sorted(none[0]) and shuffled[0][0] != none[0][0]  # nothing is kept in its place
+    ended = tokenise(texts, tokenizer, l_min=50, bos="</s>", order="corpus")
+    assert {int(ended[i][0]) for i in range(len(ended))} == {tokenizer.eos_token_id} and ended.fixed == (1, 0)
+    assert len({auto.digest, none.digest, ended.digest}) == 3  # the cache's key
+    with pytest.raises(UserError, match=r"bos=<nope>: no token of this model's vocabulary.* such as <s>"):
+        tokenise(texts, tokenizer, l_min=50, bos="<nope>")
+
+
+@pytest.mark.parametrize("opening", ["", "<s>"])
+def test_a_user_turn_is_what_transformers_would_give_the_model(tmp_path, opening):
+    tokenizer = tiny_tokenizer(tmp_path)
+    tokenizer.chat_template = opening + CHAT
+    texts = as_rows([f" {line} \n" for line in PROSE])
+    found = tokenise(texts, tokenizer, l_min=10, chat_template="user", order="corpus")
+    for i in range(len(found)):
+        turn = [{"role": "user", "content": texts[i]["text"]}]
+        expected = tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
+        assert found[i].tolist() == list(expected)
+    assert found.bos_id == (tokenizer.bos_token_id if opening else None)
+    before, behind = found.fixed
+    assert before >= len(plain(tokenizer, opening + "[user]")) and behind >= len(plain(tokenizer, "[answer]"))
+    shuffled = found.shuffled(3)
+    for i in range(len(found)):
+        assert shuffled[i][:before].tolist() == found[i][:before].tolist()
+        assert shuffled[i][-behind:].tolist() == found[i][-behind:].tolist()
+        assert sorted(shuffled[i]) == sorted(found[i]) and shuffled[i].tolist() != found[i].tolist()
+    one = tokenise_one(tokenizer, PROSE[0], found.bos_id, chat_template="user")
+    assert one.tolist() == found[0].tolist()
+
+
+def test_templates_that_are_refused(tmp_path):
+    tokenizer = tiny_tokenizer(tmp_path)
+    rows = as_rows(PROSE)
+    with pytest.raises(UserError, match="has no chat template"):
+        tokenise(rows, tokenizer, l_min=10, chat_template="user")
+    tokenizer.chat_template = "<s><s>" + CHAT
+    with pytest.raises(UserError, match=r"begins with 2 <s> in a row"):
+        tokenise(rows, tokenizer, l_min=10, chat_template="user")
+    tokenizer.chat_template = "<s>" + CHAT
+    with pytest.raises(UserError, match=r"bos=none and chat_template=user"):
+        tokenise(rows, tokenizer, l_min=10, chat_template="user", bos="none")
+    with pytest.raises(UserError, match=r"row 0 of the text spells </s>, which means something else in a chat"):
+        tokenise(as_rows(["He wrote </s> on the wall and left."]), tokenizer, l_min=10, chat_template="user")
+    with pytest.raises(UserError, match="would cut the chat template's end"):
+        tokenise(rows, tokenizer, l_min=10, chat_template="user", max_tokens=20, truncate=True)
+    with pytest.raises(UserError, match="chat_template=assistant"):
+        tokenise(rows, tokenizer, l_min=10, chat_template="assistant")
+
+
+def test_an_instruct_model_on_plain_text_gets_a_note(tmp_path):
+    tokenizer = tiny_tokenizer(tmp_path, add_bos_by_template=True)
+    assert tokenise(as_rows(PROSE), tokenizer, l_min=10).bos_note is None
+    tokenizer.chat_template = CHAT
+    assert "an instruct model), and this is plain text" in tokenise(as_rows(PROSE), tokenizer, l_min=10).bos_note

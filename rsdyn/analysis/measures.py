@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rsdyn.analysis.probe import ResidualStreamProbe
-from rsdyn.dynamics import dimension, rotation
+from rsdyn.dynamics import dimension, massive, rotation
 from rsdyn.dynamics import rotation_test as surrogates
 from rsdyn.dynamics.by_group import between_groups, within_groups
 from rsdyn.dynamics.geometry import Pace
@@ -37,7 +37,7 @@ from rsdyn.dynamics.resampling import N_DRAWS, jackknife, simulate, simulated
 from rsdyn.dynamics.rotation_test import RotationTest
 from rsdyn.dynamics.walks import smoothed_random_walks
 from rsdyn.metrics.processes import from_all, shared_out
-from rsdyn.metrics.running import UnitShare
+from rsdyn.metrics.running import Extremes, UnitShare
 from rsdyn.threads import side_by_side
 
 Results = dict[str, Any]
@@ -126,6 +126,34 @@ def flags(probe: ResidualStreamProbe, dtype: torch.dtype) -> Results:
         "frozen_steps": probe.frozen.mean(1),
         "frozen_units": (probe.frozen.mean(0) > 0.5).nonzero().flatten(),
     }
+
+
+N_MASSIVE = 4  # units whose curves are told
+
+
+def massive_activations(probe: ResidualStreamProbe) -> Results:
+    """The largest activations by class of token, the units they are of, where these are written, norms by position.
+
+    Classes are those of :data:`rsdyn.metrics.running.TOKEN_CLASSES`; a class without tokens is NaN.
+    """
+    assert probe.extremes is not None
+    found: Extremes = probe.extremes.compute()
+    units = massive.largest_units(found.largest, found.typical, N_MASSIVE)
+    curves = found.largest[..., units].movedim(-1, 1)  # (C, units, S)
+    places = massive.written(curves.nan_to_num(nan=0.0))
+    largest = found.largest.nan_to_num(nan=-1.0).max(-1)
+    out: Results = {
+        "massive_largest": found.largest.amax(-1),
+        "massive_unit": largest.indices,
+        "massive_typical": found.typical,
+        "massive_counts": found.counts,
+        "massive_top": units,
+        "massive_of_top": curves,
+        **{f"massive_{name}": value for name, value in places._asdict().items()},
+    }
+    if not found.norms.isnan().all():
+        out["norm_by_position"] = found.norms
+    return out
 
 
 def activations(probe: ResidualStreamProbe, threshold: float | None = None) -> Results:

@@ -23,6 +23,7 @@ from rsdyn.metrics.running import (
     FrozenSteps,
     GroupSums,
     KindCounts,
+    LargestByKind,
     PaceWithoutLargest,
     RelativeSpeed,
     Speed,
@@ -160,6 +161,7 @@ class ResidualStreamProbe(L.LightningModule):
         self.pairs = Correlation(n_sublayers, n_units, "all") if "correlation" in measures else None
         self.frozen_steps = FrozenSteps(n_sublayers, n_units)
         self.kinds = KindCounts()
+        self.extremes = LargestByKind(n_sublayers, n_units) if "massive" in measures else None
         self.covariances = Grouped(lambda: StreamCovariance(n_units), 2) if "pca" in measures else None
         self.kept = UnitTrajectories(keep) if set(measures) & set(KEEP_SAMPLES) else None
         self.tokens: GroupSums | None = None
@@ -213,6 +215,8 @@ class ResidualStreamProbe(L.LightningModule):
         self.frozen_steps.update(x)
         if self.tokens is not None:
             self.tokens.update(x, sequence)
+        if self.extremes is not None:
+            self.extremes.update(x, batch.kind, batch.position)
         if self.pairs is not None:
             self.pairs.update(x)
         if self.covariances is not None:

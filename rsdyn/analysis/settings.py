@@ -7,6 +7,7 @@ from rsdyn.options import (
 )
 
 MEASURES = ("activations", "correlation", "cosine", "velocity", "mutual_information", "rotation", "pca")  # of a stream
+MASSIVE = "massive"  # of single tokens, so it says most with data.positions=all
 JACOBIAN = "jacobian"  # of the model at a text's states: costly, and asked for by name
 
 
@@ -76,7 +77,9 @@ class AnalysisConfig:
     """What analyze.py measures, and what train.py measures on the way with analysis.on_train=true."""
 
     measures: list[str] = setting(
-        list(MEASURES), "What to measure; jacobian is asked for by name.", choices=(*MEASURES, JACOBIAN)
+        list(MEASURES),
+        "What to measure; massive (which says most with data.positions=all) and jacobian are asked for by name.",
+        choices=(*MEASURES, MASSIVE, JACOBIAN),
     )
     conditions: list[str] = setting(
         list(CONDITIONS),

@@ -7,6 +7,7 @@ from typing import Any
 
 from rsdyn.analysis.probe import MASSIVE
 from rsdyn.analysis.rotation_rows import share_beyond
+from rsdyn.metrics.running import TOKEN_CLASSES
 from rsdyn.stream.text.positions import SINK_RATIO
 
 Results = Mapping[str, Any]
@@ -49,6 +50,52 @@ def plane_in_words(results: Results) -> list[str]:
     if loadings.shape[1]:
         line += f" Massive units are {100 * float(loadings[0].sum()):.0f} % of the first component."
     return [line]
+
+
+def massive_in_words(results: Results, sites_per_layer: int) -> list[str]:
+    """The unit that stands out most in each class of tokens: how large it is, and where it is written and unwritten."""
+    lines = []
+    for k, name in enumerate(TOKEN_CLASSES):
+        if not results["massive_counts"][k]:
+            continue
+        curve = results["massive_largest"][k]
+        s = int(curve.argmax())
+        unit, value = int(results["massive_unit"][k, s]), float(curve[s])
+        line = (
+            f"Largest activation, {name} ({int(results['massive_counts'][k])}): {_size(value)}, unit {unit} at "
+            f"{_place(s, sites_per_layer)}, {value / float(results['massive_typical'][k, s]):,.0f} times a typical one"
+        )
+        units = results["massive_top"].tolist()
+        if unit in units:
+            u = units.index(unit)
+            before, after, onset = (float(results[f"massive_{w}"][k, u]) for w in ("before", "after", "onset"))
+            line += f"; written by {_writer(int(onset), sites_per_layer)}, from {_size(before)} to {_size(after)}"
+            fallen = int(results["massive_unwritten"][k, u])
+            line += f", below half of its peak from {_place(fallen, sites_per_layer)} on" if fallen >= 0 else ""
+        lines.append(f"{line}.")
+    if "norm_by_position" not in results:
+        lines.append(
+            "Of each sequence the last token alone was recorded, and massive activations stand at the first one and at "
+            "sinks: data.positions=all shows them."
+        )
+    return lines
+
+
+def _size(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _writer(s: int, sites_per_layer: int) -> str:
+    """What adds to the stream just before sublayer ``s``."""
+    layer, site = divmod(s, sites_per_layer)
+    if sites_per_layer == 1:
+        return f"layer {layer - 1}"
+    return f"the attention of layer {layer}" if site else f"the MLP of layer {layer - 1}"
+
+
+def _place(s: int, sites_per_layer: int) -> str:
+    layer, site = divmod(s, sites_per_layer)
+    return f"sublayer {s} ({('resid_pre', 'resid_mid')[site]} of layer {layer})"
 
 
 def positions_in_words(results: Mapping[str, Results]) -> list[str]:

@@ -28,9 +28,9 @@ from rsdyn.analysis.left_out import as_markdown as left_out_markdown
 from rsdyn.analysis.left_out import without_largest
 from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.analysis.seeds import with_seeds
-from rsdyn.analysis.settings import JACOBIAN
+from rsdyn.analysis.settings import JACOBIAN, MASSIVE
 from rsdyn.analysis.table import as_json, as_markdown, as_text
-from rsdyn.analysis.words import flags_in_words, plane_in_words, positions_in_words, rotation_in_words
+from rsdyn.analysis.words import flags_in_words, massive_in_words, plane_in_words, positions_in_words, rotation_in_words
 from rsdyn.commands.jacobians import check_continues, measure_jacobians
 from rsdyn.errors import UserError
 from rsdyn.figures import of_jacobians
@@ -208,6 +208,7 @@ def _measures(probe: Any, settings: Any, sites: int, seed: int, nulls: bool) -> 
         "mutual_information": lambda: analysis.information(probe, settings.mi.estimator, seed),
         "rotation": lambda: analysis.rotations(probe, nulls_of(settings, own=True) if nulls else [], **surrogates),
         "pca": lambda: analysis.principal_components(probe, seed),
+        "massive": lambda: analysis.massive_activations(probe),
     }
     for measure, measured in ways.items():
         if measure in settings.measures:
@@ -250,6 +251,7 @@ def _report(
     largest = without_largest(results, measures, sites)
     words = rotation_in_words(main, summary["n_sublayers"]) if "rotation" in measures else []
     words += plane_in_words(main) if "pca" in measures else []
+    words += massive_in_words(main, sites) if MASSIVE in measures else []
     notes = flags_in_words(results)
     if summary["positions"] != "last":
         notes = [*positions_in_words(results), *notes]

@@ -59,7 +59,9 @@ def move_points(run: Run, source: Source) -> None:
     settings = config.perturb
     layers = layers_of(settings.layers, source.lm.n_layers)
     sublayers = {layer: source.lm.sublayer(layer, settings.site) for layer in layers}
-    prompts = prompts_of(settings, source.sequences, source.lm, seed=config.seed)
+    prompts = prompts_of(
+        settings, source.sequences, source.lm, seed=config.seed, chat_template=config.data.chat_template
+    )
     autoencoder = open_autoencoder(settings, source.lm.n_units)
     check_memories(source.lm.config, source.lm.name)
     stream = open_stream(run, source, samples=settings.samples)
@@ -70,7 +72,7 @@ def move_points(run: Run, source: Source) -> None:
     # what cannot be continued is refused here, before anything is recorded
     lm = source.lm.load(dtype=config.lm.dtype, device=stream.device, head=True)
     with stream.precision():
-        certificate = certify(lm, [prompt.tokens for prompt in prompts])
+        certificate = certify(lm, [prompt.tokens for prompt in prompts], opened_by=source.sequences.opened_by)
         run_reference(lm, prompts[0].tokens)
     run.say(certificate.line())
     record_certificate(run, "prompts", certificate.to_dict())

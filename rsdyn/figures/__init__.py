@@ -3,6 +3,7 @@
 from rsdyn.figures.components import components_needed, cumulative_variance, loadings, pca_trajectory
 from rsdyn.figures.jacobians import eigenvalue_planes, linear_range, lyapunov_exponents, product_participation
 from rsdyn.figures.left_out import findings_left_out
+from rsdyn.figures.massive import massive_activations
 from rsdyn.figures.perturbation import by_layer, recovery_curves, teleports
 from rsdyn.figures.rotations import portraits, rotation_distribution, rotations_by_unit
 from rsdyn.figures.stream import correlation_density, density, mean_activations
@@ -27,6 +28,7 @@ __all__ = [
     "loadings",
     "loss_curves",
     "lyapunov_exponents",
+    "massive_activations",
     "mean_activations",
     "pca_trajectory",
     "portraits",

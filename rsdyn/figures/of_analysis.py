@@ -10,8 +10,10 @@ from torch import Tensor
 
 from rsdyn import figures
 from rsdyn.analysis.left_out import LargestUnits, without_largest
+from rsdyn.dynamics.massive import range_names
 from rsdyn.dynamics.rotation import portrait
 from rsdyn.labels import NAMES
+from rsdyn.metrics.running import TOKEN_CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,6 +67,7 @@ def panels(
         "mutual_information": lambda: _information(main, others, sites),
         "rotation": lambda: _rotation(main, results, sites, units, seed),
         "pca": lambda: _components(main, results, sites),
+        "massive": lambda: {"massive_activations": _massive(main, sites)},
     }
     drawn: dict[str, Figure] = {}
     for measure in measures:
@@ -80,6 +83,18 @@ def _left_out(found: LargestUnits | None) -> dict[str, Figure]:
         row.statistic: {NAMES[c]: values for c, values in row.values.items()} for row in found.rows if not row.under
     }
     return {"findings_without_largest": figures.findings_left_out(found.counts, values)} if values else {}
+
+
+def _massive(main: Results, sites: Any) -> Figure:
+    found = {name: k for k, name in enumerate(TOKEN_CLASSES) if main["massive_counts"][k]}
+    norms = main.get("norm_by_position")
+    ranges = {} if norms is None else {name: norms[k] for k, name in enumerate(range_names())}
+    return figures.massive_activations(
+        {name: main["massive_largest"][k] for name, k in found.items()},
+        {name: main["massive_typical"][k] for name, k in found.items()},
+        {name: norm for name, norm in ranges.items() if not norm.isnan().any()},
+        **sites,
+    )
 
 
 def _curve(main: Results, others: Mapping[str, Results], name: str, ylabel: str, sites: Any, **looks: Any) -> Figure:

@@ -58,6 +58,7 @@ class Certificate:
         layout_reason: why they are not packed; None where they are, or nobody asked.
         unused: weights that the model's files hold and it has no place for, in a sentence; None for none.
         quantisation: what the weights were dequantised from; None where they were not.
+        opened_by: what was put before each text, in words; None where nobody said.
     """
 
     attention: float | None
@@ -79,6 +80,7 @@ class Certificate:
     layout_reason: str | None
     unused: str | None
     quantisation: str | None = None
+    opened_by: str | None = None
 
     def line(self) -> str:
         """One line that says what was checked and how far off it is at worst."""
@@ -94,6 +96,7 @@ class Certificate:
         return (
             f"Stream certified over {self.layers} layers{kind} in {self.dtype}{weights}: largest relative error of "
             f"{parts} (allowed {self.tolerance:.0e}, between two runs {self.tolerance_of_runs:.0e}).{layout}"
+            + ("" if self.opened_by is None else f" Before each text: {self.opened_by}.")
             + ("" if self.unused is None else f" {say_unused(self.unused)}")
         )
 
@@ -122,8 +125,10 @@ def tolerances(lm: LanguageModel) -> tuple[float, float]:
 
 @in_eval_mode
 @torch.inference_mode()
-def certify(lm: LanguageModel, sequences: Sequence[np.ndarray]) -> Certificate:
+def certify(lm: LanguageModel, sequences: Sequence[np.ndarray], *, opened_by: str | None = None) -> Certificate:
     """Check a model's stream on two of ``sequences`` (token ids of each, BOS included), cut to 24 tokens.
+
+    ``opened_by`` says what was put before each text, for the certificate's line.
 
     Raises ``UserError`` naming the identity that fails, the layer, by how much and what to do; ``NonFiniteError`` where
     the stream overflows; ``ValueError`` while an intervention is open.
@@ -150,6 +155,7 @@ def certify(lm: LanguageModel, sequences: Sequence[np.ndarray]) -> Certificate:
         layout_reason=lm.layout.reason,
         unused=lm.unused,
         quantisation=lm.quantisation,
+        opened_by=opened_by,
     )
 
 

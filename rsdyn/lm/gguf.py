@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -336,6 +336,19 @@ def gguf_tokenizer(file: GGUFFile, name: str) -> Any:
         ) from error
 
 
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without transformers' own progress bar, which its setting for bars does not reach, amid ours."""
+    from transformers import modeling_gguf_pytorch_utils as module
+
+    before = module.tqdm
+    module.tqdm = partial(before, disable=True)
+    try:
+        yield
+    finally:
+        module.tqdm = before
+
+
 def load_gguf(file: GGUFFile, name: str, config: Any, kind: Any, dtype: Any) -> tuple[Any, dict[str, Any]]:
     """The model of a GGUF file, its weights dequantised to ``dtype``, and what transformers says of the loading.
 
@@ -344,7 +357,7 @@ def load_gguf(file: GGUFFile, name: str, config: Any, kind: Any, dtype: Any) -> 
     """
     from transformers import GgufConfig
 
-    with gguf_errors(name, file.architecture):
+    with gguf_errors(name, file.architecture), _no_bar():
         return kind.from_pretrained(
             str(file.path.parent),
             gguf_file=file.path.name,

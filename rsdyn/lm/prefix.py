@@ -45,7 +45,7 @@ def find_bos(tokenizer: PreTrainedTokenizerBase, wanted: str = "auto") -> Openin
             given = tokenizer.bos_token or tokenizer.eos_token
             hint = f", such as {given}" if given else ""
             raise UserError(
-                f"lm.bos={wanted}: no token of this model's vocabulary. Give auto, none, or one of its tokens{hint}."
+                f"bos={wanted}: no token of this model's vocabulary. Give auto, none, or one of its tokens{hint}."
             )
         return Opening(
             tokenizer.convert_tokens_to_ids(wanted), wanted, f"{wanted} was put before each sequence (lm.bos)"
@@ -59,7 +59,7 @@ def find_bos(tokenizer: PreTrainedTokenizerBase, wanted: str = "auto") -> Openin
         note = f"this tokenizer has no BOS: its end-of-text token {tokenizer.eos_token} was put before each sequence"
         return Opening(tokenizer.eos_token_id, tokenizer.eos_token, note)
     raise UserError(
-        "lm.name: its tokenizer has neither a BOS nor an EOS token to open a sequence with. Set lm.bos=none, or name "
+        "lm.name: its tokenizer has neither a BOS nor an EOS token to open a sequence with. Set bos=none, or name "
         "one in the model's tokenizer_config.json (bos_token)."
     )
 
@@ -101,15 +101,15 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase) -> ChatFrame | None:
     except Exception as error:  # whatever a template's author raises in it, and Jinja's own
         said = " ".join(str(error).split())[:200]
         raise UserError(
-            f"data.chat_template=user: this tokenizer's template does not take one user turn alone "
-            f"({type(error).__name__}: {said}). Use data.chat_template=none."
+            f"chat_template=user: this tokenizer's template does not take one user turn alone "
+            f"({type(error).__name__}: {said}). Use chat_template=none."
         ) from error
     before, found, after = plain.partition(_TEXT)
     strips = padded == plain
     if not found or _TEXT in after or (not strips and padded != f"{before} {_TEXT} \n{after}"):
         raise UserError(
-            "data.chat_template=user: this tokenizer's template does not put the text into a fixed frame, so which "
-            "tokens are the text's cannot be told. Use data.chat_template=none."
+            "chat_template=user: this tokenizer's template does not put the text into a fixed frame, so which "
+            "tokens are the text's cannot be told. Use chat_template=none."
         )
     ids = tokenizer(before, add_special_tokens=False)["input_ids"]
     opens_with = 0
@@ -122,7 +122,7 @@ def refuse_two_bos(tokenizer: PreTrainedTokenizerBase, frame: ChatFrame) -> None
     """Raise ``UserError`` for a template that begins with BOS more than once."""
     if frame.opens_with > 1:
         raise UserError(
-            f"data.chat_template=user: this tokenizer's template begins with {frame.opens_with} {tokenizer.bos_token} "
+            f"chat_template=user: this tokenizer's template begins with {frame.opens_with} {tokenizer.bos_token} "
             "in a row, and a model has seen one. Mend chat_template in its tokenizer_config.json, or use "
-            "data.chat_template=none."
+            "chat_template=none."
         )

@@ -21,6 +21,11 @@ class LmConfig:
     tokenizer: str | None = setting(
         None, "Hub name or folder whose tokenizer is taken; null is the LM's own.", also=("tokenizer_name",)
     )
+    bos: str = setting(
+        "auto",
+        "What opens every sequence: auto is the tokenizer's BOS, else its end-of-text token; none is nothing; else a "
+        "token of the vocabulary, such as <|endoftext|>.",
+    )
     dtype: str = setting(
         "float32",
         "Number format the LM computes in.",

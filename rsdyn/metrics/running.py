@@ -11,7 +11,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from rsdyn.dynamics import geometry
+from rsdyn.dynamics import geometry, massive
 from rsdyn.dynamics.information import consecutive_information
 from rsdyn.dynamics.moments import (
     Comoments,
@@ -473,6 +473,72 @@ class KindCounts(_Float64State):
 
     def compute(self) -> Tensor:
         return self.total.clone()
+
+
+TOKEN_CLASSES = ("first token", "sinks", "others")
+
+
+class LargestByKind(ShapedMetric):
+    """The largest absolute value of every unit at every sublayer by class of token, and norms by position.
+
+    The classes are the first token, sinks, and the others, which all are where nothing is known of a token. ``update``
+    takes trajectories ``(n, S, D)``, their kinds and positions ``(n,)`` or None; ``compute`` gives a :class:`Extremes`.
+    """
+
+    full_state_update = False
+    largest: Tensor
+    sizes: Tensor
+    counts: Tensor
+    norms: Tensor
+    norm_counts: Tensor
+
+    def __init__(self, n_sublayers: int, n_units: int):
+        super().__init__()
+        n_classes, n_ranges = len(TOKEN_CLASSES), len(massive.POSITIONS)
+        shape, wide = (n_classes, n_sublayers, n_units), torch.float64
+        self.add_state("largest", default=torch.full(shape, -1.0), dist_reduce_fx="max")
+        self.add_state("sizes", default=torch.zeros(shape, dtype=wide), dist_reduce_fx="sum")
+        self.add_state("counts", default=torch.zeros(n_classes, dtype=wide), dist_reduce_fx="sum")
+        self.add_state("norms", default=torch.zeros(n_ranges, n_sublayers, dtype=wide), dist_reduce_fx="sum")
+        self.add_state("norm_counts", default=torch.zeros(n_ranges, dtype=wide), dist_reduce_fx="sum")
+
+    def update(self, trajectories: Tensor, kind: Tensor | None, position: Tensor | None) -> None:
+        """Count trajectories ``(n, S, D)`` of kinds and positions ``(n,)`` in."""
+        size = trajectories.to(torch.float32).abs()
+        if kind is None:
+            kind = torch.zeros(len(size), dtype=torch.uint8, device=size.device)
+        of = torch.where(kind & BOS != 0, 0, torch.where(kind & SINK != 0, 1, 2))
+        for number in of.unique().tolist():
+            rows = size[of == number]
+            self.largest[number] = torch.maximum(self.largest[number], rows.amax(0))
+            self.sizes[number] += rows.sum(0, dtype=torch.float64)
+            self.counts[number] += len(rows)
+        if position is not None:
+            ranges, norm = massive.position_range(position), size.norm(dim=-1).double()
+            self.norms.index_add_(0, ranges, norm)
+            self.norm_counts.index_add_(0, ranges, torch.ones_like(ranges, dtype=torch.float64))
+
+    def compute(self) -> Extremes:
+        empty = self.counts == 0
+        largest = self.largest.double().masked_fill(empty[:, None, None], torch.nan)
+        typical = (self.sizes / self.counts[:, None, None]).median(-1).values
+        return Extremes(largest, typical, self.counts.clone(), self.norms / self.norm_counts[:, None])
+
+
+class Extremes(NamedTuple):
+    """The largest activations of a stream.
+
+    Attributes:
+        largest: ``(C, S, D)`` of each unit, by class of token; NaN where a class is empty.
+        typical: ``(C, S)`` the median over units of the mean absolute value.
+        counts: ``(C,)`` tokens of each class.
+        norms: ``(P, S)`` the mean norm by range of positions; NaN where there is none.
+    """
+
+    largest: Tensor
+    typical: Tensor
+    counts: Tensor
+    norms: Tensor
 
 
 class UnitTrajectories(ShapedMetric):

@@ -97,7 +97,7 @@ def find_text(run: Run, lm: LMSource) -> Source:
         document_column=document_column,
     )
     tokenizer = lm.tokenizer()
-    with named_by_keys("data"):
+    with named_by_keys("lm"), named_by_keys("data"):
         sequences = tokenise(
             corpus.rows,
             tokenizer,
@@ -112,6 +112,8 @@ def find_text(run: Run, lm: LMSource) -> Source:
             max_tokens=lm.max_tokens,
             truncate=data.truncate,
             vocab_size=lm.vocab_size,
+            bos=run.config.lm.bos,
+            chat_template=data.chat_template,
         )
     text = data.name or (Path(data.path).expanduser().absolute().name if data.path else "embedded")
     run.say(
@@ -133,6 +135,7 @@ def find_text(run: Run, lm: LMSource) -> Source:
         "text_split": data.split,
         "text_revision": data.revision,
         "text_column": data.text_column,
+        **({} if data.chat_template == "none" else {"chat_template": data.chat_template}),
         "filter": [data.l_min, data.l_max],
         **({"strip": True} if data.strip else {}),
         "limit": data.limit,

@@ -57,6 +57,12 @@ class DataConfig:
         "WikiText's end in one token.",
     )
     truncate: bool = setting(False, "Cut sequences longer than the LM's context instead of refusing them.")
+    chat_template: str = setting(
+        "none",
+        "none records each text as it is; user as a user turn of the tokenizer's chat template, up to where an "
+        "instruct model would answer.",
+        choices=("none", "user"),
+    )
     condition: str = setting(
         "original",
         "The text as it is, or a control: the tokens of each sequence shuffled (the paper's), or all but the last.",

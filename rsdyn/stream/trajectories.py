@@ -293,7 +293,7 @@ class TrajectoryStream:
         texts = [self.sequences[i] for i in range(min(32, self.n_sequences))]
         with self.precision():
             model.layout = choose_layout(model, texts, self.layout)
-            certificate = certify(model, texts)
+            certificate = certify(model, texts, opened_by=self.sequences.opened_by)
         self.certificate = certificate.to_dict()
         self.on_certificate(certificate)
         if self.cache is not None:

@@ -26,12 +26,14 @@ class TrajectoryBatch(NamedTuple):
         number: ``(n,)`` int64, those of the trajectories (:func:`rsdyn.stream.text.positions.numbers`); None where each
             sequence has one, and it is the sequence's.
         kind: ``(n,)`` uint8, as in :class:`~rsdyn.stream.cache.Shard`; None there.
+        position: ``(n,)`` int32, the token's place in its sequence; None there.
     """
 
     activations: Tensor
     sequence: Tensor
     number: Tensor | None = None
     kind: Tensor | None = None
+    position: Tensor | None = None
 
 
 def pieces(stream: TrajectoryStream, k: int, shard: Shard, n: int) -> Iterator[TrajectoryBatch]:
@@ -42,7 +44,9 @@ def pieces(stream: TrajectoryStream, k: int, shard: Shard, n: int) -> Iterator[T
         batch = TrajectoryBatch(shard.activations[rows], shard.index[rows])
         if turns is not None:
             batch = batch._replace(number=numbers(batch.sequence, turns[rows]))
-        yield batch if shard.kind is None else batch._replace(kind=shard.kind[rows])
+        if shard.kind is not None:
+            batch = batch._replace(kind=shard.kind[rows])
+        yield batch if shard.position is None else batch._replace(position=shard.position[rows])
 
 
 class TrajectoryDataModule(L.LightningDataModule):

@@ -10,11 +10,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from rsdyn.errors import UserError
+from rsdyn.lm.prefix import ChatFrame, chat_frame, find_bos, refuse_two_bos
 from rsdyn.stream.text.corpus import load_rows
 
 if TYPE_CHECKING:
@@ -43,13 +45,18 @@ class Sequences:
     """Rows read before the filter, up to the row that filled the limit."""
     n_truncated: int
     """Sequences that were cut to the model's context."""
-    bos_id: int
+    bos_id: int | None
+    """None where nothing opens a sequence (``lm.bos=none``), or a chat template does without BOS."""
     bos_note: str | None
-    """What the run should say when the tokenizer itself puts no BOS, else None."""
+    """What the run should say when the tokenizer itself would put another opening, else None."""
     row_of: np.ndarray | None = None
     """int64 (N,), the row of the text that each sequence is; None where sequence i is row i."""
     documents: np.ndarray | None = None
     """int64 (N,), the document that each belongs to; None where nobody knows."""
+    fixed: tuple[int, int] = (1, 0)
+    """How many tokens at the beginning and at the end of each are not the text's: BOS, or a chat template's."""
+    opened_by: str | None = None
+    """What was put before each, in words; None where nobody knows."""
 
     @property
     def rows(self) -> np.ndarray:
@@ -76,14 +83,15 @@ class Sequences:
         return len(self.ids)
 
     def shuffled(self, seed: int, *, keep_last: bool = False) -> Sequences:
-        """The paper's control: tokens 1..n of sequence i permuted by (seed, i) alone, BOS kept.
+        """The paper's control: the text's tokens of sequence i permuted by (seed, i) alone, BOS (or a frame) kept.
 
         With ``keep_last`` the last token stays too: it is the one whose stream is recorded, and most sequences end in
         the same one, so that the paper's control changes the recorded token as well as what stands before it.
         """
-        ids = self.ids.copy()
-        for i, (start, stop) in enumerate(zip(self.offsets[:-1], self.offsets[1:] - keep_last, strict=True)):
-            ids[start + 1 : stop] = ids[start + 1 : stop][_permutation(seed, i, stop - start - 1)]
+        ids, (before, behind) = self.ids.copy(), self.fixed
+        starts, stops = self.offsets[:-1] + before, self.offsets[1:] - max(behind, keep_last)
+        for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+            ids[start:stop] = ids[start:stop][_permutation(seed, i, stop - start)]
         ids.setflags(write=False)
         return replace(self, ids=ids)
 
@@ -119,8 +127,13 @@ def tokenise(
     max_tokens: int | None = None,
     truncate: bool = False,
     vocab_size: int | None = None,
+    bos: str = "auto",
+    chat_template: str = "none",
 ) -> Sequences:
     """Filter and tokenise whole rows, until `limit` sequences are there; exactly one BOS opens each.
+
+    `bos` puts another token there, or ``none`` (:func:`rsdyn.lm.prefix.find_bos`). ``chat_template="user"`` makes each
+    row a user turn of the tokenizer's chat template, up to where the model would answer.
 
     With ``order="random"`` rows come in an order that is a function of (seed, row) alone, so that the first N sequences
     are a sample of the whole text, the same rows whatever `limit` is; ``"corpus"`` keeps the order of the text, whose
@@ -145,7 +158,7 @@ def tokenise(
         raise UserError(f"condition={condition} must be original, shuffled or shuffled_keep_last.")
     if order not in ("random", "corpus"):
         raise UserError(f"order={order} must be random or corpus.")
-    bos_id, bos_note = _bos(tokenizer)
+    encode = _Encoder(tokenizer, bos, chat_template, vocab_size)
     ids: list[np.ndarray] = []
     lengths: list[int] = []
     kept: list[int] = []
@@ -174,24 +187,26 @@ def tokenise(
                 if len(texts) >= wanted:
                     break
         chunk = []
-        for number, tokens in zip(numbers, _encode(tokenizer, texts), strict=True):
-            _check(tokens, number, tokenizer, bos_id, vocab_size)
-            if max_tokens is not None and len(tokens) + 1 > max_tokens:
-                longest = max(longest, len(tokens) + 1)
-                if not truncate:
+        for number, tokens in zip(numbers, encode(texts, [f"row {n} of the text" for n in numbers]), strict=True):
+            if max_tokens is not None and len(tokens) > max_tokens:
+                longest = max(longest, len(tokens))
+                if not truncate or encode.frame is not None:
                     n_long += 1
                     continue
                 n_truncated += 1
-                tokens = tokens[: max_tokens - 1]
-            chunk += [np.array([bos_id], np.int32), tokens]
-            lengths.append(len(tokens) + 1)
+                tokens = tokens[:max_tokens]
+            chunk.append(tokens)
+            lengths.append(len(tokens))
             kept.append(number)
         if chunk:
             ids.append(np.concatenate(chunk))
     if n_long:
+        cure = f"Set truncate=true to cut them, or lower l_max={l_max}."
+        if encode.frame is not None:
+            cure = f"Lower l_max={l_max}: to cut them would cut the chat template's end."
         raise UserError(
             f"{n_long} of {n_long + len(lengths)} sequences are longer than the model's context of {max_tokens} tokens "
-            f"(the longest has {longest}, with BOS). Set truncate=true to cut them, or lower l_max={l_max}."
+            f"(the longest has {longest}, with BOS). {cure}"
         )
     if not lengths:
         seen = f"rows have {shortest_row} to {longest_row} characters" if n_rows else "there are no rows"
@@ -209,24 +224,32 @@ def tokenise(
         raise UserError(
             f"row {row} of the text names no document. Give every row of text one in its document_column, or none."
         )
-    sequences = Sequences(flat, offsets, n_rows, n_truncated, bos_id, bos_note, row_of, of_documents)
+    opening = (encode.bos_id, encode.note)
+    sequences = Sequences(
+        *(flat, offsets, n_rows, n_truncated, *opening, row_of, of_documents),
+        fixed=encode.fixed(flat, offsets),
+        opened_by=encode.opened_by,
+    )
     if condition == "original":
         return sequences
     return sequences.shuffled(seed, keep_last=condition == "shuffled_keep_last")
 
 
-def tokenise_one(tokenizer: PreTrainedTokenizerBase, text: str, bos_id: int) -> np.ndarray:
+def tokenise_one(
+    tokenizer: PreTrainedTokenizerBase, text: str, bos_id: int | None, *, chat_template: str = "none"
+) -> np.ndarray:
     """The tokens of one text behind one BOS, int64, as in a corpus: a special token spelled in it is taken as text.
+
+    ``bos_id`` of None puts nothing before it; ``chat_template="user"`` makes it a user turn, as in :func:`tokenise`.
 
     Raises UserError where the tokenizer cannot but read BOS out of the text.
     """
-    tokens = _encode(tokenizer, [text])[0]
-    if bos_id in tokens:
-        raise UserError(
-            f"{text[:40]!r} spells {tokenizer.convert_ids_to_tokens(bos_id)}, which this tokenizer (lm.name) cannot "
-            "take as plain text: there would be two BOS. Leave it out of the text."
-        )
-    return np.concatenate([[bos_id], tokens]).astype(np.int64)
+    bos = "none" if bos_id is None else str(tokenizer.convert_ids_to_tokens(bos_id))
+    if chat_template == "user" and bos_id in (None, tokenizer.bos_token_id):
+        bos = "auto"  # the template's own opening
+    if not text:
+        return np.array([] if bos_id is None else [bos_id], np.int64)
+    return _Encoder(tokenizer, bos, chat_template, None)([text], [repr(text[:40])])[0].astype(np.int64)
 
 
 def tokenise_texts(
@@ -242,23 +265,25 @@ def tokenise_texts(
     Raises ``UserError``: a text without a token or that spells BOS, one longer than ``max_tokens`` with BOS (unless
     ``truncate`` cuts it), a token outside the vocabulary.
     """
-    bos_id, bos_note = _bos(tokenizer)
+    given = list(texts)
+    encode = _Encoder(tokenizer, "auto", "none", vocab_size)
     ids, n_truncated = [], 0
-    for number, tokens in enumerate(_encode(tokenizer, list(texts))):
-        _check(tokens, number, tokenizer, bos_id, vocab_size)
-        if max_tokens is not None and len(tokens) + 1 > max_tokens:
+    for number, tokens in enumerate(encode(given, [f"row {n} of the text" for n in range(len(given))])):
+        if max_tokens is not None and len(tokens) > max_tokens:
             if not truncate:
                 raise UserError(
-                    f"texts[{number}] has {len(tokens) + 1} tokens with BOS, more than the model's context of "
+                    f"texts[{number}] has {len(tokens)} tokens with BOS, more than the model's context of "
                     f"{max_tokens}. Shorten it, or give truncate=True to cut what is too long."
                 )
             n_truncated += 1
-            tokens = tokens[: max_tokens - 1]
-        ids.append(np.concatenate([[bos_id], tokens]))
-    return sequences_of(ids, bos_id=bos_id, bos_note=bos_note, n_truncated=n_truncated)
+            tokens = tokens[:max_tokens]
+        ids.append(tokens)
+    return sequences_of(ids, bos_id=encode.bos_id, bos_note=encode.note, n_truncated=n_truncated)
 
 
-def sequences_of(ids: list[np.ndarray], *, bos_id: int, bos_note: str | None = None, n_truncated: int = 0) -> Sequences:
+def sequences_of(
+    ids: list[np.ndarray], *, bos_id: int | None, bos_note: str | None = None, n_truncated: int = 0
+) -> Sequences:
     """Token ids of each sequence as a corpus; BOS, if it is there, stands first in each."""
     flat = np.concatenate(ids).astype(np.int32)
     offsets = np.cumsum([0, *map(len, ids)]).astype(np.int64)
@@ -332,20 +357,117 @@ def token_order(seed: int, index: int, n: int) -> np.ndarray:
     return np.argsort(_hash(_DRAW, seed, index, np.arange(n)))
 
 
-def _bos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, str | None]:
-    """The id that opens every sequence, and what to say if the tokenizer would not have put it there."""
-    if tokenizer.bos_token_id is not None:
-        if tokenizer.bos_token_id in tokenizer("a")["input_ids"][:1]:
-            return tokenizer.bos_token_id, None
-        note = f"this tokenizer adds no BOS of its own: {tokenizer.bos_token} was put before each sequence"
-        return tokenizer.bos_token_id, note
-    if tokenizer.eos_token_id is not None:
-        note = f"this tokenizer has no BOS: its end-of-text token {tokenizer.eos_token} was put before each sequence"
-        return tokenizer.eos_token_id, note
-    raise UserError(
-        "lm.name: its tokenizer has neither a BOS nor an EOS token to open a sequence with. Name one in the model's "
-        "tokenizer_config.json (bos_token)."
-    )
+class _Encoder:
+    """Texts into whole sequences: BOS and the text's tokens, or a user turn of a chat template.
+
+    Attributes:
+        bos_id: the token that opens each; None where nothing does.
+        note: what the run should say of it.
+        opened_by: what is put before each, in words.
+        frame: the chat template's; None without one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, bos: str, chat_template: str, vocab_size: int | None):
+        self.tokenizer, self.vocab_size = tokenizer, vocab_size
+        self.frame: ChatFrame | None = None
+        if chat_template == "none":
+            self.bos_id, self.opened_by, self.note = find_bos(tokenizer, bos)
+            if bos == "auto" and tokenizer.chat_template is not None:
+                plain = "its tokenizer has a chat template (an instruct model), and this is plain text; "
+                plain += "data.chat_template=user makes each text a user turn"
+                self.note = plain if self.note is None else f"{self.note}. Besides, {plain}"
+            return
+        if chat_template != "user":
+            raise UserError(f"chat_template={chat_template} must be none or user.")
+        self.frame = chat_frame(tokenizer)
+        if self.frame is None:
+            raise UserError(
+                "chat_template=user: this model's tokenizer has no chat template (a base model). Use "
+                "chat_template=none, or name another tokenizer (lm.tokenizer)."
+            )
+        refuse_two_bos(tokenizer, self.frame)
+        if bos == "none" and self.frame.opens_with:
+            raise UserError(
+                f"bos=none and chat_template=user: this template begins with {tokenizer.bos_token} itself. "
+                "Leave bos out."
+            )
+        opens = tokenizer.bos_token_id if self.frame.opens_with else None
+        self.bos_id = opens if bos in ("auto", "none") else find_bos(tokenizer, bos).bos_id
+        self.opened_by = "the chat template's user turn" + ("" if self.bos_id == opens else f" behind {bos}")
+        self.note = "each text is a user turn of the chat template, up to where the model would answer"
+        words = tokenizer.all_special_tokens + [str(t) for t in tokenizer.get_added_vocab()]
+        self._special = sorted({word for word in words if word.strip()}, key=len, reverse=True)
+
+    def __call__(self, texts: list[str], names: list[str]) -> list[np.ndarray]:
+        """The sequences of some texts, int32; ``names`` are what messages call them."""
+        if self.frame is None:
+            found = _encode(self.tokenizer, texts)
+            for tokens, name in zip(found, names, strict=True):
+                self._check(tokens, name)
+            opening = np.array([] if self.bos_id is None else [self.bos_id], np.int32)
+            return [np.concatenate([opening, tokens]) for tokens in found]
+        for text, name in zip(texts, names, strict=True):
+            if spelled := next((word for word in self._special if word in text), None):
+                raise UserError(
+                    f"{name} spells {spelled}, which means something else in a chat. Take the row out of the text, or "
+                    "use chat_template=none."
+                )
+        turns = [self.frame.around(text) for text in texts]
+        found = [
+            np.array(ids, np.int32)
+            for ids in (self.tokenizer(turns, add_special_tokens=False)["input_ids"] if turns else [])
+        ]
+        if self.bos_id is not None:
+            opening = np.array([self.bos_id], np.int32)
+            found = [ids if ids[0] == self.bos_id else np.concatenate([opening, ids]) for ids in found]
+        for tokens, name in zip(found, names, strict=True):
+            self._check_vocabulary(tokens, name)
+        return found
+
+    def fixed(self, flat: np.ndarray, offsets: np.ndarray) -> tuple[int, int]:
+        """How many tokens at both ends of every sequence are not the text's."""
+        if self.frame is None:
+            return int(self.bos_id is not None), 0
+        before, behind = (
+            np.array(self.tokenizer(part, add_special_tokens=False)["input_ids"], np.int32)
+            for part in (self.frame.before, self.frame.after)
+        )
+        if self.bos_id is not None and not (len(before) and before[0] == self.bos_id):
+            before = np.concatenate([np.array([self.bos_id], np.int32), before])
+        # a token may reach over the seam between frame and text, so what is common to all is counted
+        sequences = [flat[start:stop] for start, stop in pairwise(offsets)]
+        return (
+            min(_common(before, ids) for ids in sequences),
+            min(_common(behind[::-1], ids[::-1]) for ids in sequences),
+        )
+
+    def _check(self, tokens: np.ndarray, name: str) -> None:
+        if len(tokens) == 0:
+            raise UserError(f"{name} gives no token with this tokenizer (lm.name). Take the row out of it.")
+        if self.bos_id is not None and self.bos_id in tokens:
+            # split_special_tokens is not enough where the special token is a piece of the vocabulary too: unigram
+            # models and BPE with ignore_merges still find it.
+            raise UserError(
+                f"{name} spells {self.tokenizer.convert_ids_to_tokens(self.bos_id)}, which this tokenizer (lm.name) "
+                "cannot take as plain text: the sequence would have two BOS. Take the row out of the text."
+            )
+        self._check_vocabulary(tokens, name)
+
+    def _check_vocabulary(self, tokens: np.ndarray, name: str) -> None:
+        top = max(int(tokens.max()), -1 if self.bos_id is None else self.bos_id)
+        if self.vocab_size is not None and top >= self.vocab_size:
+            raise UserError(
+                f"lm.name: its tokenizer gives token {top} ({self.tokenizer.convert_ids_to_tokens(top)!r}, {name}) but "
+                f"the model's vocabulary ends at {self.vocab_size - 1}. The tokenizer in that folder belongs to "
+                "another model."
+            )
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens two sequences begin with together."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(a[:n] != b[:n])
+    return int(differ[0]) if len(differ) else n
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:
@@ -369,23 +491,3 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.nda
         if before is not None:
             backend.encode_special_tokens = before  # transformers leaves the last call's setting in the tokenizer
     return [np.array(ids, np.int32) for ids in encoded["input_ids"]]
-
-
-def _check(
-    tokens: np.ndarray, row: int, tokenizer: PreTrainedTokenizerBase, bos_id: int, vocab_size: int | None
-) -> None:
-    if len(tokens) == 0:
-        raise UserError(f"row {row} of the text gives no token with this tokenizer (lm.name). Take the row out of it.")
-    if bos_id in tokens:
-        # split_special_tokens is not enough where the special token is a piece of the vocabulary too: unigram models
-        # and BPE with ignore_merges still find it.
-        raise UserError(
-            f"row {row} of the text spells {tokenizer.convert_ids_to_tokens(bos_id)}, which this tokenizer (lm.name) "
-            "cannot take as plain text: the sequence would have two BOS. Take the row out of the text."
-        )
-    top = max(int(tokens.max()), bos_id)
-    if vocab_size is not None and top >= vocab_size:
-        raise UserError(
-            f"lm.name: its tokenizer gives token {top} ({tokenizer.convert_ids_to_tokens(top)!r}, row {row}) but the "
-            f"model's vocabulary ends at {vocab_size - 1}. The tokenizer in that folder belongs to another model."
-        )

@@ -49,7 +49,9 @@ def prompts_of(
 ) -> list[Prompt]:
     """The prompts that the settings ask for: the one or those that were written, then sequences drawn from the text.
 
-    With ``chat_template="user"`` those that were written are user turns, as the text's sequences are. Raises ``UserError`` for an empty one, one longer than the model's context, and more than the text has.
+    With ``chat_template="user"`` those that were written are user turns, as the text's sequences are.
+
+    Raises ``UserError`` for an empty one, one longer than the model's context, and more than the text has.
     """
     return [*_written(settings, sequences, lm, chat_template), *_drawn(settings, sequences, seed)]
 

@@ -13,6 +13,7 @@ import rsdyn
 from rsdyn.embedded import MODEL
 from rsdyn.errors import UserError
 from rsdyn.stream.recorded import Trajectories
+from rsdyn.stream.text.tokens import split
 
 TEXTS = ["In the beginning God created the heaven and the earth.", "A page of a manual.", "And it was so."]
 
@@ -254,3 +255,132 @@ def test_the_import_takes_neither_torch_nor_lightning():
     subprocess.run([sys.executable, "-c", code], check=True)
     code = "import sys, rsdyn.dynamics.rotation; assert not {'lightning', 'wandb', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- the autoencoder ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """A stream whose states lie near a curved sheet: two coordinates tell them, and no plane does."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(120, 6, 2, generator=generator)
+    curved = torch.cat([z[..., :1].cos(), z[..., :1].sin(), z[..., 1:] ** 2, z[..., :1] * z[..., 1:], z[..., 1:]], -1)
+    tensor = curved @ torch.randn(5, 24, generator=generator) + 0.01 * torch.randn(120, 6, 24, generator=generator)
+    return Trajectories(
+        tensor,
+        ("resid_pre", "resid_mid") * 3,
+        (0, 0, 1, 1, 2, 2),
+        torch.arange(120),
+        torch.zeros(120, dtype=torch.int64),
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_autoencoder_is_fitted_and_judged_beside_pca(planted, capsys):
+    cae = rsdyn.fit_autoencoder(planted, max_epochs=40, batch_size=32, lr=3e-3)
+    assert cae.widths[0] == 24 and cae.widths[-1] == 2
+    assert cae.explained_variance > cae.explained_variance_pca > 0
+    assert cae.by_sublayer.shape == cae.by_sublayer_pca.shape == (6,) and cae.mean_latents.shape == (6, 2)
+    z = cae.encode(planted.tensor)
+    assert z.shape == (120, 6, 2) and cae.decode(z).shape == planted.shape
+    assert len(cae.losses["val"]) >= 1 and cae.best_epoch is not None
+    assert f"explained variance {cae.explained_variance:.3f}" in repr(cae)
+    # what it reports is what its own reconstruction of the test sequences gives
+    judged = planted.tensor[split(120, val_size=0.1, test_size=0.15, seed=0)["test"]].reshape(-1, 24).double()
+    missed = judged - cae.decode(cae.encode(judged)).double()
+    wanted = 1 - missed.square().sum() / (judged - judged.mean(0)).square().sum()
+    assert cae.explained_variance_raw == pytest.approx(float(wanted), abs=1e-4)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_fitted_is_named(planted):
+    with pytest.raises(TypeError, match="Tensor is not taken; give Trajectories"):
+        rsdyn.fit_autoencoder(planted.tensor)
+    with pytest.raises(UserError, match="cannot fill train, val and test"):
+        rsdyn.fit_autoencoder(planted[:2], max_epochs=1)
+    with pytest.raises(UserError, match="bottleneck"):
+        rsdyn.fit_autoencoder(planted, bottleneck=25, max_epochs=1)
+
+
+# -- measures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(model, tokenizer):
+    rng = np.random.default_rng(0)
+    words = [line.split() for line in TEXTS]
+    texts = [" ".join(str(w) for w in rng.permutation(words[i % 3] + words[(i + 1) % 3])) + f" {i}" for i in range(24)]
+    x = rsdyn.record(model, texts, tokenizer=tokenizer)
+    return x, rsdyn.measure(x, surrogates=20)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_measures_are_those_of_the_trajectories(measured):
+    from rsdyn.dynamics import geometry, rotation
+
+    x, found = measured
+    np.testing.assert_allclose(found.cosine.value, geometry.cosine(x.tensor.double()).mean(0), atol=1e-5)
+    np.testing.assert_allclose(found.speed.value, geometry.speed(x.tensor.double()).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found.rotation.turns, -rotation.rotations(x.tensor.double().mean(0)), atol=1e-3)
+    low, high = found.cosine.low, found.cosine.high
+    assert low is not None and (low <= found.cosine.value).all() and (found.cosine.value <= high).all()
+    assert found.correlation.value.shape == (31,) and found.mutual_information.value.shape == (31,)
+    assert set(found.rotation.nulls) >= {"layer_shuffle", "token_shuffled", "untrained"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_controls_are_recorded_from_where_the_trajectories_came(measured):
+    x, found = measured
+    assert set(found.controls) == {"token_shuffled", "untrained"}
+    shuffled = rsdyn.record(x.origin.lm, [x.origin.sequences.shuffled(0)[i].tolist() for i in range(len(x))])
+    from rsdyn.dynamics import geometry
+
+    np.testing.assert_allclose(
+        found["shuffled"].cosine.value, geometry.cosine(shuffled.tensor.double()).mean(0), atol=1e-5
+    )
+    assert not torch.allclose(found["untrained"].cosine.value, found.cosine.value, atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_findings_figures_and_the_page(measured, tmp_path):
+    _, found = measured
+    assert found.finding("cosine_trend").values["original"].defined
+    assert "cosine" in repr(found) and "<table>" in found._repr_html_()
+    from matplotlib.figure import Figure
+
+    for panel in ("1E", "2b", "4B"):
+        assert isinstance(found.plot(panel), Figure)
+    page = found.report(tmp_path / "page.html")
+    assert page.stat().st_size > 100_000 and b"<html" in page.read_bytes()[:2000]
+    for call, said in (
+        (lambda: found.plot("9Z"), "panel='9Z'"),
+        (lambda: found["other"], "'other' was not measured"),
+        (lambda: found.finding("no"), "the findings here have"),
+        (lambda: found.curve("no"), "this was not measured"),
+    ):
+        with pytest.raises(UserError, match=said):
+            call()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_measured_is_named(measured, tmp_path):
+    x, _ = measured
+    again = Trajectories.load(x.save(tmp_path / "x.safetensors"))
+    with pytest.raises(UserError, match=r"Give controls=\[\]"):
+        rsdyn.measure(again)
+    alone = rsdyn.measure(again, [], measures=["cosine"])
+    assert alone.cosine.value.shape == (31,) and not alone.controls
+    with pytest.raises(UserError, match="rotation was not measured"):
+        _ = alone.rotation
+    with pytest.raises(UserError, match="'speling' is not one of"):
+        rsdyn.measure(x, measures=["speling"])
+    with pytest.raises(UserError, match="'twin' is not known"):
+        rsdyn.measure(x, ["twin"])
+    with pytest.raises(TypeError, match="controls: give a list"):
+        rsdyn.measure(x, "shuffled")
+    with pytest.raises(TypeError, match="give Trajectories"):
+        rsdyn.measure(x.tensor)
+    with pytest.raises(UserError, match="too few"):
+        rsdyn.measure(x[:2], [], measures=["correlation"])

@@ -10,7 +10,7 @@ python analyze.py --help
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -20,7 +20,7 @@ import torch
 from rsdyn import figures
 from rsdyn.analysis import jacobian_table
 from rsdyn.analysis import measures as analysis
-from rsdyn.analysis.checks import check_settings, nulls_of, streams_wanted
+from rsdyn.analysis.checks import check_settings, streams_wanted
 from rsdyn.analysis.findings import findings
 from rsdyn.analysis.jacobians import JacobianResult, claims
 from rsdyn.analysis.left_out import as_json as left_out_json
@@ -28,9 +28,10 @@ from rsdyn.analysis.left_out import as_markdown as left_out_markdown
 from rsdyn.analysis.left_out import without_largest
 from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.analysis.seeds import with_seeds
-from rsdyn.analysis.settings import JACOBIAN, MASSIVE
+from rsdyn.analysis.settings import JACOBIAN
+from rsdyn.analysis.streams import compare_streams, measures_of
+from rsdyn.analysis.summary import arrays_of, in_words, scalars_of
 from rsdyn.analysis.table import as_json, as_markdown, as_text
-from rsdyn.analysis.words import flags_in_words, massive_in_words, plane_in_words, positions_in_words, rotation_in_words
 from rsdyn.commands.jacobians import check_continues, measure_jacobians
 from rsdyn.errors import UserError
 from rsdyn.figures import of_jacobians
@@ -90,7 +91,7 @@ def analyze(run: Run) -> None:
         f"{groups.words()}"
     )
 
-    rotation, clock = settings.rotation, Clock(run.started)
+    clock = Clock(run.started)
     probes: dict[str, ResidualStreamProbe] = {}
     results: dict[str, dict[str, Any]] = {}
     n_recorded: list[int] = []  # of each stream, in all processes
@@ -120,25 +121,12 @@ def analyze(run: Run) -> None:
         probes[condition] = probe
         clock.done("passes")
         results[condition] = analysis.counts(probe) | analysis.flags(probe, stream.dtype)
-        for measure, measured in _measures(probe, settings, sites, seed, nulls=wanted[condition].untrained_seed == 0):
+        nulls = wanted[condition].untrained_seed == 0
+        for measure, measured in measures_of(probe, settings, sites_per_layer=sites, seed=seed, nulls=nulls):
             results[condition] |= measured
             clock.done(measure)
-    if "rotation" in settings.measures:  # what a unit without dynamics does; the same for every stream
-        walks = analysis.random_walks(
-            first.n_sublayers,
-            nulls_of(settings, own=True),
-            n=min(rotation.surrogates, 199),
-            window=rotation.window,
-            sites_per_layer=sites,
-            seed=seed,
-        )
-        for found in results.values():
-            found |= walks
-        for null in nulls_of(settings, own=False) if "original" in probes else []:
-            original = results["original"]
-            original |= analysis.compare_rotations(
-                probes["original"], probes[null], original, null, n=rotation.surrogates, seed=seed
-            )
+    if "rotation" in settings.measures:
+        compare_streams(probes, results, settings, sites_per_layer=sites, seed=seed)
         clock.done("rotation")
 
     jacobians = None
@@ -195,26 +183,6 @@ class Clock:
         self._last = now
 
 
-def _measures(probe: Any, settings: Any, sites: int, seed: int, nulls: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each measure that was asked for, and what it gives; ``nulls`` as well where rotations are to be tested."""
-    rotation = settings.rotation
-    surrogates: Any = {"n": rotation.surrogates, "shared": rotation.shared, "window": rotation.window}
-    surrogates |= {"sites_per_layer": sites, "seed": seed}
-    ways: dict[str, Callable[[], dict[str, Any]]] = {
-        "activations": lambda: analysis.activations(probe, settings.density_threshold),
-        "correlation": lambda: analysis.correlation(probe),
-        "cosine": lambda: analysis.cosine(probe),
-        "velocity": lambda: analysis.velocity(probe),
-        "mutual_information": lambda: analysis.information(probe, settings.mi.estimator, seed),
-        "rotation": lambda: analysis.rotations(probe, nulls_of(settings, own=True) if nulls else [], **surrogates),
-        "pca": lambda: analysis.principal_components(probe, seed),
-        "massive": lambda: analysis.massive_activations(probe),
-    }
-    for measure, measured in ways.items():
-        if measure in settings.measures:
-            yield measure, measured()
-
-
 def _draw(
     run: Run, trainer: Any, results: dict[str, dict[str, Any]], sites: int, jacobians: JacobianResult | None
 ) -> list[str]:
@@ -249,15 +217,11 @@ def _report(
     main = results[conditions[0]]
     table = findings(results, measures, sites)
     largest = without_largest(results, measures, sites)
-    words = rotation_in_words(main, summary["n_sublayers"]) if "rotation" in measures else []
-    words += plane_in_words(main) if "pca" in measures else []
-    words += massive_in_words(main, sites) if MASSIVE in measures else []
-    notes = flags_in_words(results)
-    if summary["positions"] != "last":
-        notes = [*positions_in_words(results), *notes]
-    arrays: dict[str, Any] = {
-        f"{c}/{k}": np.asarray(v) for c, r in results.items() for k, v in r.items() if hasattr(v, "numpy")
-    }
+    several = summary["positions"] != "last"
+    notes = in_words(
+        results, measures, n_sublayers=summary["n_sublayers"], sites_per_layer=sites, several_tokens=several
+    )
+    arrays: dict[str, Any] = arrays_of(results)
     if jacobians is not None:
         arrays |= jacobians.arrays()
         summary[JACOBIAN] = jacobian_table.as_json(jacobians, claims(jacobians))
@@ -266,16 +230,16 @@ def _report(
     summary |= {
         "findings": as_json(table),
         "without_largest": None if largest is None else left_out_json(largest),
-        "in_words": words + notes,
-        "scalars": {c: _scalars(r) for c, r in results.items()},
+        "in_words": notes,
+        "scalars": {c: scalars_of(r) for c, r in results.items()},
         "curves": curves,
         "seconds": {"total": time.time() - run.started, "parts": clock.parts},
     }
     write_json(run.folder / "summary.json", summary)
     write_report(run.folder)
-    several = "" if summary["positions"] == "last" else f", {summary['n_trajectories']} trajectories"
-    title = f"# {summary['lm']} on {summary['text']}, {summary['n_sequences']} sequences{several}\n\n"
-    below = "".join(f"\n{line}\n" for line in words + notes)
+    counted = f", {summary['n_trajectories']} trajectories" if several else ""
+    title = f"# {summary['lm']} on {summary['text']}, {summary['n_sequences']} sequences{counted}\n\n"
+    below = "".join(f"\n{line}\n" for line in notes)
     left_out = "" if largest is None else "\n" + left_out_markdown(largest, conditions[0])
     derived = _jacobians_in_markdown(jacobians)
     write_text(run.folder / "findings.md", title + as_markdown(table, conditions) + below + left_out + derived)
@@ -287,7 +251,7 @@ def _report(
     run.say()
     for line in as_text(table, conditions):
         run.say(line)
-    for line in words + notes:
+    for line in notes:
         run.say()
         run.say(line)
     _say_jacobians(run, jacobians)
@@ -370,19 +334,6 @@ def _say_jacobians(run: Run, result: JacobianResult | None) -> None:
     for line in jacobian_table.words(result):
         run.say()
         run.say(line)
-
-
-def _scalars(results: dict[str, Any]) -> dict[str, Any]:
-    """Numbers, texts and lists of units; what is longer is in ``results.npz``."""
-    out = {}
-    for name, value in results.items():
-        if not hasattr(value, "numpy"):
-            out[name] = value
-        elif value.ndim == 0:
-            out[name] = float(value)
-        elif name.endswith("_units"):
-            out[name] = value
-    return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,349 @@
+"""``measure``: the paper's measures of trajectories at hand, beside their controls."""
+
+from __future__ import annotations
+
+import html
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+import rsdyn
+from rsdyn.analysis import measures as analysis
+from rsdyn.analysis.checks import check_settings, nulls_of
+from rsdyn.analysis.finding import Finding
+from rsdyn.analysis.findings import findings
+from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.analysis.settings import CONDITIONS, MEASURES, AnalysisConfig, RotationConfig
+from rsdyn.analysis.streams import compare_streams, measures_of
+from rsdyn.analysis.summary import arrays_of, in_words, scalars_of
+from rsdyn.analysis.table import as_json, as_text
+from rsdyn.config.schema import Config, to_yaml
+from rsdyn.errors import UserError
+from rsdyn.figures.of_analysis import panels, sublayer_curves
+from rsdyn.files import CONFIG, PROVENANCE, SUMMARY, write_json, write_text
+from rsdyn.library.quiet import quiet
+from rsdyn.library.recording import Origin, read
+from rsdyn.report import report
+from rsdyn.stream.kept import KeptStream
+from rsdyn.stream.recorded import Trajectories
+from rsdyn.stream.trajectory_datamodule import TrajectoryDataModule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONTROLS = {"shuffled": "token_shuffled", **{c: c for c in CONDITIONS[1:]}}  # what may be typed for each
+# which measure draws a panel of the paper, and how its file name begins
+PANELS = {
+    **dict.fromkeys(("1B",), "activations"),
+    **dict.fromkeys(("1C", "1D"), "correlation"),
+    **dict.fromkeys(("1E",), "cosine"),
+    **dict.fromkeys(("1F",), "velocity"),
+    **dict.fromkeys(("1G", "1H"), "mutual_information"),
+    **dict.fromkeys(("2A", "2B", "2C"), "rotation"),
+    **dict.fromkeys(("4A", "4B", "4C"), "pca"),
+}
+
+
+class Curve(NamedTuple):
+    """A curve over depth with the ends of its 95 % interval, each ``(S,)`` or ``(S - 1,)``."""
+
+    value: Tensor
+    low: Tensor | None
+    high: Tensor | None
+
+
+class Rotations(NamedTuple):
+    """Turns of single units.
+
+    Attributes:
+        turns: ``(D,)`` clockwise turns of each unit's mean trajectory.
+        mean: mean |R| over units.
+        nulls: by null model, what each says: ``p`` of each unit, ``population_p``, mean |R| of its surrogates, ...
+    """
+
+    turns: Tensor
+    mean: float
+    nulls: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, repr=False)
+class Stream:
+    """What was measured of one stream; each property raises ``UserError`` where its measure was not asked for.
+
+    Attributes:
+        name: ``original``, or that of a control.
+        results: every array and number, by name.
+        nulls: the null models that its rotations stand beside.
+    """
+
+    name: str
+    results: dict[str, Any]
+    nulls: tuple[str, ...]
+
+    def curve(self, name: str) -> Curve:
+        """A curve of the results by its name, with its interval."""
+        if name not in self.results:
+            known = ", ".join(sorted(k for k in self.results if f"{k}_interval" in self.results))
+            raise UserError(f"name={name!r}: this was not measured. Curves with an interval here: {known}.")
+        return Curve(self.results[name], *self.results.get(f"{name}_interval", (None, None)))
+
+    @property
+    def correlation(self) -> Curve:
+        """Mean over units of the correlation between successive sublayers."""
+        return self.curve("r_mean")
+
+    @property
+    def cosine(self) -> Curve:
+        """Mean cosine between successive states."""
+        return self.curve("cosine")
+
+    @property
+    def speed(self) -> Curve:
+        """Mean length of the step between successive states."""
+        return self.curve("speed")
+
+    @property
+    def mutual_information(self) -> Curve:
+        """Mean over units of the information between successive sublayers, nats."""
+        return self.curve("mi_mean")
+
+    @property
+    def rotation(self) -> Rotations:
+        """Turns of units, and what each null model says of them."""
+        if "rotation" not in self.results:
+            raise UserError("rotation was not measured: leave measures out, or name it there.")
+        nulls: dict[str, dict[str, Any]] = {}
+        for null in self.nulls:
+            under = f"null_{null}_"
+            nulls[null] = {k.removeprefix(under): v for k, v in self.results.items() if k.startswith(under)}
+        turns = -self.results["rotation"]
+        return Rotations(turns, float(self.results["rotation_abs_mean"]), nulls)
+
+
+@dataclass(frozen=True, repr=False)
+class Found(Stream):
+    """What was measured of trajectories, beside their controls.
+
+    Attributes:
+        controls: the other streams, by name.
+        findings: the paper's claims, each with its value in every stream.
+        notes: what a reader must know, in sentences.
+        x: the trajectories.
+    """
+
+    controls: dict[str, Stream]
+    findings: list[Finding]
+    notes: list[str]
+    x: Trajectories
+    settings: AnalysisConfig
+
+    def __getitem__(self, name: str) -> Stream:
+        """The stream of a control, or ``original``."""
+        name = CONTROLS.get(name, name)
+        if name == self.name:
+            return self
+        if name not in self.controls:
+            raise UserError(f"{name!r} was not measured; there is {', '.join([self.name, *self.controls])}.")
+        return self.controls[name]
+
+    @property
+    def streams(self) -> dict[str, dict[str, Any]]:
+        """The results of every stream, the main one first."""
+        return {self.name: self.results} | {name: c.results for name, c in self.controls.items()}
+
+    def finding(self, key: str) -> Finding:
+        """A row of the findings by its key."""
+        rows = {row.key: row for row in self.findings}
+        if key not in rows:
+            raise UserError(f"key={key!r}: the findings here have {', '.join(rows)}.")
+        return rows[key]
+
+    def plot(self, panel: str) -> Figure:
+        """A panel of the paper, such as ``1E``, with its controls and intervals, as a matplotlib figure."""
+        measure = PANELS.get(panel.upper())
+        if measure is None or measure not in self.settings.measures:
+            drawn = [name for name, of in PANELS.items() if of in self.settings.measures]
+            raise UserError(f"panel={panel!r}: what was measured here has the panels {', '.join(drawn)}.")
+        drawn = panels(self.streams, [measure], sites_per_layer=self.x.sites_per_layer)
+        wanted = f"fig{panel.lower()}"
+        name = next((n for n in drawn if n.startswith(wanted)), None) or next(n for n in drawn if panel.lower() in n)
+        return drawn[name]
+
+    def report(self, path: str | Path) -> Path:
+        """Write the page of an analysis, one file that opens without a network; gives its path."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / f"{self.x.label}-analysis"
+            folder.mkdir()
+            config = Config()
+            config.analysis = self.settings
+            write_text(folder / CONFIG, to_yaml(config))
+            write_json(folder / PROVENANCE, {"script": "analyze", "rsdyn": rsdyn.__version__})
+            arrays: dict[str, Any] = arrays_of(self.streams)
+            np.savez_compressed(folder / "results.npz", **arrays)
+            write_json(folder / SUMMARY, self._summary())
+            return report([folder], Path(path).expanduser())
+
+    def _summary(self) -> dict[str, Any]:
+        x = self.x
+        n = len(x.sequence.unique())
+        return {
+            "lm": x.label,
+            "text": "given texts",
+            "conditions": list(self.streams),
+            "measures": list(self.settings.measures),
+            "n_sequences": n,
+            "n_trajectories": len(x),
+            "positions": "last" if n == len(x) else "as recorded",
+            "n_sublayers": x.shape[1],
+            "n_units": x.shape[2],
+            "sites_per_layer": x.sites_per_layer,
+            "sequences_recorded": 0,
+            "processes": 1,
+            "findings": as_json(self.findings),
+            "in_words": self.notes,
+            "scalars": {c: scalars_of(r) for c, r in self.streams.items()},
+            "curves": {c: sublayer_curves(r) for c, r in self.streams.items()},
+            "seconds": {"total": 0.0, "parts": {}},
+        }
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            [f"Found({self.x.label}, {len(self.x)} trajectories)", *as_text(self.findings, list(self.streams))]
+        )
+
+    def _repr_html_(self) -> str:
+        """The findings as a table, for a notebook."""
+        streams = list(self.streams)
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "paper", *streams))
+        rows = []
+        for row in self.findings:
+            cells = [row.claim or row.statistic, row.paper, *(str(row.values.get(s, "")) for s in streams)]
+            rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def measure(
+    x: Trajectories,
+    controls: Sequence[str] = ("shuffled", "untrained"),
+    *,
+    measures: Sequence[str] | None = None,
+    surrogates: int = 1000,
+    nulls: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: Callable[[int], object] = lambda n: None,
+) -> Found:
+    """Measure trajectories as a dynamical system, beside controls (paper 2.2 to 2.6, 2.8).
+
+    Args:
+        x: what :func:`rsdyn.record` gave.
+        controls: streams to stand beside: ``shuffled`` (the tokens of each text permuted), ``shuffled_keep_last``,
+            ``untrained`` (a model of the same shape with random weights). They are recorded from the model and tokens
+            that ``x`` came from; of trajectories that were loaded from a file there are none.
+        measures: which, by the names of ``analysis.measures``; default all that a stream alone gives.
+        surrogates: of each null model of the rotations.
+        nulls: null models of the rotations; default those that the streams allow.
+        seed: of shuffles, surrogates and random weights.
+        progress: called with the number of sequences after each batch of a control.
+
+    Raises:
+        UserError: too few sequences, a control that cannot be recorded, a name that is not known.
+        TypeError: where ``x`` is not :class:`~rsdyn.stream.recorded.Trajectories`.
+    """
+    if not isinstance(x, Trajectories):
+        raise TypeError(f"x: {type(x).__name__} is not taken; give Trajectories, as rsdyn.record does.")
+    if isinstance(controls, str):
+        raise TypeError(f"controls: give a list, such as [{controls!r}].")
+    wrong = [c for c in controls if c not in CONTROLS]
+    if wrong:
+        raise UserError(f"controls={list(controls)}: {wrong[0]!r} is not known; there is {', '.join(CONTROLS)}.")
+    possible = [m for m in MEASURES if m not in ("jacobian", "massive")]
+    chosen = possible if measures is None else list(measures)
+    wrong = [m for m in chosen if m not in possible]
+    if wrong:
+        raise UserError(f"measures={chosen}: {wrong[0]!r} is not one of {', '.join(possible)}.")
+    if controls and not isinstance(x.origin, Origin):
+        raise UserError(
+            "controls: these trajectories do not know what model and tokens they were recorded from, so no control of "
+            "them can be recorded. Give controls=[]."
+        )
+    streams = {"original": x}
+    for control in dict.fromkeys(CONTROLS[c] for c in controls):
+        origin: Origin = x.origin
+        recorded = read(origin.stream(control, seed=seed), None, x.groups, None, None, progress)
+        streams[control] = recorded if len(recorded) == len(x) else _same_rows(recorded, x)
+    settings = replace(
+        AnalysisConfig(),
+        measures=chosen,
+        conditions=list(streams),
+        samples=None,
+        rotation=replace(RotationConfig(), surrogates=surrogates, nulls=None if nulls is None else list(nulls)),
+    )
+    n = len(x.sequence.unique())
+    sites = x.sites_per_layer
+    check_settings(
+        settings,
+        n_sequences=n,
+        n_trajectories=len(x),
+        n_sublayers=x.shape[1],
+        n_units=x.shape[2],
+        sites_per_layer=sites,
+    )
+    L.seed_everything(seed, verbose=False)
+    probes: dict[str, ResidualStreamProbe] = {}
+    results: dict[str, dict[str, Any]] = {}
+    for name, recorded in streams.items():
+        probe = ResidualStreamProbe(
+            n_sublayers=x.shape[1],
+            n_units=x.shape[2],
+            measures=chosen,
+            keep=settings.keep,
+            components=settings.components,
+            name=name,
+            largest=next(iter(probes.values())).largest if probes else None,
+            sites_per_layer=sites,
+        )
+        stream = KeptStream(recorded)
+        with quiet(), tempfile.TemporaryDirectory() as folder:
+            trainer = L.Trainer(
+                accelerator="cpu" if not torch.cuda.is_available() else "auto",
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                default_root_dir=folder,
+            )
+            trainer.test(probe, datamodule=TrajectoryDataModule(stream, passes=probe.n_passes), verbose=False)
+        probes[name] = probe
+        results[name] = analysis.counts(probe) | analysis.flags(probe, stream.dtype)
+        for _, measured in measures_of(probe, settings, sites_per_layer=sites, seed=seed):
+            results[name] |= measured
+    if "rotation" in chosen:
+        compare_streams(probes, results, settings, sites_per_layer=sites, seed=seed)
+    results = {c: {k: v.cpu() if hasattr(v, "cpu") else v for k, v in r.items()} for c, r in results.items()}
+    own, others = (tuple(nulls_of(settings, own=which)) if "rotation" in chosen else () for which in (True, False))
+    return Found(
+        "original",
+        results["original"],
+        own + others,
+        {name: Stream(name, r, own) for name, r in results.items() if name != "original"},
+        findings(results, chosen, sites),
+        in_words(results, chosen, n_sublayers=x.shape[1], sites_per_layer=sites, several_tokens=n != len(x)),
+        x,
+        settings,
+    )
+
+
+def _same_rows(control: Trajectories, x: Trajectories) -> Trajectories:
+    """Of a control's trajectories those of the sequences that ``x`` has, where it is a part of what was recorded."""
+    wanted = set(x.sequence.tolist())
+    rows = torch.tensor([s in wanted for s in control.sequence.tolist()])
+    return control[rows]

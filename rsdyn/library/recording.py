@@ -89,7 +89,8 @@ def record(
         device: where a named model runs; default a GPU if there is one. An object stays where it is.
         batch_tokens: at most so many tokens go through the model together.
         truncate: cut texts longer than the model's context instead of refusing them.
-        text_column, group_column: the columns of a Dataset.
+        text_column: the column of a Dataset that holds the text.
+        group_column: the column of a Dataset that holds the labels.
         seed: of the drawn positions.
         progress: called with the number of sequences after each batch.
 

@@ -194,7 +194,9 @@ def test_the_command(words, tmp_path, capsys, monkeypatch):
     assert "| verdict |" in (folder / "findings.md").read_text()
     for name in ("eigenvalues", "antisymmetric", "exponents_relative", "participation", "linear_range"):
         assert (folder / "figures" / f"jacobian_{name}.png").stat().st_size > 0
-    assert (folder / "report.html").stat().st_size > 0
+    page = (folder / "report.html").read_text()
+    assert "Jacobians over depth" in page and "G&#x27;s singular values, rotated" in page
+    assert page.count('<img src="data:image/png') == 11
 
     # what is measured is not measured again, and more texts go on from it
     monkeypatch.setattr("rsdyn.commands.jacobians.measure_text", lambda *a, **k: pytest.fail("measured again"))

@@ -53,6 +53,7 @@ def as_json(result: JacobianResult, table: Sequence[Claim]) -> dict[str, Any]:
         "series": {s: SERIES[s].label for s in result.series},
         "claims": rows,
         "singular": counted,
+        "in_words": words(result),
         "linear_range": {"depths": depths_of(result.n_layers * result.sites), "ends": result.ranges()},
     }
 

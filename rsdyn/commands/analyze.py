@@ -333,7 +333,7 @@ def analyze_jacobians(run: Run, source: Source) -> None:
         "sequences_recorded": 0,
         "processes": 1,
         "findings": [],
-        "in_words": jacobian_table.words(result),
+        "in_words": [],
         "scalars": {"original": {}},
         "curves": {"original": {}},
         "seconds": {"total": time.time() - run.started, "parts": clock.parts},

@@ -27,6 +27,7 @@ from rsdyn.report.figure2 import figure2
 from rsdyn.report.figure3 import figure3
 from rsdyn.report.figure4 import figure4
 from rsdyn.report.figure4d import figure4d, table
+from rsdyn.report.jacobians import jacobians
 from rsdyn.report.panels import html_table, notes, panel
 from rsdyn.report.plots import Plot, counted, number
 from rsdyn.report.reading import RunFiles
@@ -63,7 +64,7 @@ def make_page(runs: Sequence[RunFiles], title: str | None = None) -> str:
     page = Page(title or f"Transformer dynamics of {' and '.join(models)}")
     streams = streams_of(runs)
     page.add("what", "What was run", what_ran.section(runs))
-    if streams:
+    if any(run.summary["findings"] for run in runs if run.script == "analyze"):
         page.add("findings", "Findings", what_ran.findings(runs))
     if plots := figure1(streams):
         page.add("figure-1", "Figure 1: the stream over depth", notes([HOW]) + page.panels(plots))
@@ -75,6 +76,8 @@ def make_page(runs: Sequence[RunFiles], title: str | None = None) -> str:
     if plots := figure4(streams):
         page.add("figure-4", "Figure 4A–C: principal components", page.panels(plots))
     _perturbation(page, runs)
+    if some := [run for run in runs if "jacobian" in run.summary]:
+        page.add("jacobians", "Jacobians over depth", _several(some, lambda run, key: jacobians(run)))
     return _html(page, runs)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -132,7 +132,7 @@ def leading_exponents(
     with double_layers(lm):
         reference = run_reference(lm, tokens) if reference is None else reference
         # fused attention has no second derivative
-        with sdpa_kernel(SDPBackend.MATH), _Sublayers(lm, reference, alone=context == "none") as step:
+        with sdpa_kernel(SDPBackend.MATH), _Sublayers(lm, reference, alone=context == "none", keep=True) as step:
             found = jacobian.leading_exponents(
                 [partial(step.forward, s) for s in range(lm.n_sublayers)],
                 [partial(step.backward, s) for s in range(lm.n_sublayers)],
@@ -198,11 +198,25 @@ class _LeaveLayerError(Exception):
     """Raised at the site that ends a sublayer: nothing behind it is needed."""
 
 
-class _Sublayers:
-    """The maps from each sublayer to the next at the reference's states, many points at once; a context manager."""
+class _Maps(NamedTuple):
+    """A sublayer as two linear maps of rows: ``J^T`` from ends to points, ``J`` from what is pulled back to weights."""
 
-    def __init__(self, lm: LanguageModel, reference: Reference, *, alone: bool):
-        self.lm, self.reference, self.alone = lm, reference, alone
+    points: Tensor
+    ends: Tensor
+    weights: Tensor
+    pulled: Tensor
+
+
+class _Sublayers:
+    """The maps from each sublayer to the next at the reference's states, many points at once; a context manager.
+
+    With ``keep``, what was computed of a sublayer is kept for the next round through it: about as much memory as a
+    training step takes on as many tokens as there are columns.
+    """
+
+    def __init__(self, lm: LanguageModel, reference: Reference, *, alone: bool, keep: bool = False):
+        self.lm, self.reference, self.alone, self.keep = lm, reference, alone, keep
+        self._made: dict[tuple[int, int], _Maps] = {}
         self.masks: Masks = {}
         self._states = list(reference.stream)
         config: Any = lm.config
@@ -275,14 +289,24 @@ class _Sublayers:
         return torch.cat(parts).T.to(columns.dtype)
 
     def _backward(self, s: int, rows: Tensor) -> Tensor:
-        points, ends = self._run(s, len(rows))
-        return torch.autograd.grad(ends, points, rows)[0]
+        maps = self._maps(s, len(rows))
+        return torch.autograd.grad(maps.ends, maps.points, rows, retain_graph=True)[0]
 
     def _forward(self, s: int, rows: Tensor) -> Tensor:
-        points, ends = self._run(s, len(rows))
+        maps = self._maps(s, len(rows))
+        return torch.autograd.grad(maps.pulled, maps.weights, rows, retain_graph=True)[0]
+
+    def _maps(self, s: int, n: int) -> _Maps:
+        """The graphs of a sublayer for ``n`` points, made once where many rounds go through them."""
+        if (s, n) in self._made:
+            return self._made[s, n]
+        points, ends = self._run(s, n)
         weights = torch.zeros_like(ends, requires_grad=True)
         (pulled,) = torch.autograd.grad(ends, points, weights, create_graph=True)
-        return torch.autograd.grad(pulled, weights, rows)[0]
+        maps = _Maps(points, ends, weights, pulled)
+        if self.keep:
+            self._made[s, n] = maps
+        return maps
 
     def _run(self, s: int, n: int) -> tuple[Tensor, Tensor]:
         points = self._states[s].expand(n, -1).clone().requires_grad_()

@@ -5,9 +5,9 @@
 Data sets of walks with the real step sizes of SmolLM2-135M-Instruct (``smollm2_steps.json``: RMS over units of each of
 59 steps), each unit at a scale of its own. Steps are normal or Student's t with 3 degrees of freedom; independent
 between units, or with a factor that all share for a correlation of .5 or .9; autoregressive over depth, with a
-correlation of 0, -.115 (SmolLM2's own), -.3 or .3 between successive steps. The share of units with p <= .05, and of
-data sets whose mean |R| over units has p <= .05 (shared surrogates). What is done is kept in ``--out``, and a second
-start resumes there; the table is printed at the end.
+correlation of 0, -.115 (SmolLM2's own), -.3 or .3 between successive steps. Printed are the share of data sets whose
+mean |R| over units (or mean regularity) has p <= .05, and the share of units that have. What is done is kept in
+``--out``, and a second start resumes there.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from rsdyn.dynamics.rotation_test import NULLS, regularity_test, rotation_test
 SIZES = np.array(json.loads((Path(__file__).parent / "smollm2_steps.json").read_text())["step_rms"])
 TAILS, CORRELATIONS, LAGS = ("normal", "t3"), (0.0, 0.5, 0.9), (0.0, -0.115, -0.3, 0.3)
 LEVEL = 0.05
-# for which claims a null is meant, and the rest of the ladder for the population
-CLAIMS = (("innovation_shuffle", "population"), ("innovation_shuffle", "unit"), ("increment_shuffle_scaled", "unit"))
-LADDER = tuple((null, "population") for null in NULLS[1:] if not null.startswith("layer_shuffle"))
+# the null that claims rest on, of units and of all units; the one for units whose steps are independent over depth; and
+# the rest of the ladder, which is shown
+LADDER = tuple(null for null in NULLS if not null.startswith("layer_shuffle"))
 
 
 def walks(seed: int, units: int, tail: str = "normal", correlation: float = 0.0, lag: float = 0.0) -> Tensor:
@@ -47,12 +47,11 @@ def walks(seed: int, units: int, tail: str = "normal", correlation: float = 0.0,
     return torch.from_numpy(np.concatenate([np.zeros((1, units)), steps.cumsum(0)]))
 
 
-def rejected(null: str, claim: str, a: Tensor, n: int, seed: int, statistic: str = "turns") -> float:
-    """Share of units, or 1 or 0 for the population, with p up to 5 %."""
+def rejected(null: str, a: Tensor, n: int, seed: int, statistic: str = "turns") -> tuple[float, float]:
+    """Whether the population has p up to 5 %, 1 or 0, and the share of units that have; surrogates are shared."""
     test = rotation_test if statistic == "turns" else regularity_test
-    # the linear process holds for units alone too; surrogates are shared, as an analysis does
-    found = test(a, null, n, seed, shared=claim == "population" or null == "innovation_shuffle")
-    return float(found.population_p <= LEVEL) if claim == "population" else float((found.p <= LEVEL).double().mean())
+    found = test(a, null, n, seed, shared=True)
+    return float(found.population_p <= LEVEL), float((found.p <= LEVEL).double().mean())
 
 
 def main() -> None:
@@ -64,27 +63,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("calibration.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    done: dict[str, list[float]] = json.loads(args.out.read_text()) if args.out.exists() else {}
-    columns = [(n, c, "turns", args.sets) for n, c in CLAIMS] + [(n, c, "turns", args.ladder_sets) for n, c in LADDER]
-    columns.append(("increment_shuffle_scaled", "unit", "regularity", args.ladder_sets))
-    columns.append(("innovation_shuffle", "unit", "regularity", args.ladder_sets))
+    done: dict[str, list[tuple[float, float]]] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    columns = [(null, "turns", args.sets if null == LADDER[0] else args.ladder_sets) for null in LADDER]
+    columns += [(null, "regularity", args.ladder_sets) for null in LADDER[:2]]
     grid = list(product(CORRELATIONS, LAGS, TAILS))
-    for null, claim, statistic, sets in columns:
+    for null, statistic, sets in columns:
         for correlation, lag, tail in grid:
-            found = done.setdefault(f"{null} {claim} {statistic} {correlation} {lag} {tail}", [])
+            found = done.setdefault(f"{null} {statistic} {correlation} {lag} {tail}", [])
             while len(found) < sets:
                 a = walks(len(found), args.units, tail, correlation, lag)
-                found.append(rejected(null, claim, a, args.surrogates, len(found), statistic))
+                found.append(rejected(null, a, args.surrogates, len(found), statistic))
             args.out.write_text(json.dumps(done))
     print(f"% rejected at 5 %, {args.units} units, {args.surrogates} surrogates; in brackets the Monte Carlo error\n")
-    print("| units correlated | lag 1 | steps | " + " | ".join(f"{n}, {c}, {s}" for n, c, s, _ in columns) + " |")
-    print("|" + " --- |" * (3 + len(columns)))
-    for correlation, lag, tail in grid:
-        cells = []
-        for null, claim, statistic, _ in columns:
-            shares = 100 * np.array(done[f"{null} {claim} {statistic} {correlation} {lag} {tail}"])
-            cells.append(f"{shares.mean():.1f} ({shares.std(ddof=1) / math.sqrt(len(shares)):.1f})")
-        print(f"| {correlation:g} | {lag:g} | {tail} | " + " | ".join(cells) + " |")
+    for which, title in ((0, "All units together"), (1, "Single units")):
+        print(f"{title}:\n")
+        print("| units correlated | lag 1 | steps | " + " | ".join(f"{n}, {s}" for n, s, _ in columns) + " |")
+        print("|" + " --- |" * (3 + len(columns)))
+        for correlation, lag, tail in grid:
+            cells = []
+            for null, statistic, _ in columns:
+                shares = 100 * np.array(done[f"{null} {statistic} {correlation} {lag} {tail}"])[:, which]
+                cells.append(f"{shares.mean():.1f} ({shares.std(ddof=1) / math.sqrt(len(shares)):.1f})")
+            print(f"| {correlation:g} | {lag:g} | {tail} | " + " | ".join(cells) + " |")
+        print()
 
 
 if __name__ == "__main__":

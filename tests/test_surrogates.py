@@ -649,7 +649,7 @@ def test_new_innovations_keep_sizes_correlations_and_other_units():
 
 def test_too_few_units_for_a_linear_process():
     a = random_walks(S, 20)
-    with pytest.raises(ValueError, match="20 units that move make 63 steps.*of_all"):
+    with pytest.raises(ValueError, match=r"20 units that move make 63 steps.*of_all"):
         rotation_test(a, "innovation_shuffle", 9)
     sequences = torch.stack([a + random_walks(S, 20, seed=i) for i in range(1, 9)])
     found = rotation_test(a, "innovation_shuffle", 99, shared=True, of_all=sequences)

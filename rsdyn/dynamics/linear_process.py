@@ -18,11 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CLIP = 4.0  # standard deviations: beyond, a step of a heavy tail would own its place's correlations
 LAGS = 3  # up to which correlations are kept, for each kind of step
 ENOUGH = 0.05  # standard error of a lag's correlation above which two lags of all kinds together are kept
 LEAST = 0.05  # eigenvalue of a correlation matrix
-MAD = 1.4826  # a normal variable's standard deviation over its median size
 
 
 class LinearProcess(NamedTuple):
@@ -31,7 +29,7 @@ class LinearProcess(NamedTuple):
     Attributes:
         scale: ``(T,)`` of each place.
         mix: ``(T, T)`` lower triangular: scaled steps are ``mix @ innovations``.
-        correlation: ``(T, T)`` of scaled and clipped steps between places, over units.
+        correlation: ``(T, T)`` of scaled steps between places, over units.
         first, second: places of the pairs whose mean correlation is kept, a tensor of each per lag and kind.
         certain: whether the units move independently enough for all lags and kinds.
     """
@@ -60,18 +58,18 @@ def place_rms(steps: Tensor) -> Tensor:
     return torch.where(found > 0, found, 1.0)
 
 
-def robust_scales(steps: Tensor, rounds: int = 10) -> tuple[Tensor, Tensor]:
-    """Scales of places ``(T,)`` and units ``(U,)`` whose products steps ``(T, U)`` have, by alternating medians.
+def place_scale(steps: Tensor, rounds: int = 10) -> Tensor:
+    """Scale ``(T,)`` of each place, of steps ``(T, U)`` whose units have scales of their own, by alternating medians.
 
     Medians, since by RMS one outlier of a heavy tail squeezes its whole unit. A place or unit whose median step is 0
     takes the RMS, and 1 where all are 0.
     """
     size = steps.abs()
-    place, unit = torch.ones_like(size[:, 0]), torch.ones_like(size[0])
+    place = torch.ones_like(size[:, 0])
     for _ in range(rounds):
         unit = _typical(size / place[:, None], 0)
         place = _typical(size / unit, 1)
-    return place, unit * MAD
+    return place
 
 
 def _typical(size: Tensor, dim: int) -> Tensor:
@@ -100,8 +98,11 @@ def fit_linear_process(steps: Tensor, kinds: int) -> LinearProcess:
     if steps.shape[1] == 0:
         one = torch.eye(length, dtype=torch.float64)
         return LinearProcess(one.diagonal().clone(), one, one, [], [], False)
-    place, unit = robust_scales(steps)
-    scaled = (steps / place[:, None] / unit).clamp(-CLIP, CLIP)
+    place = place_scale(steps)
+    scaled = steps / place[:, None]
+    # each unit weighs the same, whatever its outliers. To clip these would change what a correlation is: beside a step
+    # of 10 a lag of -.3 makes one of -3, which clipped values would take for -.75
+    scaled = scaled / scaled.square().mean(0).sqrt()
     correlation = _unit_diagonal(scaled @ scaled.T)
     far = torch.ones_like(correlation).triu(2 * LAGS + 1).bool()
     common = float(correlation[far].square().mean()) if far.any() else 1.0

@@ -2,6 +2,32 @@
 
 STREAMS = {"shuffled": "token_shuffled"}  # a data.condition -> what analyze.py and the null model call the same stream
 
+# Null models of rotations that are made of the stream itself: a ladder, from the one that keeps most to the paper's.
+SURROGATES = {
+    "innovation_shuffle": "linear process, new innovations",
+    "increment_shuffle_scaled": "steps shuffled in windows, scaled",
+    "increment_shuffle_windowed": "steps shuffled in windows",
+    "increment_shuffle": "steps shuffled",
+    "sign_flip": "steps' signs flipped",
+    "iaaft": "steps, same spectrum (IAAFT)",
+    "layer_shuffle_regradient": "layer shuffle, new gradient",
+    "layer_shuffle": "layer shuffle (paper)",
+}
+
+# What each keeps of the stream, for captions and tables.
+KEEPS = {
+    "innovation_shuffle": "step sizes by place and unit, correlation of near steps, correlation of units",
+    "increment_shuffle_scaled": "the unit's steps, about where they were, at the size of their new place",
+    "increment_shuffle_windowed": "the unit's steps, about where they were",
+    "increment_shuffle": "the unit's steps, anywhere",
+    "sign_flip": "the sizes of the unit's steps, in place",
+    "iaaft": "the spectrum and the values of the unit's steps",
+    "layer_shuffle_regradient": "the unit's values, in no order",
+    "layer_shuffle": "the points of the portrait, in no order (no trajectory is like that)",
+    "token_shuffled": "the text's tokens, in no order",
+    "untrained": "the shape of the model",
+}
+
 NAMES = {
     "original": "original text",
     "token_shuffled": "shuffled tokens",
@@ -10,12 +36,7 @@ NAMES = {
     "without_massive": "without massive units",
     "floor": "permuted pairs (floor)",
     "per_sequence": "per sequence, mean",
-    "layer_shuffle": "layer shuffle (paper)",
-    "layer_shuffle_regradient": "layer shuffle, new gradient",
-    "increment_shuffle_windowed": "steps shuffled in windows",
-    "increment_shuffle": "steps shuffled",
-    "sign_flip": "steps' signs flipped",
-    "iaaft": "steps, same spectrum (IAAFT)",
+    **SURROGATES,
 }
 
 COLUMNS = {

@@ -24,7 +24,7 @@ def make_runs(base: Path, lm: Path) -> dict[str, Path]:
         scripts = {
             "analyze": (analyze, [
                 f"analysis.rotation.surrogates={SURROGATES}", "trainer.accelerator=cpu",
-                "analysis.rotation.nulls=[layer_shuffle,increment_shuffle_windowed,token_shuffled]",
+                "analysis.rotation.nulls=[layer_shuffle,increment_shuffle_scaled,token_shuffled]",
                 "analysis.conditions=[original,token_shuffled]",
             ]),
             "train": (train, ["trainer.max_epochs=2", "trainer.accelerator=cpu"]),

@@ -32,7 +32,7 @@ FIGURES = [
     "fig2a_portraits",
     "fig2b_rotations",
     "fig2c_rotations_by_unit_layer_shuffle",
-    "fig2c_rotations_by_unit_increment_shuffle_windowed",
+    "fig2c_rotations_by_unit_innovation_shuffle",
     "fig4a_trajectory",
     "fig4b_cumulative_variance",
     "fig4c_variance_by_sublayer",

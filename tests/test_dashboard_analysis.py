@@ -21,6 +21,7 @@ def results(*, massive=False, literal=False):
     for name in ("mean", "std", "z", "p", "q", "q_normal"):
         r[f"null_layer_shuffle_{name}"] = torch.rand(D)
     r["null_layer_shuffle_population_p"] = torch.tensor(0.25)
+    r |= {f"null_layer_shuffle_{name}": torch.tensor(2.0) for name in ("turns", "turns_std", "turns_z")}
     if massive:
         r |= {f"{name}_without_massive": torch.rand(n) for name, n in curve.items()}
     if literal:

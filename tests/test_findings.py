@@ -151,13 +151,16 @@ def turning():
         "null_layer_shuffle_p": p,
         "null_layer_shuffle_q_normal": q,
         "null_layer_shuffle_population_p": 0.25,
+        "null_layer_shuffle_turns": torch.tensor(2.5),
+        "null_layer_shuffle_turns_std": torch.tensor(0.05),
+        "null_layer_shuffle_turns_z": torch.tensor(100.0),
         "walks_beyond_layer_shuffle": torch.tensor(0.98),
     }
 
 
 def test_rotations_are_counted_against_each_null(turning):
     found = cells(findings({"here": turning}, ["rotation"], sites_per_layer=2))
-    assert str(found["turns_layer_shuffle"]["here"]) == "0.000 (p 0.250)"
+    assert str(found["turns_layer_shuffle"]["here"]) == "2.500 ± 0.050 (stream +100.0 SD, p 0.250)"
     assert found["turns_layer_shuffle_p"]["here"].value == 0.25
     beyond = found["units_beyond_layer_shuffle"]["here"]
     assert beyond.value == pytest.approx(100 * 3 / 9) and "(22 % with q < .05)" in str(beyond)

@@ -197,10 +197,10 @@ def test_units_have_their_own_turns_and_nulls(page, arrays):
     np.testing.assert_allclose(numbers(stream["turns"]), -found["original/rotation"], rtol=1e-6)
     np.testing.assert_allclose(numbers(stream["paths"]), found["original/rotation_mean_trajectory"].T, rtol=1e-6)
     assert (
-        list(stream["nulls"])[:2] == ["increment_shuffle_windowed", "layer_shuffle"]
+        list(stream["nulls"])[:2] == ["increment_shuffle_scaled", "layer_shuffle"]
         and "token_shuffled" in stream["nulls"]
     )
-    for null in ("increment_shuffle_windowed", "layer_shuffle"):
+    for null in ("increment_shuffle_scaled", "layer_shuffle"):
         mine = stream["nulls"][null]
         np.testing.assert_allclose(numbers(mine["mean"]), -found[f"original/null_{null}_mean"], rtol=1e-6, atol=1e-9)
         counts, low, high = (numbers(mine[key]) for key in ("counts", "low", "high"))

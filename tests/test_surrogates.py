@@ -1,25 +1,33 @@
 """Null models of rotations: what each keeps, that the fast path counts what numpy counts, calibration and power."""
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import toeplitz
 from scipy.stats import binom, chisquare, false_discovery_control, kstest
 from systems import orbits, random_walks
 
 from rsdyn.dynamics import surrogates as module
+from rsdyn.dynamics.linear_process import fit_linear_process
 from rsdyn.dynamics.rotation import rotations
 from rsdyn.dynamics.rotation_test import (
     NULLS,
     benjamini_hochberg,
     join,
+    mid_rank_p,
     paired_swap_test,
     pooled_test,
     rotation_test,
     surrogates,
     two_sided_p,
 )
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+from calibration import SIZES, walks
 
 S = 64
 RESHUFFLING = [null for null in NULLS if null != "layer_shuffle"]  # whose portraits are those of a trajectory
@@ -52,7 +60,7 @@ def assert_rejects(p: torch.Tensor, rate: float = 0.05, liberal: float = 1.0):
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("null", NULLS)
 def test_counts_what_numpy_counts_on_the_portraits(null, shared):
-    a = random_walks(S, 9, 3.0, seed=4)
+    a = random_walks(S, 9 if null != "innovation_shuffle" else 80, 3.0, seed=4)
     x, y = all_of(a, null, 33, seed=2, shared=shared)
     theta = np.unwrap(np.arctan2(np.diff(y, axis=1), np.diff(x, axis=1)), axis=1)
     expected = (theta[:, -1] - theta[:, 0]) / (2 * np.pi)
@@ -62,7 +70,7 @@ def test_counts_what_numpy_counts_on_the_portraits(null, shared):
     np.testing.assert_allclose(found.null_std.numpy(), expected.std(0, ddof=1), atol=1e-4)
     np.testing.assert_allclose(found.population.numpy(), np.abs(expected).mean(1), atol=1e-4)
     np.testing.assert_allclose(found.signed_population.numpy(), expected.mean(1), atol=1e-4)
-    np.testing.assert_allclose(found.p.numpy(), two_sided_p(found.observed, torch.from_numpy(expected)).numpy())
+    np.testing.assert_allclose(found.p.numpy(), mid_rank_p(found.observed, torch.from_numpy(expected)).numpy())
     np.testing.assert_allclose(found.delta, found.observed - found.null_mean, rtol=1e-12)
     np.testing.assert_allclose(found.z, found.delta / found.null_std, rtol=1e-12)
     assert found.null == null and found.n == 33 and found.shared == shared
@@ -343,7 +351,7 @@ def test_split_blocks_and_threads_leave_the_bits(null, shared, monkeypatch):
     if null == "iaaft":
         a = a[:, :150]  # the slow one
     n = 30 if null != "iaaft" else 9
-    options = {"null": null, "n": n, "seed": 5, "shared": shared}
+    options = {"null": null, "n": n, "seed": 5, "shared": shared, "of_all": a}
     whole = rotation_test(a, **options)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -468,7 +476,7 @@ def test_paired_swaps_in_any_pieces(n):
 def test_pooled():
     null, observed = white(300, 1)[:, 0], torch.cat([white(50, 1, 1)[:, 0], torch.tensor([math.nan, 9.0])])
     found = pooled_test(observed, torch.cat([null, torch.tensor([math.nan])]))
-    expected = two_sided_p(observed, null[:, None].expand(300, 52))
+    expected = mid_rank_p(observed, null[:, None].expand(300, 52))
     np.testing.assert_array_equal(found.p.numpy(), expected.numpy())
     assert float(found.p[51]) == pytest.approx(1 / 301) and found.p[50].isnan() and found.n == 300
     assert float(found.null_mean[0]) == pytest.approx(float(null.mean()))
@@ -487,17 +495,18 @@ def test_pooled():
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("null", NULLS)
 def test_nan_constant_and_identical_units(null, shared):
-    a = random_walks(S, 7)
+    a = random_walks(S, 7 if null != "innovation_shuffle" else 80)
     a[5, 1], a[9, 2], a[:, 3] = math.nan, math.inf, 7.0
     a[:, 5] = a[:, 4]
     found = rotation_test(a, null, 19, shared=shared)
     for name in ("observed", "null_mean", "null_std", "delta", "z", "p", "q", "p_normal"):
-        assert getattr(found, name).isnan().tolist() == [False, True, True, True, False, False, False], name
+        assert getattr(found, name).isnan()[:7].tolist() == [False, True, True, True, False, False, False], name
     assert found.population.isfinite().all() and found.population_observed.isfinite().all()
-    kept = rotation_test(a[:, [0, 4, 5, 6]], null, 19, shared=True)
+    rest = [0, *range(4, a.shape[1])]
+    kept = rotation_test(a[:, rest], null, 19, shared=True)
     if shared and null != "iaaft":
         assert torch.equal(found.population, kept.population)
-        assert torch.equal(found.q[[0, 4, 5, 6]], kept.q)
+        assert torch.equal(found.q[rest], kept.q)
 
 
 def test_nothing_to_test():
@@ -567,3 +576,117 @@ def test_progress_and_input_untouched():
     x = a.T.reshape(8, 75, S).movedim(-1, 1)
     paired_swap_test(x, x.clone(), n=3, on_block=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (75, 75) and len(seen) == 3
+
+
+# ---------------------------------------------------------------- the nulls for claims, and regularity
+
+
+def test_mid_rank_p_by_hand():
+    observed = torch.tensor([3.0, 0.0, 9.0, math.nan])
+    null = torch.tensor([[0.0], [1.0], [3.0], [3.0], [5.0]]).expand(5, 4)
+    # below, ties, above: (2, 2, 1), (0, 1, 4), (5, 0, 0)
+    np.testing.assert_allclose(mid_rank_p(observed, null).numpy(), [5 / 6, 2 / 6, 1 / 6, np.nan])
+
+
+def test_mid_rank_p_is_exact_and_steady_where_two_values_share_the_surrogates():
+    draws = torch.from_numpy(np.random.default_rng(0).exponential(size=(100, 4000)))
+    p = mid_rank_p(draws[0], draws[1:])
+    counts = np.bincount((p.numpy() * 100).round().astype(int), minlength=101)
+    assert counts[2::2].sum() < 10 and chisquare(counts[1::2]).pvalue > 1e-3  # uniform on 1, 3, ... 99 %
+    two = (torch.rand(20, 1000, 1, generator=torch.Generator().manual_seed(0)) < 0.5).double()
+    over_seeds = torch.stack([mid_rank_p(torch.zeros(1), null) for null in two])
+    assert float(over_seeds.max() - over_seeds.min()) < 0.1
+    by_distance = torch.stack([two_sided_p(torch.zeros(1), null) for null in two])
+    assert float(by_distance.max() - by_distance.min()) > 0.4  # the fault that it mends
+
+
+def test_share_beyond_hardly_moves_with_the_seed():
+    a = walks(3, 576)  # as many as SmolLM2 has
+    shares = [float((rotation_test(a, n=1000, seed=s).p < 0.05).double().mean()) for s in range(3)]
+    assert max(shares) - min(shares) < 0.01
+
+
+def test_scaled_steps_take_the_size_of_their_new_place():
+    """Steps of one shape times sizes that jump: each comes out as a step of its window times the size of its place."""
+    sizes = depth(lambda s: 5.0 if s % 3 == 0 else 1.0)
+    signs = white(S - 1, 40).sign()
+    a = torch.cat([torch.zeros(1, 40), (signs * sizes).cumsum(0)])
+    x, _ = all_of(a, "increment_shuffle_scaled")
+    np.testing.assert_allclose(np.abs(np.diff(x, axis=1)), np.broadcast_to(sizes.numpy(), (20, S - 1, 40)), rtol=1e-4)
+    assert (np.sign(np.diff(x, axis=1)) != signs.numpy()).mean() > 0.3
+
+
+@pytest.mark.parametrize("units", [400, 4000])
+def test_the_linear_process_is_the_one_that_was_planted(units):
+    """AR(1) with -.3 and jumping sizes: the mixing is that of the process, and innovations are white."""
+    steps = np.diff(walks(1, units, lag=-0.3).numpy(), axis=0)
+    process = fit_linear_process(torch.from_numpy(steps), 2)
+    planted = np.linalg.cholesky(toeplitz((-0.3) ** np.arange(59)))
+    assert np.abs(process.mix.numpy() - planted).max() < 4 / units**0.5
+    ratio = process.scale.numpy() / SIZES
+    assert np.std(ratio / ratio.mean()) < 2 / units**0.5
+    innovations = process.innovations(torch.from_numpy(steps)).numpy()
+    innovations /= innovations.std(0)
+    assert np.abs((innovations @ innovations.T / units)[~np.eye(59, dtype=bool)]).max() < 6 / units**0.5
+    torch.testing.assert_close(process.kept(torch.ones(1, 59, dtype=torch.float64))[0], process.kept())
+    assert process.certain and len(process.first) == 6
+
+
+def test_new_innovations_keep_sizes_correlations_and_other_units():
+    a = walks(2, 300, correlation=0.5, lag=-0.3)
+    x, _ = all_of(a, "innovation_shuffle", 100, shared=True)
+    steps, original = np.diff(x, axis=1), np.diff(a.numpy(), axis=0)
+    scale = original.std(0)
+    near = [
+        np.mean([np.corrcoef(one[s] / scale, one[s + 1] / scale)[0, 1] for one in found for s in range(58)])
+        for found in (steps[:20], original[None])
+    ]
+    assert near[0] == pytest.approx(near[1], abs=0.06)
+    np.testing.assert_allclose(np.sqrt((steps**2).mean(axis=(0, 2))) / np.sqrt((original**2).mean(1)), 1, rtol=0.6)
+    between = [np.corrcoef(found / scale, rowvar=False)[0, 1:].mean() for found in (steps[0], original)]
+    assert between[0] == pytest.approx(between[1], abs=0.15)
+
+
+def test_too_few_units_for_a_linear_process():
+    a = random_walks(S, 20)
+    with pytest.raises(ValueError, match=r"20 units that move make 63 steps.*of_all"):
+        rotation_test(a, "innovation_shuffle", 9)
+    sequences = torch.stack([a + random_walks(S, 20, seed=i) for i in range(1, 9)])
+    found = rotation_test(a, "innovation_shuffle", 99, shared=True, of_all=sequences)
+    assert found.p.isfinite().all() and 0 < found.population_p <= 1
+
+
+# Monte Carlo error of 60 sets: 3 points; the whole grid is benchmarks/calibration.py
+@pytest.mark.parametrize(
+    ("tail", "correlation", "lag"),
+    [("normal", 0.0, 0.0), ("t3", 0.0, -0.115), ("normal", 0.5, -0.115), ("normal", 0.9, 0.0), ("normal", 0.0, 0.3)],
+)
+def test_new_innovations_are_calibrated_on_real_step_sizes(tail, correlation, lag):
+    p, share = [], []
+    for seed in range(60):
+        found = rotation_test(walks(seed, 80, tail, correlation, lag), "innovation_shuffle", 99, seed, shared=True)
+        p.append(found.population_p)
+        share.append(float((found.p <= 0.05).double().mean()))
+    assert np.mean(np.array(p) <= 0.05) <= 0.15 and 0.25 < np.mean(p) < 0.75
+    assert 0.025 < np.mean(share) < 0.075
+
+
+def test_scaled_steps_are_calibrated_per_unit_where_sizes_jump():
+    share = [
+        float((rotation_test(walks(seed, 160), "increment_shuffle_scaled", 199, seed).p <= 0.05).double().mean())
+        for seed in range(8)
+    ]
+    assert np.mean(share) == pytest.approx(0.05, abs=0.02)
+    windowed = [rotation_test(walks(s, 160), n=79, seed=s, shared=True).population_p for s in range(12)]
+    assert np.mean(np.array(windowed) <= 0.05) > 0.05  # which is why there are others
+
+
+@pytest.mark.parametrize("period", [8, 12, 16])
+def test_new_innovations_see_orbits_in_all_units(period):
+    p = []
+    for seed in range(4):
+        phase = 2 * math.pi * torch.rand(80, generator=torch.Generator().manual_seed(seed))
+        steps = white(59, 80, seed) + 2 * torch.cos(2 * math.pi / period * torch.arange(59)[:, None] + phase)
+        a = torch.cat([torch.zeros(1, 80), (steps * torch.from_numpy(SIZES)[:, None]).cumsum(0)])
+        p.append(rotation_test(a, "innovation_shuffle", 99, seed, shared=True).population_p)
+    assert np.mean(np.array(p) <= 0.05) >= 0.75

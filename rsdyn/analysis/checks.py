@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from rsdyn.analysis.settings import CONDITIONS, NULLS
+from rsdyn.analysis.settings import CONDITIONS, NULLS, STREAM_NULLS
 from rsdyn.dynamics.information import MIN_SAMPLES
 from rsdyn.errors import UserError
 
-FROM_STREAMS = ("token_shuffled", "untrained")  # null models that are other streams
 NOT_BY_DEFAULT = ("layer_shuffle_regradient",)
 LEAST_SEQUENCES = 3
 SMALL_LM = 20_000_000  # parameters, up to which several untrained LMs are measured by default: recording them is cheap
@@ -46,10 +45,10 @@ def nulls_of(settings: Any, *, own: bool) -> list[str]:
     chosen = settings.rotation.nulls
     if chosen is None:
         chosen = [n for n in NULLS if n not in NOT_BY_DEFAULT]
-        chosen = [n for n in chosen if n not in FROM_STREAMS or n in settings.conditions]
+        chosen = [n for n in chosen if n not in STREAM_NULLS or n in settings.conditions]
         if "original" not in settings.conditions:
-            chosen = [n for n in chosen if n not in FROM_STREAMS]
-    return [n for n in chosen if (n in FROM_STREAMS) != own]
+            chosen = [n for n in chosen if n not in STREAM_NULLS]
+    return [n for n in chosen if (n in STREAM_NULLS) != own]
 
 
 def check_settings(

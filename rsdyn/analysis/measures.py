@@ -33,6 +33,7 @@ from rsdyn.dynamics.moments import (
     participation_ratio,
 )
 from rsdyn.dynamics.projection import PCA
+from rsdyn.dynamics.regularity import LEAST_SUBLAYERS, regularity
 from rsdyn.dynamics.resampling import N_DRAWS, jackknife, simulate, simulated
 from rsdyn.dynamics.rotation_test import RotationTest
 from rsdyn.dynamics.walks import smoothed_random_walks
@@ -47,6 +48,7 @@ N_JACKKNIFE_UNITS = 16
 N_JACKKNIFE_GROUPS = 10  # and of how many groups for it, since each takes an estimate of its own
 N_CONTROL = 100  # random walks beside the trajectories
 CONTROL_D = 256
+REGULARITY_NULLS = ("innovation_shuffle", "increment_shuffle_scaled")  # which regularity is held against
 WALKS_AT_ONCE = 128  # of the walks that are held against the nulls: a piece for a process or a thread
 
 
@@ -378,23 +380,71 @@ def rotations(
         out |= _of_means("rotation_abs_mean_without_massive", turns(~probe.massive), mean, means)
     own = slice(share.first_unit, share.first_unit + share.x.shape[-1])
     options: Any = {"window": window, "sites_per_layer": sites_per_layer, "first_unit": share.first_unit}
+    regular = REGULARITY_NULLS if len(mean) >= LEAST_SUBLAYERS else ()
+    if regular:
+        out |= _regularity(probe)
     for null in nulls:
+        options["of_all"] = _enough_units(probe) if null == "innovation_shuffle" else mean
+        # a linear process keeps what units have in common, so its surrogates are shared in any case
+        alike = shared or null == "innovation_shuffle"
         with probe.bar(f"{probe.name}: {null}", mean[:, own].shape[1]) as done:
             test = surrogates.rotation_test(
-                mean[:, own], null, n, seed, shared=shared, on_block=_steps_of(done), **options
+                mean[:, own], null, n, seed, shared=alike, on_block=_steps_of(done), **options
             )
             test = _over_processes(test)
             # units are correlated, so a claim about all of them needs surrogates that they share
-            together = test if shared else surrogates.rotation_test(mean[:, own], null, n, seed, shared=True, **options)
-            together = test if shared else _over_processes(together)
-        out |= named_results(test) | {
-            f"null_{null}_population": together.population,
-            f"null_{null}_population_p": together.population_p,
-        }
+            together = test if alike else surrogates.rotation_test(mean[:, own], null, n, seed, shared=True, **options)
+            together = test if alike else _over_processes(together)
+        out |= named_results(test) | _of_population(together)
         # one surrogate of each unit, for the distribution over units that a figure shows
         one = surrogates.rotation_test(mean[:, own], null, 1, seed, **options)
         out[f"null_{null}_example"] = share.gather(one.null_mean)
+        if null in regular:
+            found = surrogates.regularity_test(mean[:, own], null, n, seed, shared=True, **options)
+            out |= _named_regularity(_over_processes(found))
     return out
+
+
+def _enough_units(probe: ResidualStreamProbe) -> Tensor:
+    """What a linear process is estimated on: the mean trajectories, or with few units those of single sequences."""
+    mean, share = probe.total.mean, probe.share
+    assert share is not None
+    steps, n_units = len(mean) - 1, mean.shape[1]
+    if n_units > steps:
+        return mean
+    some = share.x[: 1 + 4 * steps // n_units].to(torch.float64)
+    return torch.cat(from_all(some, some.device), dim=-1)
+
+
+def _of_population(test: RotationTest) -> Results:
+    """What surrogates that all units share say of mean |R|: theirs, its spread, and where the stream's lies."""
+    null = test.null
+    return {
+        f"null_{null}_population": test.population,
+        f"null_{null}_population_p": test.population_p,
+        f"null_{null}_turns": test.population.mean(),
+        f"null_{null}_turns_std": test.population.std() if test.n > 1 else torch.tensor(torch.nan),
+        f"null_{null}_turns_z": torch.tensor(test.population_z, dtype=torch.float64),
+    }
+
+
+def _regularity(probe: ResidualStreamProbe) -> Results:
+    """How much of each unit's steps has one frequency, and the mean over units with its interval."""
+    without = [regularity(m.mean).nanmean() for m in _without_each(probe.groups, merge_comoments)]
+    g = regularity(probe.total.mean)
+    return {
+        "regularity": g,
+        **_with_interval("regularity_mean", g.nanmean(), without),
+        **_if_massive(probe, regularity_mean_without_massive=g[~probe.massive].nanmean()),
+    }
+
+
+def _named_regularity(test: RotationTest) -> Results:
+    """A test of regularity under names that begin with ``regularity_<null>_``."""
+    each = {"mean": test.null_mean, "std": test.null_std, "z": test.z, "p": test.p, "q_normal": test.q_normal}
+    each |= {"population": test.population, "population_z": torch.tensor(test.population_z, dtype=torch.float64)}
+    named: Results = {f"regularity_{test.null}_{k}": v for k, v in each.items()}
+    return named | {f"regularity_{test.null}_population_p": test.population_p}
 
 
 def _steps_of(done: Callable[[int], object]) -> Callable[[int, int], None]:
@@ -436,9 +486,14 @@ def compare_rotations(
         else:
             test = surrogates.pooled_test(results["rotation"], rotation.rotations(other.total.mean))
         done(1)
-    out = named_results(test, null)
+    theirs_turn = rotation.rotations(other.total.mean).abs().nanmean()
+    out = named_results(test, null) | {f"null_{null}_turns": theirs_turn}
     if test.shared:
-        out[f"null_{null}_population_p"] = test.population_p
+        out |= {
+            f"null_{null}_turns_std": test.population.std(),
+            f"null_{null}_turns_z": torch.tensor(test.population_z, dtype=torch.float64),
+            f"null_{null}_population_p": test.population_p,
+        }
     return out
 
 
@@ -453,7 +508,7 @@ def random_walks(
     def beyond(some: tuple[str, int]) -> Tensor:
         null, first = some
         test = surrogates.rotation_test(
-            walks[:, first : first + WALKS_AT_ONCE], null, n, seed, first_unit=first, **options
+            walks[:, first : first + WALKS_AT_ONCE], null, n, seed, first_unit=first, of_all=walks, **options
         )
         return (test.p < 0.05).sum()
 

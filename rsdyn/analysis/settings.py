@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from rsdyn.labels import SURROGATES
 from rsdyn.options import (
     setting,
 )
@@ -17,16 +18,8 @@ CONDITIONS = ("original", "token_shuffled", "shuffled_keep_last", "untrained")
 ESTIMATORS = ("kde", "kde_resub", "copula", "ksg", "paper_literal")
 
 
-NULLS = (
-    "layer_shuffle",
-    "layer_shuffle_regradient",
-    "increment_shuffle_windowed",
-    "increment_shuffle",
-    "sign_flip",
-    "iaaft",
-    "token_shuffled",
-    "untrained",
-)
+STREAM_NULLS = ("token_shuffled", "untrained")  # null models that are other streams
+NULLS = (*SURROGATES, *STREAM_NULLS)
 
 
 @dataclass
@@ -46,14 +39,19 @@ class RotationConfig:
 
     nulls: list[str] | None = setting(
         None,
-        "Null models; null takes all that the conditions allow, but for layer_shuffle_regradient.",
+        "Null models, from the one that keeps most (innovation_shuffle, which claims rest on) to the paper's "
+        "(layer_shuffle); null takes all that the conditions allow, but for layer_shuffle_regradient.",
         choices=NULLS,
     )
     surrogates: int = setting(1000, "Surrogates of each null model.", low=1)
     shared: bool = setting(
-        False, "The same permutations for all units, for a claim about the population, instead of each unit's own."
+        False,
+        "The same random numbers for all units, instead of each unit's own; p of all units together and "
+        "innovation_shuffle always share them.",
     )
-    window: int = setting(8, "Increments in a window of increment_shuffle_windowed.", low=2)
+    window: int = setting(
+        8, "Increments in a window of increment_shuffle_scaled and increment_shuffle_windowed.", low=2
+    )
     units: list[int] | None = setting(
         None,
         "Units whose portraits are drawn (12 at most); null takes the three that turn most and three at random.",

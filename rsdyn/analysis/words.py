@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rsdyn.analysis.finding import number
 from rsdyn.analysis.probe import MASSIVE
 from rsdyn.analysis.rotation_rows import share_beyond
 from rsdyn.metrics.running import TOKEN_CLASSES
@@ -17,13 +18,24 @@ def rotation_in_words(results: Results, n_sublayers: int) -> list[str]:
     """What a reader must know before taking turns for dynamics, with this run's numbers."""
     observed, walk = float(results["rotation_abs_mean"]), float(results["rotation_random_walk"])
     lines = [
-        f"Units turn {observed:.2f} times on average over {n_sublayers} sublayers; a random walk as long turns "
+        f"Units turn {observed:.2f} times on average over {n_sublayers} sublayers; a random walk of equal length turns "
         f"{walk:.2f} times. A path in the plane of a value and its slope can only turn clockwise: |R| counts how "
         "jagged it is."
     ]
+    lead = "null_innovation_shuffle_turns"
+    if lead in results:
+        spread, away = float(results[f"{lead}_std"]), float(results[f"{lead}_z"])
+        p = float(results["null_innovation_shuffle_population_p"])
+        verdict = "explains them" if p >= 0.05 else "does not explain them"
+        lines.append(
+            f"Surrogates that keep most (a linear process with this stream's own step sizes, the correlation of its "
+            f"near steps and of its units) turn {float(results[lead]):.2f} ± {spread:.2f} times: the stream lies "
+            f"{abs(away):.1f} SD {'above' if away > 0 else 'below'} (p {number(p)}), so it {verdict}. Claims rest on "
+            "this null; the others are the ladder down to the paper's, and each keeps less."
+        )
     explained = {
+        "innovation_shuffle": "that null",
         "layer_shuffle": "the paper's null (layer order shuffled)",
-        "increment_shuffle_windowed": "the increment null (steps shuffled in windows, attention and MLP apart)",
     }
     for null, words in explained.items():
         if f"null_{null}_mean" in results:
@@ -31,8 +43,15 @@ def rotation_in_words(results: Results, n_sublayers: int) -> list[str]:
             of_walks = 100 * float(results[f"walks_beyond_{null}"])
             lines.append(
                 f"{here:.0f} % of the units go beyond {words} at p < .05, {passed:.0f} % at a false discovery rate of "
-                f"5 %. Of random walks as long, which have no dynamics, {of_walks:.0f} % do at p < .05."
+                f"5 %. Of random walks of equal length, which have no dynamics, {of_walks:.0f} % do at p < .05."
             )
+    if "regularity_mean" in results and "regularity_increment_shuffle_scaled_population" in results:
+        theirs = float(results["regularity_increment_shuffle_scaled_population"].mean())
+        lines.append(
+            "Turns cannot show every orbit: of period 5 or 6 it makes as many as a walk. Regularity shows one from an "
+            "amplitude of about one step's SD on. The largest share of a unit's steps at one frequency is "
+            f"{float(results['regularity_mean']):.3f}, and {theirs:.3f} once they are shuffled in windows and scaled."
+        )
     return lines
 
 

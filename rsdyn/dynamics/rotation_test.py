@@ -3,12 +3,18 @@
 What each keeps, and so what it tests (METHOD section 7); the rates are of 63 increments, at p <= 0.05:
 
 ==============================  =======================================================================================
+``innovation_shuffle``          the scale of each unit and each place, the correlation of near steps and, shared, that
+                                of units: a linear process of symmetric innovations, whose signs are drawn anew
+                                (:mod:`rsdyn.dynamics.linear_process`). It keeps most, and is the one for claims: of a
+                                unit and, shared, of all units.
+``increment_shuffle_scaled``    as the windowed one, each increment brought to the size of its new place: a walk of any
+                                sizes, whose increments are independent over depth. For claims about single units.
 ``layer_shuffle``               the points (a_s, g_s) of the portrait, in any order: the paper's null. No trajectory is
                                 like that: it rejects white noise and nearly every random walk, and lets a clean orbit
                                 of period 16 pass. ``R`` is 0, give or take 3.25.
 ``layer_shuffle_regradient``    the activations in any order, their gradient taken anew: white noise, ``R`` about -15.
 ``increment_shuffle_windowed``  the increments, in any order within ``window`` successive ones, attention's and the
-                                MLP's apart: a walk whose scale changes slowly with depth. The default.
+                                MLP's apart: a walk whose scale changes slowly with depth.
 ``increment_shuffle``           the same over the whole depth: a walk with one distribution for each kind of increment.
 ``sign_flip``                   the sizes of the increments about their mean, each kind's own, with random signs: a walk
                                 with symmetric increments. The mean must hold over the whole depth: with heavy tails
@@ -26,34 +32,45 @@ for each unit they are independent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rsdyn.dynamics.linear_process import LinearProcess, place_rms
+from rsdyn.dynamics.regularity import fisher_g, regularity
 from rsdyn.dynamics.rotation import Portrait, gradient_steps, increments, power_of_two, rotations, turns, zero_tangents
 from rsdyn.dynamics.significance import (
     TIE,
     Part,
+    RegularityTest,
     RotationTest,
     benjamini_hochberg,
+    brought_to,
     collect,
     join,
+    mid_rank_p,
     result,
     summary,
     two_sided_p,
     unit_sums,
+    upper_p,
 )
-from rsdyn.dynamics.surrogates import NULLS, Source, check, padded, scaled_steps
+from rsdyn.dynamics.surrogates import NULLS, Source, check, padded, pooled_over_units, scaled_steps
 from rsdyn.threads import side_by_side
 
 __all__ = [
     "NULLS",
+    "RegularityTest",
     "RotationTest",
     "benjamini_hochberg",
     "join",
+    "mid_rank_p",
     "paired_swap_test",
     "pooled_test",
+    "regularity_test",
     "rotation_test",
     "surrogates",
     "two_sided_p",
@@ -70,6 +87,7 @@ def rotation_test(
     window: int = 8,
     sites_per_layer: int = 2,
     first_unit: int = 0,
+    of_all: Tensor | None = None,
     on_block: Callable[[int, int], None] | None = None,
 ) -> RotationTest:
     """Rotations of each unit of ``a`` ``(S, U)`` against ``n`` surrogates (paper 2.6, Fig. 2B and C; METHOD section 7).
@@ -80,37 +98,111 @@ def rotation_test(
         n: surrogates per unit.
         seed: with the null and the unit's index, it fixes every random number.
         shared: one random order for all units (for a claim about the population) instead of one for each.
-        window: for ``increment_shuffle_windowed``, how many successive increments make a window, all kinds together:
-            8 are 4 of attention and 4 of the MLP. Of orbits of period 16 in noise of a tenth of their size it finds
-            86 %, with 16 all; but wider windows trust the scale of increments for longer.
+        window: for the windowed nulls, how many successive increments make a window, all kinds together: 8 are 4 of
+            attention and 4 of the MLP. Of orbits of period 16 in noise of a tenth of their size it finds 86 %, with 16
+            all; but wider windows trust the scale of increments for longer.
         sites_per_layer: 2, or 1 for a stream without ``resid_mid``, whose increments are of one kind. Increments
             trade places only within their kind.
         first_unit: the index, in the whole, of ``a``'s first unit, when units are split; :func:`join` puts the parts
             together.
+        of_all: trajectories of all units ``(S, U')``, where ``a`` holds some of them, or of single sequences
+            ``(N, S, U')``, where units are too few: two nulls estimate over them what the units have in common.
         on_block: called with the number of units done and of all, for a progress bar.
 
-    Raises ``ValueError`` for an unknown null, fewer than 3 sublayers, or a count out of range. A trajectory too short
-    for anything to trade places (3 sublayers of 2 kinds) is no error: every p is 1.
+    Raises ``ValueError`` for an unknown null, fewer than 3 sublayers, or a count out of range, and with
+    ``innovation_shuffle`` for fewer units that move than steps. A trajectory too short for anything to trade places (3
+    sublayers of 2 kinds) is no error: every p is 1.
     """
     check(a, null, n, seed, window, sites_per_layer, first_unit)
     device, a = a.device, a.cpu()
-    width, size = a.shape[1], 256
     moving = zero_tangents(a) < 1  # not for NaN
+    exact = torch.where(moving, rotations(a), torch.nan)
+    options = _Options(null, n, seed, shared, window, sites_per_layer, first_unit)
+    pooled = _pooled(a, moving, of_all, options)
+    return _against(a, moving, exact, turns, mid_rank_p, options, pooled, on_block).to(device)
+
+
+def regularity_test(
+    a: Tensor,
+    null: str = "increment_shuffle_scaled",
+    n: int = 1000,
+    seed: int = 0,
+    *,
+    shared: bool = False,
+    window: int = 8,
+    sites_per_layer: int = 2,
+    first_unit: int = 0,
+    of_all: Tensor | None = None,
+    on_block: Callable[[int, int], None] | None = None,
+) -> RegularityTest:
+    """Regularity of each unit of ``a`` ``(S, U)`` against the surrogates that its turns are held against.
+
+    The arguments and the random numbers are those of :func:`rotation_test`, and so is the result, with Fisher's g in
+    the place of ``R``; ``p`` is one-sided, the share of surrogates at least as regular, and ``population`` the mean g
+    over units. Raises ``ValueError`` for fewer than 6 sublayers too.
+    """
+    check(a, null, n, seed, window, sites_per_layer, first_unit)
+    device, a = a.device, a.cpu()
+    every = a if of_all is None else of_all.cpu()
+    mean = every if every.dim() == 2 else every.mean(0)
+    exact = regularity(a, mean)
+    moving = exact.isfinite()
+    steps, _ = increments(mean, torch.float64)
+    scale = place_rms(steps[:, steps.isfinite().all(0)]).to(torch.float32)
+    options = _Options(null, n, seed, shared, window, sites_per_layer, first_unit)
+
+    def of(x: Tensor, y: Tensor) -> Tensor:
+        return fisher_g(x / scale.view(-1, *[1] * (x.dim() - 1)))
+
+    found = _against(a, moving, exact, of, upper_p, options, _pooled(a, moving, of_all, options), on_block)
+    return RegularityTest(*found).to(device)
+
+
+class _Options(NamedTuple):
+    null: str
+    n: int
+    seed: int
+    shared: bool
+    window: int
+    sites_per_layer: int
+    first_unit: int
+
+
+def _pooled(a: Tensor, moving: Tensor, of_all: Tensor | None, options: _Options) -> Tensor | LinearProcess | None:
+    every, counted = (a, moving) if of_all is None else (of_all.cpu(), None)
+    return pooled_over_units(options.null, every, counted, options.sites_per_layer)
+
+
+def _against(
+    a: Tensor,
+    moving: Tensor,
+    exact: Tensor,
+    statistic: Callable[[Tensor, Tensor], Tensor],
+    p_of: Callable[[Tensor, Tensor], Tensor],
+    options: _Options,
+    pooled: Tensor | LinearProcess | None,
+    on_block: Callable[[int, int], None] | None,
+) -> RotationTest:
+    """A statistic of tangents ``(S - 1, ...)``, ``exact`` ``(U,)`` of the units, against that of their surrogates."""
+    null, n, seed, shared, window, sites_per_layer, first_unit = options
+    width, size = a.shape[1], 256
 
     def block(start: int) -> Part:
         cols = slice(start, min(start + size, width))
         units = None if shared else range(first_unit + start, first_unit + start + padded(cols.stop - start))
-        source = Source(scaled_steps(a[:, cols], moving[cols]), null, seed, units, window, sites_per_layer)
+        source = Source(scaled_steps(a[:, cols], moving[cols]), null, seed, units, window, sites_per_layer, pooled)
         found = torch.empty(n, source.width)
         for rows, some, x, y in source.blocks(n):
-            found[rows, some] = turns(x, y)[: n - rows.start]
-        return summary(turns(*source.observed()), found, moving[cols])
+            found[rows, some] = statistic(x, y)[: max(0, n - rows.start)]
+        away = source.away(n)
+        found = torch.nan_to_num(found, 0.0)  # of units that don't move, which are masked
+        found = found if away is None else brought_to(found, *away)
+        return summary(statistic(*source.observed()), found, moving[cols], p_of)
 
     blocks = side_by_side(block, range(0, width, size), "cpu")
-    mean, std, p, population = (x.to(device) for x in collect(blocks, n, moving, on_block))
-    observed = torch.where(moving, rotations(a), torch.nan).to(device)
-    at_all = torch.stack([observed.abs().nanmean(), observed.nanmean()])
-    return result(null, n, shared, observed, mean, observed - mean, std, p, population, at_all)
+    mean, std, p, population = collect(blocks, n, moving, on_block)
+    at_all = torch.stack([exact.abs().nanmean(), exact.nanmean()])
+    return result(null, n, shared, exact, mean, exact - mean, std, p, population, at_all)
 
 
 def surrogates(
@@ -123,6 +215,7 @@ def surrogates(
     window: int = 8,
     sites_per_layer: int = 2,
     first_unit: int = 0,
+    of_all: Tensor | None = None,
 ) -> Iterator[Portrait]:
     """Portraits of the surrogates that :func:`rotation_test` counts, in blocks of some surrogates ``(m, S, U)``.
 
@@ -135,7 +228,8 @@ def surrogates(
     depth, width = a.shape
     units = None if shared else range(first_unit, first_unit + padded(width))
     moving = zero_tangents(a) < 1
-    source = Source(scaled_steps(a, moving), null, seed, units, window, sites_per_layer)
+    pooled = _pooled(a, moving, of_all, _Options(null, n, seed, shared, window, sites_per_layer, first_unit))
+    source = Source(scaled_steps(a, moving), null, seed, units, window, sites_per_layer, pooled)
     length = torch.where(moving, increments(a, torch.float64)[1], 1.0).to(torch.float32)
     rows = max(8, (1 << 21) // (depth * source.width) // 8 * 8)
     for some, cols, dx, dy in source.blocks(n, rows):
@@ -198,7 +292,7 @@ def paired_swap_test(
                 mean = torch.add(middle[:, None].to(dtype), steps, alpha=sign)
                 found[label, some] = turns(mean, gradient_steps(mean))
         # to swap all pairs turns the sign of the difference, so its null is symmetric about 0
-        part = summary(observed[0] - observed[1], found[0] - found[1], moving, centre=0.0)
+        part = summary(observed[0] - observed[1], found[0] - found[1], moving, partial(two_sided_p, centre=0.0))
         return part._replace(sums=unit_sums(found[0], moving) - unit_sums(found[1], moving))
 
     blocks = side_by_side(block, range(0, width, size), a.device)
@@ -216,19 +310,19 @@ def pooled_test(observed: Tensor, null: Tensor) -> RotationTest:
     an empty pool. There is no population null: correlated units do not make one.
     """
     observed, null = observed.to(torch.float64), null.to(observed.device, torch.float64)
-    null = null[~null.isnan()].sort().values
+    null = null[~null.isnan()]
     if observed.dim() != 1 or null.numel() == 0:
         raise ValueError(
             f"observed has the shape {tuple(observed.shape)} and null has {null.numel()} values that are not NaN: "
             "(units,) and at least 1 are needed; give the rotations of a stream whose units move."
         )
-    # as two_sided_p, but the pool is sorted and each unit searched in it: no (M, U) array
-    centre = (null.sum() + observed) / (len(null) + 1)
-    reach = (observed - centre).abs() - TIE
-    beyond = torch.searchsorted(null, centre - reach, right=True)
-    beyond += len(null) - torch.searchsorted(null, centre + reach)
-    beyond = torch.where(reach > 0, beyond, len(null))
-    p = torch.where(centre.isnan(), torch.nan, (1 + beyond.to(torch.float64)) / (len(null) + 1))
+    # as mid_rank_p, but the pool is sorted and each unit searched in it: no (M, U) array
+    pool = null.sort().values
+    below = torch.searchsorted(pool, observed - TIE)
+    above = len(pool) - torch.searchsorted(pool, observed + TIE, right=True)
+    ties = len(pool) - below - above
+    p = (2 * torch.minimum(below, above) + ties + 1).to(torch.float64) / (len(pool) + 1)
+    p = torch.where(observed.isnan(), torch.nan, p)
     mean, std = null.mean().expand(len(p)), null.std().expand(len(p))
     none = null.new_zeros(2, 0), null.new_full((2,), torch.nan)
     return result("untrained", len(null), False, observed, mean, observed - mean, std, p, *none)

@@ -27,9 +27,8 @@ class RotationTest(NamedTuple):
         null_std: ``(U,)`` their standard deviation.
         delta: ``(U,)`` the effect, ``observed - null_mean``.
         z: ``(U,)`` ``delta / null_std``, NaN where the null does not vary.
-        p: ``(U,)`` two-sided: the share of surrogates, the observed value counted among them, that are at least as far
-            from the mean of all. Exact for any shape of the null, and never below ``1 / (n + 1)``. Units that the
-            null cannot move have p = 1.
+        p: ``(U,)`` two-sided, from the rank of ``R`` among the surrogates' (:func:`mid_rank_p`). Exact for any shape
+            of the null, and never below ``1 / (n + 1)``. Units that the null cannot move have p = 1.
         q: ``(U,)`` Benjamini-Hochberg over the units that are not NaN.
         population: ``(n,)`` mean of ``|R|`` over units for each surrogate; its spread is that of a population only
             if ``shared``, and far too narrow otherwise. Empty where units have no surrogates in common.
@@ -67,13 +66,29 @@ class RotationTest(NamedTuple):
 
     @property
     def population_p(self) -> float:
-        """Two-sided p of the mean of ``|R|`` over units. Raises ``ValueError`` unless surrogates are shared."""
+        """The p of the mean of ``|R|`` over units: the share of surrogates, the observed value counted among them, that
+        are as far from the mean of all. Raises ``ValueError`` unless surrogates are shared."""
         if not self.shared:
             raise ValueError(
                 "shared=False: units with surrogates of their own lose their correlation, and the population's null "
                 "comes out far too narrow. Test with shared=True for a claim about the population."
             )
-        return float(two_sided_p(self.population_observed[:1], self.population[:, None]))
+        return float(self._p_of(self.population_observed[:1], self.population[:, None]))
+
+    @staticmethod
+    def _p_of(observed: Tensor, null: Tensor) -> Tensor:
+        return two_sided_p(observed, null)
+
+    def to(self, device: torch.device | str) -> RotationTest:
+        """The same on another device."""
+        return type(self)(*(x.to(device) if isinstance(x, Tensor) else x for x in self))  # type: ignore[arg-type]
+
+    @property
+    def population_z(self) -> float:
+        """How many standard deviations of ``population`` the observed mean of ``|R|`` lies above its mean."""
+        spread = float(self.population.std()) if len(self.population) > 1 else math.nan
+        away = float(self.population_observed[0] - self.population.mean())
+        return away / spread if spread > TIE else math.nan
 
     def units_at_floor(self, level: float = 0.05) -> int:
         """How many units must have the smallest possible p before any passes Benjamini-Hochberg at ``level``.
@@ -82,6 +97,21 @@ class RotationTest(NamedTuple):
         """
         tested = int((~self.p.isnan()).sum())
         return math.ceil(tested / (level * (self.n + 1)))
+
+
+class RegularityTest(RotationTest):
+    """The same of Fisher's g in the place of ``R``, where every p is one-sided: large values alone count."""
+
+    __slots__ = ()
+
+    @property
+    def p_normal(self) -> Tensor:
+        """One-sided p ``(U,)`` of ``z`` under a normal null."""
+        return 0.5 * torch.special.erfc(self.z / math.sqrt(2))
+
+    @staticmethod
+    def _p_of(observed: Tensor, null: Tensor) -> Tensor:
+        return upper_p(observed, null)
 
 
 def benjamini_hochberg(p: Tensor) -> Tensor:
@@ -105,6 +135,49 @@ def two_sided_p(observed: Tensor, null: Tensor, centre: float | None = None) -> 
     return torch.where(middle.isnan(), torch.nan, p)
 
 
+def mid_rank_p(observed: Tensor, null: Tensor) -> Tensor:
+    """Two-sided p ``(U,)`` of ``observed`` ``(U,)`` by its rank among ``null`` ``(n, U)``, ties counted half.
+
+    Twice the smaller of the two tails, half of the observed value counted into each. Distances from a mean would
+    make p of a unit with ties depend on the seed: where two values share most of the surrogates their mean lies halfway
+    between, and its own error decides which of the two is further away (p moves by up to .28). The ranks are those of
+    ``|R|`` under every null that makes trajectories, since these turn clockwise alone.
+    """
+    observed, null = observed.to(torch.float64), null.to(torch.float64)
+    below = (null < observed - TIE).sum(0, dtype=torch.float64)
+    above = (null > observed + TIE).sum(0, dtype=torch.float64)
+    ties = len(null) - below - above
+    p = (2 * torch.minimum(below, above) + ties + 1) / (len(null) + 1)
+    return torch.where(observed.isnan() | null.isnan().any(0), torch.nan, p)
+
+
+def upper_p(observed: Tensor, null: Tensor) -> Tensor:
+    """One-sided p ``(U,)`` of large values: the share of ``null`` ``(n, U)`` and the observed that are as large."""
+    reached = (null.to(torch.float64) >= observed.to(torch.float64) - TIE).sum(0, dtype=torch.float64)
+    p = (1 + reached) / (len(null) + 1)
+    return torch.where(observed.isnan() | null.isnan().any(0), torch.nan, p)
+
+
+def brought_to(found: Tensor, away: Tensor, part: float = 1.0) -> Tensor:
+    """Statistics ``(n, U)`` of surrogates as they would be with the correlations of the observed trajectories.
+
+    ``away`` ``(n, k)`` is how far the correlations of each are from the observed ones. A statistic that follows them
+    varies more over surrogates than it does about its expectation given them, and too few true nulls are rejected:
+    none of 60 at a correlation between units of .9. So the linear part is taken out, and the residuals widened by the
+    ``k`` degrees of freedom that it took. Where units are few or move together the linear part is itself uncertain, and
+    only a ``part`` of the correction is made. Fewer than ``10 (k + 1)`` surrogates don't tell the linear part: they
+    stay as they are.
+    """
+    n, k = away.shape
+    found = found.to(torch.float64)
+    if n < 10 * (k + 1):
+        return found
+    centre, middle = away.mean(0), found.mean(0)
+    slopes = torch.linalg.pinv(away - centre) @ (found - middle)
+    rest = (found - middle - (away - centre) @ slopes) * ((n - 1) / (n - 1 - k)) ** 0.5
+    return (1 - part) * found + part * (rest + middle - centre @ slopes)
+
+
 def join(parts: Sequence[RotationTest]) -> RotationTest:
     """The test of all units, from tests of parts of them with the same arguments but ``first_unit``.
 
@@ -125,7 +198,7 @@ def join(parts: Sequence[RotationTest]) -> RotationTest:
 
     units = [all_units(name) for name in ("observed", "null_mean", "null_std", "delta", "z", "p")]
     population = [weighed(name) for name in ("population", "signed_population", "population_observed")]
-    return RotationTest(*parts[0][:3], *units, benjamini_hochberg(units[-1]), *population)  # type: ignore[call-arg]
+    return type(parts[0])(*parts[0][:3], *units, benjamini_hochberg(units[-1]), *population)  # type: ignore[call-arg]
 
 
 class Part(NamedTuple):
@@ -138,14 +211,16 @@ class Part(NamedTuple):
     units: int
 
 
-def summary(observed: Tensor, found: Tensor, moving: Tensor, centre: float | None = None) -> Part:
+def summary(
+    observed: Tensor, found: Tensor, moving: Tensor, p_of: Callable[[Tensor, Tensor], Tensor] = mid_rank_p
+) -> Part:
     """Statistics of surrogates ``found`` ``(n, U')``, of which the first ``len(moving)`` units are not padding."""
     n, width = len(found), len(moving)
     sums = unit_sums(found[:, :width], moving)
     found = found.to(torch.float64)
     mean = found.sum(0) / n
     std = ((found - mean).square().sum(0) / max(1, n - 1)).sqrt()
-    p = two_sided_p(observed, found, centre)
+    p = p_of(observed, found)
     mean, std, p = (torch.where(moving, x[:width], torch.nan) for x in (mean, std, p))
     return Part(mean, std, p, sums, int(moving.sum()))
 

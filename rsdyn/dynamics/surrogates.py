@@ -10,16 +10,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rsdyn.dynamics.linear_process import LinearProcess, fit_linear_process, place_rms
 from rsdyn.dynamics.rotation import check_sublayers, gradient_steps, increments
+from rsdyn.labels import SURROGATES
 
-NULLS = (
-    "layer_shuffle",
-    "layer_shuffle_regradient",
-    "increment_shuffle_windowed",
-    "increment_shuffle",
-    "sign_flip",
-    "iaaft",
-)
+NULLS = tuple(SURROGATES)
+WINDOWED = ("increment_shuffle_windowed", "increment_shuffle_scaled")
+POOLED = ("increment_shuffle_scaled", "innovation_shuffle")  # those that estimate something over all units
+# Where each takes its random numbers from: they stay as they are when the ladder grows.
+BRANCHES = {
+    "layer_shuffle": 0,
+    "layer_shuffle_regradient": 1,
+    "increment_shuffle_windowed": 2,
+    "increment_shuffle": 3,
+    "sign_flip": 4,
+    "iaaft": 5,
+    "increment_shuffle_scaled": 6,
+    "innovation_shuffle": 7,
+}
 
 COLUMNS = 2048  # trajectories at a time: arrays of 64 sublayers stay near a core's cache, and malloc keeps their pages
 LANES = 32  # columns come in multiples of this, so that no result depends on where a SIMD loop ends
@@ -28,7 +36,7 @@ LANES = 32  # columns come in multiples of this, so that no result depends on wh
 def _groups(null: str, length: int, window: int, kinds: int) -> NDArray[np.int64]:
     """Which positions may trade places: ``(length,)`` group numbers."""
     position = np.arange(length)
-    if null == "increment_shuffle_windowed":
+    if null in WINDOWED:
         return position // window * kinds + position % kinds
     if null in ("increment_shuffle", "sign_flip"):
         return position % kinds
@@ -55,7 +63,7 @@ def _orders(words: NDArray, groups: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(words.view(f"i{words.itemsize}"))
 
 
-def _iaaft(values: Tensor, start: Tensor, iterations: int = 20) -> Tensor:
+def _iaaft(values: Tensor, start: Tensor, iterations: int = 10) -> Tensor:
     """Series ``(m, length)`` with the values of ``values`` ``(length,)`` and nearly its spectrum, from random orders.
 
     Iterated amplitude-adjusted Fourier transform (Schreiber and Schmitz 1996): impose the amplitudes, then the values
@@ -79,11 +87,29 @@ def _iaaft(values: Tensor, start: Tensor, iterations: int = 20) -> Tensor:
 class Source:
     """What the surrogates of some units are made from: their steps, scaled, and their random numbers."""
 
-    def __init__(self, steps: Tensor, null: str, seed: int, units: range | None, window: int, kinds: int):
-        """``steps`` ``(S - 1, U)`` float64; ``units`` the index of each column in all, or None to share the numbers."""
+    def __init__(
+        self,
+        steps: Tensor,
+        null: str,
+        seed: int,
+        units: range | None,
+        window: int,
+        kinds: int,
+        pooled: Tensor | LinearProcess | None = None,
+    ):
+        """``steps`` ``(S - 1, U)`` float64; ``units`` the index of each column in all, or None to share the numbers.
+
+        ``pooled`` is what :func:`pooled_over_units` says of the null.
+        """
         points = torch.cat([torch.zeros_like(steps[:1]), steps.cumsum(0)])
-        self.null, self.shared = null, units is None
-        self.series = (points if null.startswith("layer_shuffle") else steps).to(torch.float32)
+        self.null, self.shared, self.pooled = null, units is None, pooled
+        self.steps = (points if null.startswith("layer_shuffle") else steps).to(torch.float32)
+        if isinstance(pooled, LinearProcess):
+            self.series = pooled.innovations(steps)
+        elif pooled is not None:
+            self.series = (steps / pooled[:, None]).to(torch.float32)
+        else:
+            self.series = self.steps
         self.slopes = torch.gradient(points, dim=0)[0].to(torch.float32) if null == "layer_shuffle" else None
         self.length, self.width = self.series.shape
         self.groups = _groups(null, self.length, window, kinds)
@@ -92,12 +118,25 @@ class Source:
             self.centre[kind::kinds] = steps[kind::kinds].mean(0) if null == "sign_flip" else 0.0
         self.word = np.uint32 if int(self.groups.max()).bit_length() + self.length.bit_length() <= 14 else np.uint64
         keys = [0] if units is None else [1 + unit for unit in units]
-        branch = NULLS.index(null)
-        self.draws = [np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(branch, key))) for key in keys]
+        seeds = [np.random.SeedSequence(seed, spawn_key=(BRANCHES[null], key)) for key in keys]
+        self.draws = [np.random.SFC64(one) for one in seeds]
+        self.again = np.random.SFC64(seeds[0])
 
     def observed(self) -> tuple[Tensor, Tensor]:
         """Tangents ``(S - 1, U)`` of the trajectories themselves, rounded as those of the surrogates are."""
-        return self._tangents(self.series, self.slopes)
+        return self._tangents(self.steps, self.slopes)
+
+    def away(self, n: int) -> tuple[Tensor, float] | None:
+        """How far the correlations that a linear process keeps are in each shared surrogate from those observed.
+
+        ``(n, k)``, and how much of what follows from that is to be taken out: all, or half where units move together.
+        None for other nulls and where each unit has signs of its own.
+        """
+        if not (self.shared and isinstance(self.pooled, LinearProcess) and self.pooled.first):
+            return None
+        signs = self._draw([self.again], n)[0].to(torch.float64)
+        away = torch.cat([self.pooled.kept(some) - self.pooled.kept() for some in signs.split(64)])
+        return away, 1.0 if self.pooled.certain else 0.5
 
     def blocks(self, n: int, rows: int | None = None) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
         """Slices of ``n`` surrogates and of the units, and tangents ``(S - 1, surrogates, units)`` for them.
@@ -118,11 +157,11 @@ class Source:
                     yield slice(first + row, first + some.stop), cols, *self._surrogates(mine, cols)
 
     def _draw(self, draws: list[np.random.SFC64], rows: int) -> Tensor:
-        """Orders, or signs for ``sign_flip``, from the next random words of some units: ``(units, rows, length)``."""
+        """Orders, or signs where a null flips them, ``(units, rows, length)`` from the next random words of units."""
         per_row = -(-self.length * np.dtype(self.word).itemsize // 8)
         raw = np.stack([draw.random_raw(rows * per_row) for draw in draws])
         words: NDArray = raw.view(self.word).reshape(len(draws), rows, -1)[..., : self.length]
-        if self.null == "sign_flip":
+        if self.null in ("sign_flip", "innovation_shuffle"):
             return torch.from_numpy((words >> self.word(8 * words.itemsize - 1)).astype(np.float32)).mul_(-2).add_(1)
         return _orders(words, self.groups)
 
@@ -135,6 +174,13 @@ class Source:
             starts = drawn.expand(series.shape[1], -1, -1)
             found = [_iaaft(values, start) for values, start in zip(series.T, starts, strict=True)]
             return self._tangents(_depth_first(torch.stack(found)))
+        if isinstance(self.pooled, LinearProcess):
+            flipped = _depth_first(drawn).to(torch.float64) * series[:, None]
+            # in float64, so that no number depends on how many columns a product has
+            mixed = (self.pooled.mix @ flipped.flatten(1)).mul_(self.pooled.scale[:, None])
+            return self._tangents(mixed.to(torch.float32).view(flipped.shape))
+        if self.pooled is not None:
+            return self._tangents(_permuted(series, drawn) * self.pooled.to(torch.float32)[:, None, None])
         slopes = None if self.slopes is None else _permuted(self.slopes[:, cols], drawn)
         return self._tangents(_permuted(series, drawn), slopes)
 
@@ -167,6 +213,21 @@ def scaled_steps(a: Tensor, moving: Tensor) -> Tensor:
     return torch.nn.functional.pad(steps, (0, padded(a.shape[1]) - a.shape[1]))
 
 
+def pooled_over_units(
+    null: str, trajectories: Tensor, moving: Tensor | None, kinds: int
+) -> Tensor | LinearProcess | None:
+    """What a null takes from all units: the RMS of each place, a linear process, or nothing.
+
+    ``trajectories`` ``(..., S, U)``, of which only units ``moving`` ``(U,)`` count, where given.
+    """
+    if null not in POOLED:
+        return None
+    steps, _ = increments(trajectories, torch.float64)
+    steps = torch.where(moving, steps, 0.0) if moving is not None else steps.nan_to_num(0.0, 0.0, 0.0)
+    steps = steps.flatten(1)
+    return place_rms(steps) if null == "increment_shuffle_scaled" else fit_linear_process(steps, kinds)
+
+
 def check(
     a: Tensor, null: str, n: int, seed: int, window: int = 8, sites_per_layer: int = 2, first_unit: int = 0
 ) -> None:
@@ -177,7 +238,7 @@ def check(
         )
     if null not in NULLS:
         near = get_close_matches(null, NULLS, 1, 0.0)[0]
-        raise ValueError(f"null={null!r} is not known: one of {', '.join(NULLS)}; did you mean {near!r}?")
+        raise ValueError(f"null={null!r} is not known: one of {', '.join(reversed(NULLS))}; did you mean {near!r}?")
     for name, value, least, cure in (
         ("n", n, 1, "1000 is the paper's"),
         ("seed", seed, 0, "any number from 0"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Results = Mapping[str, Any]
-DEFAULT_NULL = "increment_shuffle_windowed"
+LEADING_NULLS = ("innovation_shuffle", "layer_shuffle")  # the one for claims, and the paper's
 CURVES = (
     "density",
     "participation",
@@ -193,7 +193,7 @@ def _rotation(
     spread |= {NAMES[c]: other["rotation"] for c, other in list(results.items())[1:]}
     drawn["fig2b_rotations"] = figures.rotation_distribution(r, spread)
     for null in nulls:
-        if null in (DEFAULT_NULL, "layer_shuffle"):
+        if null in LEADING_NULLS:
             drawn[f"fig2c_rotations_by_unit_{null}"] = figures.rotations_by_unit(
                 r, main[f"null_{null}_mean"], main[f"null_{null}_std"], p=main[f"null_{null}_p"], null_name=NAMES[null]
             )

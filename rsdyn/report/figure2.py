@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from rsdyn.analysis.settings import NULLS
 from rsdyn.figures.colours import look_of
+from rsdyn.labels import KEEPS
 from rsdyn.report import plots
 from rsdyn.report.plots import Control, Plot, counted, number, packed
 from rsdyn.report.streams import NAMES, Stream, pick, sequences_in_words
@@ -15,8 +17,8 @@ from rsdyn.report.streams import NAMES, Stream, pick, sequences_in_words
 MOST_UNITS = 1024  # whose portraits the page holds, of each stream
 MOST_HISTOGRAMS = 256  # units whose surrogates are drawn again
 BINS = 40
-DRAWN_AGAIN = ("increment_shuffle_windowed", "layer_shuffle")  # the default, and the paper's; others' spread is kept
-FIRST = "increment_shuffle_windowed"
+# nulls whose surrogates are drawn again, of the steps and the paper's; of others the spread is kept
+DRAWN_AGAIN = ("increment_shuffle_scaled", "layer_shuffle")
 
 
 def figure2(streams: Sequence[Stream]) -> tuple[list[Plot], dict[str, Any]]:
@@ -29,12 +31,8 @@ def figure2(streams: Sequence[Stream]) -> tuple[list[Plot], dict[str, Any]]:
 
 
 def _nulls(stream: Stream) -> list[str]:
-    names = [
-        k.removeprefix("null_").removesuffix("_mean")
-        for k in stream.arrays
-        if k.startswith("null_") and k.endswith("_mean")
-    ]
-    return sorted(names, key=lambda name: (name != FIRST, name != "layer_shuffle"))
+    """The null models of a stream, those first that keep most."""
+    return [null for null in NULLS if f"null_{null}_mean" in stream.arrays]
 
 
 def chosen_units(turns: np.ndarray) -> np.ndarray:
@@ -92,7 +90,7 @@ def surrogate_histograms(stream: Stream, null: str, kept: np.ndarray) -> dict[st
     trajectory = torch.from_numpy(stream.arrays["rotation_mean_trajectory"])
     options: dict[str, Any] = {
         "seed": config["seed"], "window": rotation["window"], "sites_per_layer": stream.sites,
-        "shared": rotation["shared"],
+        "shared": rotation["shared"], "of_all": trajectory,
     }  # fmt: skip
     n = int(rotation["surrogates"])
     places = np.arange(len(kept))
@@ -144,6 +142,7 @@ def _explorer(streams: list[Stream], data: dict[str, Any]) -> list[Plot]:
     walk = first.scalar("rotation_random_walk")
     beyond = {null: first.scalar(f"walks_beyond_{null}") for null in nulls}
     rejected = ", ".join(f"{NAMES.get(k, k)} {100 * v:.0f} %" for k, v in beyond.items() if v is not None)
+    kept = "What each keeps: " + "; ".join(f"{NAMES.get(null, null)}: {KEEPS[null]}" for null in nulls)
     surrogates = first.run.config["analysis"]["rotation"]["surrogates"]
     portrait = Plot(
         "fig2a",
@@ -172,9 +171,9 @@ def _explorer(streams: list[Stream], data: dict[str, Any]) -> list[Plot]:
             f"an analysis' other streams, beyond {MOST_HISTOGRAMS} units), their mean and 1.96 SD stand for them. p is "
             "two-sided, for this unit alone; q is the false discovery rate over all units.",
             "whether the order that this null destroys matters for this unit's turns.",
-            f"dynamics, from the layer shuffle: random walks as long, which have none, go beyond their null at p < .05 "
-            f"this often: {rejected}. The windowed shuffle keeps a walk a walk, so look there. A unit picked because "
-            "its p is small is not evidence: go by q.",
+            "dynamics, from a null that keeps little: random walks of equal length, which have none, go beyond their "
+            f"null at p < .05 this often: {rejected}. Go by the nulls that keep most, which stand first. {kept}. A "
+            "unit picked because its p is small is not evidence: go by q.",
         ),
         controls=[*pick("stream", "stream", streams), null_control],
         widget="place",
@@ -189,7 +188,7 @@ def _explorer(streams: list[Stream], data: dict[str, Any]) -> list[Plot]:
         (
             f"Clockwise turns of each unit's mean trajectory over {sequences}, sorted, beside the mean and the band of "
             "± 1.96 SD of its own surrogates under the chosen null. Touch a unit to see its portrait."
-            f"{thinned} A random walk as long makes {number(walk)} turns.",
+            f"{thinned} A random walk of equal length makes {number(walk)} turns.",
             "how many units have p < .05: 5 % would if the null held for every unit.",
             "that units outside rotate: they differ from what this null keeps, no more. The bands are of single units; "
             "the findings table has the test of all units together, whose surrogates keep their correlation.",

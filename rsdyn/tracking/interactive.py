@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rsdyn.analysis.settings import NULLS
 from rsdyn.labels import NAMES
 from rsdyn.report import plots
 from rsdyn.report.figure1 import figure1
-from rsdyn.report.figure2 import FIRST, chosen_units, distribution
+from rsdyn.report.figure2 import chosen_units, distribution
 from rsdyn.report.figure3 import figure3
 from rsdyn.report.figure4 import figure4
 from rsdyn.report.figure4d import layer_effects
@@ -98,9 +99,7 @@ def _by_unit(arrays: Arrays) -> Plot:
     turns = -arrays["rotation"]
     kept = chosen_units(-turns)
     kept = kept[np.argsort(turns[kept], kind="stable")]
-    nulls = [k.removeprefix("null_").removesuffix("_std") for k in arrays if k.startswith("null_")
-             and k.endswith("_std")]  # fmt: skip
-    nulls.sort(key=lambda null: null != FIRST)  # the paper's null is not the one to look at first
+    nulls = [null for null in NULLS if f"null_{null}_std" in arrays]  # those first that keep most
     x = list(range(len(kept)))
     text = [f"unit {u}" for u in kept]
     traces: list[dict[str, Any]] = []

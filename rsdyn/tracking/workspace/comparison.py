@@ -48,7 +48,7 @@ FINDINGS = (
     "information_trend",
     "turns",
     "turns_of_random_walk",
-    "turns_increment_shuffle_windowed_p",
+    "turns_innovation_shuffle_p",
     "dimensions_trend",
 )
 RUN_COLUMNS = ("run:group", "run:tags", "run:createdAt")

@@ -31,7 +31,7 @@ IMAGES = (
     ("1H", "Mutual information, mean over units", ("fig1h_information_mean",)),
     ("2A", "Portraits of units", ("fig2a_portraits",)),
     ("2B", "Turns over units, beside the nulls", ("fig2b_rotations",)),
-    ("2C", "Turns of all units, steps shuffled in windows", ("fig2c_rotations_by_unit_increment_shuffle_windowed",)),
+    ("2C", "Turns of all units, the null that keeps most", ("fig2c_rotations_by_unit_innovation_shuffle",)),
     ("2C", "Turns of all units, the paper's null", ("fig2c_rotations_by_unit_layer_shuffle",)),
     ("3", "Training and validation loss", ("loss",)),
     ("3B", "Latent trajectories", ("fig3b_latent_trajectory",)),

@@ -264,9 +264,9 @@ def test_the_import_takes_neither_torch_nor_lightning():
 def planted():
     """A stream whose states lie near a curved sheet: two coordinates tell them, and no plane does."""
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(120, 6, 2, generator=generator)
-    curved = torch.cat([z[..., :1].cos(), z[..., :1].sin(), z[..., 1:] ** 2, z[..., :1] * z[..., 1:], z[..., 1:]], -1)
-    tensor = curved @ torch.randn(5, 24, generator=generator) + 0.01 * torch.randn(120, 6, 24, generator=generator)
+    z = 5 * torch.rand(120, 6, 2, generator=generator) - 2.5
+    curved = torch.cat([z.cos(), z.sin(), (2 * z).cos(), (2 * z).sin()], -1)
+    tensor = curved @ torch.randn(8, 24, generator=generator) + 0.01 * torch.randn(120, 6, 24, generator=generator)
     return Trajectories(
         tensor,
         ("resid_pre", "resid_mid") * 3,
@@ -278,7 +278,7 @@ def planted():
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_autoencoder_is_fitted_and_judged_beside_pca(planted, capsys):
-    cae = rsdyn.fit_autoencoder(planted, max_epochs=40, batch_size=32, lr=3e-3)
+    cae = rsdyn.fit_autoencoder(planted, max_epochs=150, patience=30, batch_size=32, lr=3e-3)
     assert cae.widths[0] == 24 and cae.widths[-1] == 2
     assert cae.explained_variance > cae.explained_variance_pca > 0
     assert cae.by_sublayer.shape == cae.by_sublayer_pca.shape == (6,) and cae.mean_latents.shape == (6, 2)

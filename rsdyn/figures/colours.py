@@ -85,6 +85,9 @@ LOOKS = {
     "the prompt": Look("c1", "dash"),
     "stays put": Look("c5", "longdash"),
     "random writes": Look("c6", "longdashdot"),
+    "first token": Look("c1", "solid"),
+    "sinks": Look("c4", "dash"),
+    "others": Look("ink", "solid"),
 }
 _LABELS = {NAMES[key]: key for key in LOOKS if key in NAMES}
 _OTHERS = tuple(f"c{i}" for i in range(1, 7))

@@ -9,8 +9,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from rsdyn.figures.colours import look_of
 from rsdyn.figures.depth import sublayer_axis
-from rsdyn.figures.style import OTHERS, STYLE, WIDTH, as_curves, check_sites
+from rsdyn.figures.style import STYLE, WIDTH, as_curves, check_sites
 
 
 def massive_activations(
@@ -37,9 +38,10 @@ def massive_activations(
         rows = 1 + bool(by_position)
         figure = Figure(figsize=(WIDTH, 2.3 * rows), layout="constrained")
         panels = figure.subplots(rows, 1, squeeze=False)[:, 0]
-        for i, (name, values) in enumerate(curves.items()):
-            panels[0].plot(x, values, color=OTHERS[i], label=name)
-            panels[0].plot(x, below[name], color=OTHERS[i], linestyle=":", linewidth=0.9)
+        for name, values in curves.items():
+            look = look_of(name)
+            panels[0].plot(x, values, color=look.hex, linestyle=look.line, label=name)
+            panels[0].plot(x, below[name], color=look.hex, linestyle=":", linewidth=0.9)
         panels[0].set_ylabel("largest |activation|;\ndotted: a typical one")
         panels[0].legend(title="token", frameon=False, fontsize=6, title_fontsize=6)
         colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(by_position)))

@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 VOCABULARY, UNITS, LAYERS, CONTEXT = 300, 32, 3, 128
 WINDOW = 8  # of sliding attention: shorter than a test's sequences
@@ -129,6 +135,68 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+_ROPE_IN_THREE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}
+_PATCHES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+_PATCHES |= {"image_size": 16, "patch_size": 8}
+_SIGLIP = {**_PATCHES, "model_type": "siglip_vision_model", "vision_use_head": False}
+_QWEN_EYE = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": UNITS}
+
+# models that see, whose language model is a part: name -> (model_type, text_config, vision_config, the rest)
+SEEING: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "qwen2-vl": (
+        "qwen2_vl",
+        {"rope_parameters": _ROPE_IN_THREE},
+        {"depth": 1, "embed_dim": 16, "hidden_size": UNITS, "num_heads": 2, "patch_size": 8},
+        {},
+    ),
+    "qwen2.5-vl": ("qwen2_5_vl", {"rope_parameters": _ROPE_IN_THREE}, _QWEN_EYE, {}),
+    "qwen3-vl": (
+        "qwen3_vl",
+        {"rope_parameters": _ROPE_IN_THREE},
+        {**_QWEN_EYE, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+        {},
+    ),
+    "llava": (
+        "llava",
+        {"model_type": "llama"},
+        {**_PATCHES, "model_type": "clip_vision_model"},
+        {"image_token_index": VOCABULARY - 1},
+    ),
+    "paligemma2": (
+        "paligemma",
+        {"model_type": "gemma2", "query_pre_attn_scalar": 8, "sliding_window": WINDOW},
+        _SIGLIP,
+        {"image_token_index": VOCABULARY - 1, "projection_dim": UNITS},
+    ),
+    "internvl": (
+        "internvl",
+        {"model_type": "qwen2"},
+        {**_PATCHES, "image_size": [16, 16], "patch_size": [8, 8]},
+        {"image_token_id": VOCABULARY - 1},
+    ),
+    "mistral3": (
+        "mistral3",
+        {"model_type": "mistral", "sliding_window": None},
+        {**_PATCHES, "model_type": "pixtral", "head_dim": 8},
+        {"image_token_index": VOCABULARY - 1},
+    ),
+    "gemma3-image": (
+        "gemma3",
+        {"sliding_window": WINDOW, "query_pre_attn_scalar": 8},
+        _SIGLIP,
+        {"mm_tokens_per_image": 4, "image_token_index": VOCABULARY - 1},
+    ),
+}
+
+_MAMBA = {"mamba_n_groups": 1, "mamba_d_state": 8, "mamba_d_conv": 4, "mamba_chunk_size": 8, "mamba_d_head": 8}
+# layers that carry a state from token to token beside keys and values: recorded, and not continued
+CARRYING: dict[str, tuple[str, dict[str, Any]]] = {
+    "falcon-h1": ("falcon_h1", {**_MAMBA, "mamba_d_ssm": UNITS, "mamba_n_heads": 4}),
+    "bamba": ("bamba", {**_MAMBA, "attn_layer_indices": [1], "mamba_n_heads": 8}),
+    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention", "conv"]}),
+}
+
+
 class Names(NamedTuple):
     """Names of modules, read by hand from the modelling code: of the base model, or of a layer.
 
@@ -195,10 +263,8 @@ def names_of(name: str) -> Names:
 PARALLEL = {name for name in FAMILIES if names_of(name).mid is None}
 
 
-def config_of(name: str, *, layers: int = LAYERS) -> PreTrainedConfig:
-    """The tiny config of a family of ``FAMILIES`` or ``REFUSED``."""
-    model_type, changes = (FAMILIES | REFUSED)[name]
-    common = {
+def _common(layers: int) -> dict[str, Any]:
+    return {
         "vocab_size": VOCABULARY,
         "hidden_size": UNITS,
         "intermediate_size": 2 * UNITS,
@@ -213,6 +279,17 @@ def config_of(name: str, *, layers: int = LAYERS) -> PreTrainedConfig:
         "initializer_range": 0.15,
         "tie_word_embeddings": False,
     }
+
+
+def config_of(name: str, *, layers: int = LAYERS) -> PreTrainedConfig:
+    """The tiny config of a family of ``FAMILIES``, ``CARRYING``, ``SEEING`` or ``REFUSED``."""
+    if name in SEEING:
+        model_type, text, vision, rest = SEEING[name]
+        return AutoConfig.for_model(
+            model_type, text_config={**_common(layers), "pad_token_id": 0, **text}, vision_config=vision, **rest
+        )
+    model_type, changes = (FAMILIES | CARRYING | REFUSED)[name]
+    common = _common(layers)
     if model_type in ("gptj", "codegen"):  # their hidden size goes by another name in the constructor
         common |= {"n_embd": UNITS, "n_layer": layers, "n_head": 4, "n_positions": CONTEXT}
     if model_type in ("bloom", "mpt", "falcon", "gpt2", "gpt_neo", "gpt_bigcode", "codegen", "gptj"):
@@ -231,7 +308,8 @@ def make(name: str, *, seed: int = 0, **options: Any) -> PreTrainedModel:
     that a mistake about either shows.
     """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config_of(name, **options), dtype=torch.float32).eval()
+    kind = AutoModelForMultimodalLM if name in SEEING else AutoModelForCausalLM
+    model = kind.from_config(config_of(name, **options), dtype=torch.float32).eval()
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
             if parameter.ndim <= 1:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -16,7 +17,9 @@ from rsdyn.config.command_line import load_config  # noqa: E402
 from rsdyn.dynamics.projection import PCA  # noqa: E402
 from rsdyn.errors import UserError  # noqa: E402
 from rsdyn.lm.source import find_lm  # noqa: E402
-from rsdyn.perturbation.measure import Prompt, Recorded, _usable, layers_of, prompts_of, read_trajectories  # noqa: E402
+from rsdyn.perturbation.plane import Recorded, read_trajectories  # noqa: E402
+from rsdyn.perturbation.points import _usable  # noqa: E402
+from rsdyn.perturbation.prompts import Prompt, layers_of, prompts_of  # noqa: E402
 from rsdyn.report.figure4d import figure4d  # noqa: E402
 from rsdyn.report.plots import packed  # noqa: E402
 from rsdyn.report.reading import read_run  # noqa: E402
@@ -34,6 +37,7 @@ def words(tiny_llama, tmp_path_factory):
     return {
         "lm.name": str(tiny_llama), "data.limit": N, "data.l_max": 220, "cache.shard_sequences": 16,
         "cache.dir": str(tmp_path_factory.mktemp("cache")), "tracking.mode": "disabled", "perturb.layers": "[0,1,2]",
+        "perturb.from_text": 0,
     }  # fmt: skip
 
 
@@ -78,15 +82,17 @@ def test_the_run_folder_is_complete(default):
     folder, summary, _ = default
     for file in ["config.yaml", "provenance.json", "summary.json", "results.npz"]:
         assert (folder / file).stat().st_size > 0
-    for name in ("fig4d_teleport", "recovery_relative", "recovery_cosine"):
+    for name in ("fig4d_teleport", "recovery_relative", "recovery_cosine", "recovery_mse"):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 0
-    assert [row["condition"] for row in summary["rows"][:4]] == [
+    assert [row["condition"] for row in summary["rows"][:6]] == [
         "teleport",
+        "stays put",
+        "random writes",
         "random directions",
         "swapped-in state",
         "attention frozen",
     ]
-    assert summary["n_points"] == 16 and len(summary["rows"]) == 4 * LAYERS
+    assert summary["n_points"] == 16 and len(summary["rows"]) == 6 * LAYERS
 
 
 def test_the_grid_is_where_it_was_put(default, plane):
@@ -216,15 +222,45 @@ def test_every_point_of_every_prompt_is_kept(words, tmp_path):
     np.testing.assert_allclose(arrays["layer1/teleport/ends_kl"].mean(1), arrays["layer1/teleport/kl"], rtol=1e-5)
 
 
-def test_several_prompts_have_intervals(words, tmp_path):
-    file = tmp_path / "prompts.txt"
-    file.write_text("Good day to you.\n\nThe wind had changed.\nNumbers such as 12 and 305.\n")
-    summary, arrays = run(words, tmp_path / "file", **{"perturb.prompts": file})
-    assert summary["n_prompts"] == 3 and arrays["layer0/teleport/kl"].shape == (3,)
-    low, high = summary["rows"][0]["kl_interval"]
-    assert low < summary["rows"][0]["kl"] < high
-    summary, _ = run(words, tmp_path / "text", **{"perturb.from_text": 2, "perturb.kind": "swap"})
-    assert summary["n_prompts"] == 2
+def test_prompts_of_the_text_stand_beside_the_written_one(words, tmp_path, default):
+    """Intervals are over those of the text, a sample of it; figures draw the written one."""
+    summary, arrays = run(words, tmp_path / "text", **{"perturb.from_text": 6})
+    assert (summary["n_prompts"], summary["n_drawn"]) == (7, 6) and arrays["layer0/teleport/kl"].shape == (7,)
+    assert arrays["sample"].tolist() == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(arrays["layer1/teleport/points_kl"], default[2]["layer1/teleport/points_kl"], rtol=1e-5)
+    row = next(r for r in summary["rows"] if (r["layer"], r["condition"]) == (1, "teleport"))
+    drawn = arrays["layer1/teleport/kl"][1:]
+    assert row["kl"] == pytest.approx(np.median(drawn)) and row["kl_interval"] == [drawn.min(), drawn.max()]
+    nearer = arrays["layer1/teleport/nearer"][1:]
+    assert row["nearer"] == pytest.approx(nearer.mean())
+    beyond = next(b for b in summary["beyond_still"] if b["layer"] == 1)
+    difference = nearer - arrays["layer1/stays_put/nearer"][1:]
+    low, high = scipy.stats.t.interval(0.95, 5, difference.mean(), scipy.stats.sem(difference))
+    assert beyond["nearer"] == pytest.approx(difference.mean()) and beyond["nearer_interval"] == pytest.approx(
+        [low, high]
+    )
+    ratio = arrays["layer1/teleport/plane_mse"][1:] / arrays["layer1/stays_put/plane_mse"][1:]
+    assert beyond["mse_ratio"] == pytest.approx(ratio.mean())
+
+
+def test_the_text_s_prompts_by_default(words):
+    config = load_config(argv_of({k: v for k, v in words.items() if k != "perturb.from_text"}), "perturb")
+    source = find_source(Run("perturb", config, Path(), 0.0))
+    found = prompts_of(config.perturb, source.sequences, source.lm, seed=0)
+    assert found[0].sequence is None and len({p.sequence for p in found[1:]}) == len(found) - 1 == 20
+    assert all(np.array_equal(p.tokens, source.sequences[p.sequence]) for p in found[1:])
+    config.perturb.prompts = str(ROOT / "constraints.txt")
+    assert all(p.sequence is None for p in prompts_of(config.perturb, source.sequences, source.lm, seed=0))
+
+
+def test_points_that_stay_put_are_where_they_were_put(default):
+    _, summary, arrays = default
+    for layer in range(LAYERS):
+        latents = arrays[f"layer{layer}/stays_put/points_latents"]
+        teleported = arrays[f"layer{layer}/teleport/points_latents"]
+        np.testing.assert_allclose(latents, np.broadcast_to(teleported[:, :1], latents.shape), rtol=1e-4, atol=1e-4)
+    assert len(summary["beyond_still"]) == LAYERS and "nearer_interval" not in summary["beyond_still"][0]
+    assert any("points that stay put: " in line and "One prompt says nothing" in line for line in summary["in_words"])
 
 
 @pytest.mark.parametrize("lacks", [0, 1])
@@ -242,7 +278,7 @@ def test_a_prompt_without_a_state_to_swap_in(words, tmp_path, monkeypatch, capsy
     said, has, key = capsys.readouterr().out, 1 - lacks, "layer0/swapped-in_state/"
     rows = {(row["layer"], row["condition"]): row for row in summary["rows"]}
     assert {at: row["n_prompts"] for at, row in rows.items() if row["n_prompts"] < 2} == {(0, "swapped-in state"): 1}
-    assert "swapped-in state, 1 of 2 prompts" in said and "the mean of 1 of the 2 prompts" in said
+    assert "swapped-in state, 1 of 2 prompts" in said and "is over 1 of the 2 prompts" in said
     for name in ("kl", "relative_curve", "ends_kl", "ends_relative"):  # a row a prompt, in their order
         assert len(arrays[key + name]) == 2
         assert np.isnan(arrays[key + name][lacks]).all() and np.isfinite(arrays[key + name][has]).all()
@@ -309,7 +345,7 @@ def test_the_plane_is_that_of_the_recorded_tokens(words, tmp_path):
     reference = find_lm(words["lm.name"]).load().record([prompt])[0]
     found = arrays["reference"]
     np.testing.assert_allclose(found, by_hand.encode(reference).numpy(), rtol=1e-3, atol=1e-3)
-    assert any("Tokens that are in the prompt's own state" in line for line in summary["in_words"])
+    assert any("Tokens that are in the first prompt's own state" in line for line in summary["in_words"])
 
 
 def source_prompt(run, config):

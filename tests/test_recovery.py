@@ -13,8 +13,9 @@ from rsdyn.dynamics.projection import PCA, Projection
 from rsdyn.dynamics.recovery import (
     Recovery,
     against_control,
-    bootstrap,
     kl,
+    mean_over_prompts,
+    median_over_prompts,
     nearer,
     rates,
     recovery,
@@ -293,40 +294,52 @@ def test_kl_of_impossible_tokens():
 # ---------------------------------------------------------------------------------------------- prompts
 
 
-@pytest.mark.parametrize(("m", "level"), [(5, 0.95), (20, 0.8), (3, 0.5)])
-def test_bootstrap_is_scipy_s_at_the_expanded_level(m, level):
+@pytest.mark.parametrize(("m", "level"), [(2, 0.95), (20, 0.95), (7, 0.8)])
+def test_the_mean_over_prompts_has_scipy_s_t_interval(m, level):
     values = RNG.lognormal(size=(m, 4, 2))
-    found = bootstrap(torch.from_numpy(values), n=500, seed=3, level=level)
-    tail = scipy.stats.norm.cdf(scipy.stats.t.ppf((1 - level) / 2, m - 1) * np.sqrt(m / (m - 1)))
-    expected = scipy.stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=500,
-        confidence_level=1 - 2 * tail,
-        method="percentile",
-        axis=0,
-        rng=np.random.default_rng(3),
-    ).confidence_interval
+    found = mean_over_prompts(torch.from_numpy(values), level)
+    low, high = scipy.stats.t.interval(level, m - 1, values.mean(0), scipy.stats.sem(values, axis=0))
     close(found.value, values.mean(0))
-    close(found.low, expected.low)
-    close(found.high, expected.high)
-    alone = bootstrap(torch.from_numpy(values[:, 2, 1]), n=500, seed=3, level=level)  # the same prompts are drawn
-    close([alone.low, alone.high], [found.low[2, 1], found.high[2, 1]])
-    assert not torch.equal(bootstrap(torch.from_numpy(values), n=500, seed=4, level=level).low, found.low)
+    close(found.low, low)
+    close(found.high, high)
 
 
-def test_bootstrap_covers_what_it_says():
-    """1500 experiments of 10 prompts each: 95 % within 3 points, where plain percentiles cover 90 %."""
-    values = torch.from_numpy(np.random.default_rng(1).normal(2.0, 1.0, (10, 1500)))
-    found = bootstrap(values, n=2000)
-    assert 0.92 < float(((found.low <= 2) & (found.high >= 2)).double().mean()) < 0.97
+@pytest.mark.parametrize("m", [6, 7, 20, 51])
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_the_median_over_prompts_has_scipy_s_quantile_interval(m, level):
+    """Of ``scipy.stats.quantile_test``, which is one-sided twice: each end leaves out at most half of what is left."""
+    values = RNG.lognormal(size=m)
+    found = median_over_prompts(torch.from_numpy(values), level)
+    expected = scipy.stats.quantile_test(values, q=0, p=0.5).confidence_interval(level)
+    close(found.value, np.median(values))
+    close([found.low, found.high], [expected.low, expected.high])
 
 
-def test_bootstrap_of_few_and_undefined_prompts():
-    two = bootstrap(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), n=200)
-    assert two.low.tolist() == [1, 5] and two.high.tolist() == [3, 5] and two.value.tolist() == [2, 5]
-    holed = bootstrap(torch.tensor([[1.0, torch.nan], [3.0, 5.0], [2.0, 1.0]]), n=200)
-    assert holed.low.isnan().tolist() == holed.value.isnan().tolist() == [False, True]
+@pytest.mark.parametrize("sample", ["normal", "lognormal", "exponential", "standard_cauchy"])
+def test_the_median_covers_what_it_says_whatever_the_distribution(sample):
+    """4000 experiments of 20 prompts: 95.9 % by the binomial; no mean of a Cauchy has an interval at all."""
+    rng = np.random.default_rng(1)
+    draw, truth = getattr(rng, sample), {"lognormal": 1.0, "exponential": np.log(2)}.get(sample, 0.0)
+    found = median_over_prompts(torch.from_numpy(draw(size=(20, 4000))))
+    covered = float(((found.low <= truth) & (found.high >= truth)).double().mean())
+    assert covered == pytest.approx(0.9586, abs=0.012)
+
+
+def test_the_mean_of_differences_covers_what_it_says():
+    values = torch.from_numpy(np.random.default_rng(1).normal(2.0, 1.0, (20, 4000)))
+    found = mean_over_prompts(values)
+    assert float(((found.low <= 2) & (found.high >= 2)).double().mean()) == pytest.approx(0.95, abs=0.012)
+
+
+def test_few_and_undefined_prompts():
+    one = mean_over_prompts(torch.tensor([[1.0, 5.0]]))
+    assert one.value.tolist() == [1, 5] and one.low.isnan().all() and one.high.isnan().all()
+    five = median_over_prompts(torch.tensor([5.0, 1.0, 2.0, 4.0, 3.0]))
+    assert five.value == 3 and five.low.isnan() and five.high.isnan()  # no two of five values cover 95 %
+    six = median_over_prompts(torch.tensor([[6.0, 1.0], [1, 1], [2, 1], [4, 1], [3, 1], [5, torch.nan]]))
+    assert (six.low[0], six.high[0]) == (1, 6) and six.value[1].isnan() and six.low[1].isnan()
+    alike = mean_over_prompts(torch.zeros(20))
+    assert alike.low == alike.value == alike.high == 0
 
 
 # ---------------------------------------------------------------------------------------------- bad input
@@ -353,9 +366,10 @@ X = torch.ones(S, D)
         (lambda: kl(X, X[1:]), r"log_q of shape \(11, 16\)"),
         (lambda: kl(X[None], X[0]), r"log_p of shape \(1, 12, 16\)"),
         (lambda: kl(torch.tensor(1.0), X[0]), r"log_p of shape \(\)"),
-        (lambda: bootstrap(X[:1]), r"values of 1 prompt\(s\)"),
-        (lambda: bootstrap(X, n=0), "n=0"),
-        (lambda: bootstrap(X, level=95), "level=95"),
+        (lambda: mean_over_prompts(X[:0]), "at least one prompt"),
+        (lambda: median_over_prompts(X[0, 0]), "at least one prompt"),
+        (lambda: mean_over_prompts(X, level=95), "level=95"),
+        (lambda: median_over_prompts(X, level=0), "level=0"),
     ],
 )
 def test_a_wrong_value_is_named(call, message):

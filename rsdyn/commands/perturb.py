@@ -1,8 +1,9 @@
 """Teleport the residual stream and measure whether it comes back (paper 2.8, Fig. 4D; METHOD section 10).
 
-python perturb.py                                             the embedded model, the paper's prompt, five depths
-python perturb.py perturb.off_plane=keep perturb.from_text=20
+python perturb.py                                    the embedded model, the paper's prompt and 20 of the text
+python perturb.py perturb.off_plane=keep perturb.from_text=50
 python perturb.py perturb.kind=noise perturb.noise.sigma=0.3
+python perturb.py perturb.kind=skip                  each layer left out in turn
 python perturb.py --help
 """
 
@@ -15,13 +16,21 @@ from typing import Any
 import numpy as np
 
 from rsdyn import figures
+from rsdyn.commands.change_layers import change_layers
 from rsdyn.figures.of_perturbation import panels
 from rsdyn.files import write_json
 from rsdyn.lm.certificate import certify
-from rsdyn.perturbation.measure import find_plane, layers_of, measure, prompts_of, read_trajectories
+from rsdyn.lm.continuing.continuation import run_reference
+from rsdyn.lm.continuing.layer_calls import check_memories
+from rsdyn.perturbation.plane import Plane, find_plane, open_autoencoder, read_trajectories
+from rsdyn.perturbation.points import measure
+from rsdyn.perturbation.prompts import layers_of, prompts_of
+from rsdyn.perturbation.result import Found
+from rsdyn.perturbation.settings import LAYER_KINDS
 from rsdyn.perturbation.words import closing_table, words
 from rsdyn.report import write_report
 from rsdyn.run.opening import (
+    Source,
     device_of,
     find_source,
     open_stream,
@@ -31,67 +40,77 @@ from rsdyn.run.opening import (
 )
 from rsdyn.run.progress import stage_bar
 from rsdyn.run.script import Run, run_script
+from rsdyn.stream.trajectories import TrajectoryStream
 from rsdyn.tracking import show
 
 
 def perturb(run: Run) -> None:
-    """Text and its plane; prompts and their reference runs; points and controls; recovery; figures, numbers, W&B."""
+    """Change layers of the model, or move points: prompts, plane, points and controls, recovery, results."""
+    source = find_source(run)
+    if run.config.perturb.kind in LAYER_KINDS:
+        change_layers(run, source)
+    else:
+        move_points(run, source)
+
+
+def move_points(run: Run, source: Source) -> None:
+    """Prompts and a model that can be continued; the text's plane; points and controls in it; recovery; results."""
     config: Any = run.config
     settings = config.perturb
-    source = find_source(run)
     layers = layers_of(settings.layers, source.lm.n_layers)
     sublayers = {layer: source.lm.sublayer(layer, settings.site) for layer in layers}
     prompts = prompts_of(settings, source.sequences, source.lm, seed=config.seed)
+    autoencoder = open_autoencoder(settings, source.lm.n_units)
+    check_memories(source.lm.config, source.lm.name)
     stream = open_stream(run, source, samples=settings.samples)
     say_positions(run, stream, settings.samples)
     start_records(run, source, {"original": stream})
     stream.device = device_of(config)
     run.kept = lambda: f"{stream.n_sequences - stream.n_missing()} sequences are in the cache"
-    with stage_bar("reading the stream", stream.shards_of(settings.samples), "shards") as done:
-        trajectories = read_trajectories(stream, settings.samples, done)
-    plane = find_plane(settings, trajectories.x)
+    # what cannot be continued is refused here, before anything is recorded
     lm = source.lm.load(dtype=config.lm.dtype, device=stream.device, head=True)
     with stream.precision():
         certificate = certify(lm, [prompt.tokens for prompt in prompts])
+        run_reference(lm, prompts[0].tokens)
     run.say(certificate.line())
     record_certificate(run, "prompts", certificate.to_dict())
+    stream.record_with(lm)
+    with stage_bar("reading the stream", stream.shards_of(settings.samples), "shards") as done:
+        trajectories = read_trajectories(stream, settings.samples, done)
+    plane = find_plane(settings, trajectories.x, autoencoder)
     where = f"layers {', '.join(map(str, layers))} ({settings.site}, {settings.position} position)"
-    run.say(f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''}, {settings.kind} at {where}")
+    drawn = sum(prompt.sequence is not None for prompt in prompts)
+    run.say(f"{len(prompts)} prompt{'s' * (len(prompts) > 1)}, {drawn} of the text; {settings.kind} at {where}")
     if settings.position == "all":
         run.say(
             "One vector at every position leaves attention nothing to choose from: the prompt does not matter then."
         )
     with stream.precision(), stage_bar(f"{settings.kind} and controls", len(prompts), "prompts") as done:
         found = measure(lm, prompts, sublayers, plane, trajectories, settings, seed=config.seed, done=done)
-    _report(run, source, stream, plane, found, layers)
+    _report(run, source, stream, plane, found)
 
 
-def _report(run: Run, source: Any, stream: Any, plane: Any, found: Any, layers: list[int]) -> None:
+def _report(run: Run, source: Source, stream: TrajectoryStream, plane: Plane, found: Found) -> None:
     """Write results, figures and summary; send them to W&B; print the closing table."""
     settings: Any = run.config.perturb
     drawn = panels(found, plane, settings)
     for name, figure in drawn.items():
         figures.save(figure, run.folder / "figures", name)
-    arrays: dict[str, Any] = found.arrays()
-    np.savez_compressed(run.folder / "results.npz", **arrays)
-    notes = words(found, settings)
+    np.savez_compressed(run.folder / "results.npz", **found.arrays())
+    notes = words(found, plane)
     summary = {
-        "lm": source.lm.label,
-        "text": source.text,
-        "n_sublayers": source.lm.n_sublayers,
-        "sites_per_layer": len(source.lm.site_names),
-        "n_units": source.lm.n_units,
-        "kind": settings.kind,
-        "layers": layers,
-        "site": settings.site,
-        "position": settings.position,
-        "off_plane": settings.off_plane,
-        "space": settings.space,
+        **source.facts(),
+        **{name: getattr(settings, name) for name in ("kind", "site", "position", "off_plane", "space")},
+        "layers": [*found.sublayers],
         "n_prompts": found.n_prompts,
+        "n_drawn": len(found.drawn),
         "n_points": found.n_points,
         "sequences_alike": found.alike,
         "linear_range": {str(layer): linear._asdict() for layer, linear in found.linear.items()},
-        "rows": found.rows(),
+        "massive_units": [*plane.massive],
+        "massive_share_of_components": None if plane.owned is None else plane.owned.tolist(),
+        "rows": [row.to_dict() for row in found.rows],
+        "beyond_still": [beyond.to_dict() for beyond in found.beyond_still],
         "in_words": notes,
         "seconds": {"total": time.time() - run.started},
     }

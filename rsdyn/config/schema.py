@@ -25,7 +25,7 @@ from rsdyn.options import (
     show,
     walk,
 )
-from rsdyn.perturbation.settings import PerturbConfig
+from rsdyn.perturbation.settings import LAYER_KINDS, PerturbConfig
 from rsdyn.stream.settings import CacheConfig, DataConfig
 from rsdyn.tracking.settings import TrackingConfig
 
@@ -203,7 +203,7 @@ def check(config: Config) -> None:
             f"perturb.space={perturb.space} and perturb.checkpoint={show(perturb.checkpoint)} do not go together: an "
             "autoencoder needs perturb.space=cae and perturb.checkpoint=runs/.../checkpoints/best.ckpt, PCA neither."
         )
-    if perturb.prompts is not None and perturb.from_text is not None:
+    if perturb.prompts is not None and perturb.from_text:
         raise UserError(
             f"perturb.prompts={perturb.prompts} and perturb.from_text={perturb.from_text} are both given, but the "
             "prompts come from one place: leave one of them out."
@@ -295,7 +295,13 @@ KINDS = {
     "perturb.noise.sigma": ("noise",),
     "perturb.points": ("noise", "swap"),
     "perturb.through": ("noise", "swap"),
+    **dict.fromkeys(
+        ("perturb.site", "perturb.position", "perturb.space", "perturb.checkpoint", "perturb.off_plane"),
+        ("teleport", "noise", "swap"),
+    ),
+    **dict.fromkeys(("perturb.samples", "perturb.steps"), ("teleport", "noise", "swap")),
 }
+STREAM_KEYS = ("cache.", "data.positions", "lm.layout", "lm.batch_tokens")
 
 
 def idle(key: str, config: Config) -> str | None:
@@ -303,6 +309,8 @@ def idle(key: str, config: Config) -> str | None:
     kind = config.perturb.kind
     if key in KINDS and kind not in KINDS[key]:
         return f"with perturb.kind={kind}: it is for perturb.kind={' or '.join(KINDS[key])}"
+    if kind in LAYER_KINDS and key.startswith(STREAM_KEYS):
+        return f"with perturb.kind={kind}, which records no stream"
     if key == "perturb.off_plane" and kind != "teleport" and config.perturb.through == "full":
         return f"with perturb.kind={kind}, which acts on the whole state, unless perturb.through=projection"
     return None

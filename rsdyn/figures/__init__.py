@@ -3,7 +3,7 @@
 from rsdyn.figures.components import components_needed, cumulative_variance, loadings, pca_trajectory
 from rsdyn.figures.jacobians import eigenvalue_planes, linear_range, lyapunov_exponents, product_participation
 from rsdyn.figures.left_out import findings_left_out
-from rsdyn.figures.perturbation import recovery_curves, teleports
+from rsdyn.figures.perturbation import by_layer, recovery_curves, teleports
 from rsdyn.figures.rotations import portraits, rotation_distribution, rotations_by_unit
 from rsdyn.figures.stream import correlation_density, density, mean_activations
 from rsdyn.figures.style import CROSS, WITHIN, save
@@ -13,6 +13,7 @@ from rsdyn.figures.transitions import transition_curve, unit_correlations, unit_
 __all__ = [
     "CROSS",
     "WITHIN",
+    "by_layer",
     "components_needed",
     "correlation_density",
     "cumulative_variance",

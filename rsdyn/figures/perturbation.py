@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -11,13 +11,14 @@ from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, StrMethodFormatter, SymmetricalLogLocator
 
 from rsdyn.figures.colours import look_of
 from rsdyn.figures.depth import draw_band
 from rsdyn.figures.style import (
     DARK,
     GREY,
+    MINUS,
     STYLE,
     WIDTH,
     as_array,
@@ -161,6 +162,58 @@ def recovery_curves(
         labels = [*names, "as put"]
         handles.append(Line2D([], [], color=GREY, linewidth=0.6, linestyle=":"))
         if any(bands.values()):
+            handles.append(Patch(color=GREY, alpha=0.4, linewidth=0))
+            labels.append(interval_label)
+        legend(figure, title, handles, labels, handlelength=2.2)
+    return figure
+
+
+def by_layer(
+    layers: Sequence[int],
+    curves: Mapping[str, Any],
+    intervals: Mapping[str, Any] | None = None,
+    *,
+    xlabel: str,
+    ylabel: str,
+    interval_label: str = "interval",
+    log: bool = False,
+    symlog: float | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw one number a layer that was perturbed, beside its controls.
+
+    ``curves`` maps names to (L,) for the ``layers``, ``intervals`` some of them to (2, L), low and high. The value axis
+    is linear from zero, logarithmic, or with ``symlog`` linear up to that size and logarithmic beyond it on both sides.
+    Values that cannot be drawn leave a gap.
+
+    Raises ValueError for other shapes, no curve, and an interval that belongs to no curve.
+    """
+    arrays = as_curves("curves", curves)
+    bands = _bands({None: intervals or {}}, {None: arrays})[None]
+    if any(len(values) != len(layers) for values in arrays.values()):
+        raise ValueError(f"curves must have a value for each of the {len(layers)} layers: check them.")
+    looks = {name: _look(name, i) for i, name in enumerate(arrays)}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
+        axes = figure.subplots()
+        for name, values in arrays.items():
+            if name in bands:
+                draw_band(axes, np.asarray(layers), *bands[name], looks[name]["color"], 0.15)
+            axes.plot(layers, only_finite(values), label=name, marker="o", markersize=2.2, **looks[name])
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        drawn = np.concatenate([*arrays.values(), *(ends.ravel() for ends in bands.values())])
+        if symlog is not None:
+            axes.axhline(0, color=GREY, linewidth=0.6, linestyle=":", zorder=0)
+            axes.set_yscale("symlog", linthresh=symlog)
+            axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=symlog))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}".replace("-", MINUS)))
+        else:
+            (log_scale if log else from_zero)(axes, drawn)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        handles: list[Any] = [Line2D([], [], **looks[name]) for name in arrays]
+        labels = [*arrays]
+        if any(np.isfinite(ends).any() for ends in bands.values()):
             handles.append(Patch(color=GREY, alpha=0.4, linewidth=0))
             labels.append(interval_label)
         legend(figure, title, handles, labels, handlelength=2.2)

@@ -7,8 +7,34 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from rsdyn.errors import UserError
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def class_with_head(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Any:
+    """The class of transformers that opens a config's model with its LM head: one more for those that see or hear.
+
+    Raises ``UserError`` for a model that has none.
+    """
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForMultimodalLM,
+    )
+
+    kind: Any = type(config)
+    own_code = getattr(config, "auto_map", None) or {}
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING or (trust_remote_code and AutoModelForCausalLM.__name__ in own_code):
+        return AutoModelForCausalLM
+    if kind in MODEL_FOR_MULTIMODAL_LM_MAPPING:
+        return AutoModelForMultimodalLM
+    raise UserError(
+        f"lm.name: transformers opens a model of type {config.model_type!r} without a language-modelling head, and "
+        "next-token probabilities need one. Record and analyse it, or perturb another model."
+    )
 
 
 class _States(tuple[Tensor]):
@@ -25,9 +51,17 @@ class _States(tuple[Tensor]):
 class _FinalNorm(nn.Module):
     """Stands where a CausalLM has its base model: gives the states that it was given, behind the final norm."""
 
-    def __init__(self, final_norm: nn.Module | None):
+    def __init__(self, final_norm: nn.Module | None, base: nn.Module):
         super().__init__()
         self.final_norm = final_norm
+        vars(self)["base"] = base  # beside its modules: nothing of it is run or moved
+
+    def __getattr__(self, name: str) -> Any:
+        """What a CausalLM looks up in its base model: Falcon-H1 keeps a number there that scales the logits."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(vars(self)["base"], name)
 
     @property
     def decoder(self) -> nn.Module:
@@ -61,5 +95,6 @@ def behind_the_layers(causal: PreTrainedModel, final_norm: nn.Module | None) -> 
     So that what a family does to its logits is run, not rewritten. No weight is copied.
     """
     tail = copy.copy(causal)
-    tail._modules = {**causal._modules, base_of(causal)[0]: _FinalNorm(final_norm)}
+    name, base = base_of(causal)
+    tail._modules = {**causal._modules, name: _FinalNorm(final_norm, base)}
     return tail

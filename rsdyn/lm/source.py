@@ -25,7 +25,7 @@ from rsdyn import embedded
 from rsdyn.errors import UnfitModelError, UserError
 from rsdyn.lm.adapters import ADAPTER, adapter_error
 from rsdyn.lm.gguf import SMOLLM2, GGUFFile, gguf_config, gguf_tokenizer, load_gguf, needs_packages, packaged, read_gguf
-from rsdyn.lm.head import base_of
+from rsdyn.lm.head import base_of, class_with_head
 from rsdyn.lm.hub import config_errors, hub_reachable, lm_errors, no_safetensors, tokenizer_errors
 from rsdyn.lm.model import LanguageModel, context_length
 from rsdyn.lm.model_lock import one_at_a_time
@@ -240,7 +240,7 @@ class LMSource:
         ``device_map``, accelerate puts each layer where there is room, and ``device`` is not used. Raises ``UserError``
         when the weights do not fit into memory, cannot be read, or are not those that the config speaks of.
         """
-        from transformers import AutoModel, AutoModelForCausalLM
+        from transformers import AutoModel
 
         self.check_memory(dtype=dtype, device=device, head=head)
         if self.untrained is not None:
@@ -258,7 +258,7 @@ class LMSource:
             transformers_logging.set_verbosity_error()  # it would report the LM head, left out on purpose
             transformers_logging.disable_progress_bar()
             try:
-                kind: Any = AutoModelForCausalLM if head else AutoModel
+                kind = self._with_head() if head else AutoModel
                 if self.gguf is not None:
                     model, found = load_gguf(self.gguf, self.name, self.config, kind, DTYPES[dtype])
                 else:
@@ -313,9 +313,12 @@ class LMSource:
                 *(self.device_map, places.count("disk"), len(places), self.name),
             )
 
+    def _with_head(self) -> Any:
+        return class_with_head(self.config, trust_remote_code=self.trust_remote_code)
+
     def _without_weights(self, dtype: torch.dtype, head: bool) -> tuple[Any, Any]:
         """Base model and, if asked for, CausalLM with random weights; those of the base are the same either way."""
-        from transformers import AutoModel, AutoModelForCausalLM
+        from transformers import AutoModel
 
         options = {"dtype": dtype, "trust_remote_code": self.trust_remote_code}
         with torch.random.fork_rng(devices=[]):
@@ -323,7 +326,7 @@ class LMSource:
             base = AutoModel.from_config(self.config, **options)
             if not head:
                 return base, None
-            causal = AutoModelForCausalLM.from_config(self.config, **options)
+            causal = self._with_head().from_config(self.config, **options)
         setattr(causal, base_of(causal)[0], base)
         causal.tie_weights()
         return base, causal

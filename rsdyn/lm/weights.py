@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from rsdyn.errors import UserError
+from rsdyn.lm.head import class_with_head
 from rsdyn.lm.model_lock import one_at_a_time
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,9 +30,9 @@ _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 def empty_model(config: Any, *, dtype: str = "float32", head: bool = False, trust_remote_code: bool = False) -> Any:
     """The model of a config on the meta device: all its shapes, none of its numbers; with ``head`` the causal LM."""
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel
 
-    kind: Any = AutoModelForCausalLM if head else AutoModel
+    kind: Any = class_with_head(config, trust_remote_code=trust_remote_code) if head else AutoModel
     config = copy.deepcopy(config)  # building a model writes into its config
     with one_at_a_time(), torch.device("meta"):
         return kind.from_config(config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)

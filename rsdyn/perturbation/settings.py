@@ -7,6 +7,8 @@ from rsdyn.options import (
     setting,
 )
 
+LAYER_KINDS = ("skip", "swap_layers")  # what is done to layers, and not to states: no stream is recorded for these
+
 
 @dataclass
 class GridConfig:
@@ -34,13 +36,15 @@ class PerturbConfig:
 
     kind: str = setting(
         "teleport",
-        "Put the state on a grid in a plane, add noise to it, or put another sequence's state in its place.",
-        choices=("teleport", "noise", "swap"),
+        "Put the state on a grid in a plane, add noise to it, or put another sequence's state in its place; or leave "
+        "each layer out in turn (skip), or exchange it with the next (swap_layers).",
+        choices=("teleport", "noise", "swap", *LAYER_KINDS),
     )
     layers: list[float] | None = setting(
         None,
         "Layers of injection: numbers such as [0,7,15], or fractions of the depth such as [0.25,1.0] if any is not "
-        "whole; null is the paper's 0, 7, 15, 23 and 31 of 32, at this model's depth.",
+        "whole; null is the paper's 0, 7, 15, 23 and 31 of 32, at this model's depth, and every layer for skip and "
+        "swap_layers.",
         low=0,
     )
     site: str = setting("resid_pre", "Where in the layer.", choices=("resid_pre", "resid_mid"))
@@ -60,8 +64,15 @@ class PerturbConfig:
         choices=("drop", "keep"),
     )
     prompt: str = setting("I'm sorry, Dave. I'm afraid I can't do that.", "The prompt (the paper's).")
-    prompts: str | None = setting(None, "A text file of prompts, one a line, instead of perturb.prompt.")
-    from_text: int | None = setting(None, "So many sequences of the text as prompts, instead of perturb.prompt.", low=1)
+    prompts: str | None = setting(
+        None, "A text file of prompts, one per line, instead of perturb.prompt and of prompts from the text."
+    )
+    from_text: int | None = setting(
+        None,
+        "How many sequences of the text are prompts beside perturb.prompt; intervals are over these. null is 20, or as "
+        "many as there are; 0 leaves the prompt alone.",
+        low=0,
+    )
     points: int = setting(100, "Points of noise or swap; a grid has its own number.", low=1)
     samples: int = setting(1000, "Sequences of the text that the plane, its range and swaps come from.", low=3)
     steps: int = setting(12, "Sublayers after the injection that the arrows average over.", low=1)

@@ -2,69 +2,195 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
+from rsdyn.dynamics.resampling import Interval
 from rsdyn.labels import COLUMNS
+from rsdyn.perturbation.layers import LayerEffect, LayerEffects
 from rsdyn.perturbation.linear import in_words
-from rsdyn.perturbation.measure import Found
+from rsdyn.perturbation.plane import Plane
+from rsdyn.perturbation.result import STILL, BeyondStill, Found, Row
+
+# -- points ------------------------------------------------------------------------------------------------------------
 
 
 def closing_table(found: Found) -> list[str]:
-    """The table for a terminal."""
+    """The table for a terminal: a row a layer and condition."""
     widths = {name: max(11, len(head) + 2) for name, head in COLUMNS.items()}
-    rows = found.rows()
-    labels = [_label(found, row) for row in rows]
+    labels = [_label(found, row) for row in found.rows]
     wide = max(19, *(len(label) + 1 for label in labels))
     lines = [f"{'layer':<6}{'':<{wide}}" + "".join(f"{head:>{widths[name]}}" for name, head in COLUMNS.items())]
-    for row, label in zip(rows, labels, strict=True):
-        first = row["condition"] == found.conditions(row["layer"])[0]
-        cells = ""
-        for name, width in widths.items():
-            text = f"{100 * row[name]:.0f} %" if name == "nearer" else f"{row[name]:.4g}"
-            cells += f"{'-' if row[name] != row[name] else text:>{width}}"
-        lines.append(f"{row['layer'] if first else '':<6}{label:<{wide}}{cells}")
-    return [
-        *lines,
-        "",
+    for row, label in zip(found.rows, labels, strict=True):
+        first = row.condition == found.conditions(row.layer)[0]
+        cells = "".join(f"{_cell(name, row[name]):>{width}}" for name, width in widths.items())
+        lines.append(f"{row.layer if first else '':<6}{label:<{wide}}{cells}")
+    return [*lines, "", *table_notes(found)]
+
+
+def table_notes(found: Found) -> list[str]:
+    """How the table is to be read."""
+    lines = [
         "rel. is the distance over the reference's norm; nearer, the points that end nearer than they were put, in",
-        "distance and in that ratio both; contraction, the slope of the log of the two a sublayer, the larger one.",
+        "distance and in that ratio both; contraction, the slope of the log of the two per sublayer, the larger one.",
     ]
+    if len(found.sample) > 1:
+        over = f"{len(found.sample)} prompts of the text" if found.drawn else f"{len(found.sample)} prompts"
+        lines.append(f"Over {over}: shares are means, the other numbers medians.")
+    return lines
 
 
-def _label(found: Found, row: dict[str, Any]) -> str:
-    some = row["n_prompts"] < found.n_prompts
-    return f"{row['condition']}, {row['n_prompts']} of {found.n_prompts} prompts" if some else row["condition"]
+def _cell(name: str, value: float) -> str:
+    if value != value:
+        return "-"
+    return f"{100 * value:.0f} %" if name == "nearer" else f"{value:.4g}"
 
 
-def words(found: Found, settings: Any) -> list[str]:
-    """What the controls say, layer by layer."""
-    lines = []
-    for layer in found.sublayers:
-        shares = {c: 100 * float(found.mean(layer, c, "nearer")) for c in found.conditions(layer)}
-        if shares[settings.kind] != shares[settings.kind]:
-            lines.append(f"Layer {layer}: nothing follows the injection, so nothing can recover.")
+def _label(found: Found, row: Row) -> str:
+    some = row.prompts < len(found.sample)
+    return f"{row.condition}, {row.prompts} of {len(found.sample)} prompts" if some else row.condition
+
+
+def words(found: Found, plane: Plane) -> list[str]:
+    """What the points do beyond standing still, layer by layer, and what the other controls do."""
+    rows = {(row.layer, row.condition): row for row in found.rows}
+    lines = plane.words()
+    for beyond in found.beyond_still:
+        shares = {c: rows[beyond.layer, c]["nearer"] for c in found.conditions(beyond.layer)}
+        here, still = shares.pop(found.kind), shares.pop(STILL)
+        if here != here:
+            lines.append(f"Layer {beyond.layer}: nothing follows the injection, so nothing can recover.")
             continue
-        controls = ", ".join(f"{share:.0f} % with {c}" for c, share in shares.items() if c != settings.kind)
-        here = shares[settings.kind]
+        others = ", ".join(f"{100 * share:.0f} % with {condition}" for condition, share in shares.items())
         lines.append(
-            f"Layer {layer}: {here:.0f} % of the points end nearer than they were put, in distance and in ratio; "
-            f"{controls}."
+            f"Layer {beyond.layer}: {100 * here:.0f} % of the points end nearer than they were put, and "
+            f"{100 * still:.0f} % of points that stay put: {_difference(beyond)}. {_verdict(beyond)} ({others}.)"
         )
+    if found.drawn and 0 not in found.drawn:
+        lines.append(_of_the_prompt(found))
     for layer, linear in found.linear.items():
-        lines.append(in_words(layer, linear, float(found.mean(layer, settings.kind, "contraction"))))
+        lines.append(in_words(layer, linear, found.of_prompt(layer, found.kind, "contraction")))
+    ratios = [b for b in found.beyond_still if b.mse_ratio.value.isfinite()]
+    if ratios:
+        text = ", ".join(f"{_with_ends(b.mse_ratio, '.2f')} at layer {b.layer}" for b in ratios)
+        lines.append(f"MSE in the plane (the paper's measure), over that of points that stay put: {text}.")
+    return [*lines, *_not_swapped(found)]
+
+
+def _difference(beyond: BeyondStill) -> str:
+    points = Interval(*(100 * end for end in beyond.nearer))
+    over = f" over {beyond.prompts} prompts" if beyond.prompts > 1 else ""
+    return f"a difference of {_with_ends(points, '+.0f')} percentage points{over}"
+
+
+def _verdict(beyond: BeyondStill) -> str:
+    """What the interval of the difference allows to be said."""
+    low, high = float(beyond.nearer.low), float(beyond.nearer.high)
+    if not (low == low and high == high):
+        return "One prompt says nothing of others."
+    if low > 0:
+        return "They recover beyond what standing still feigns."
+    if high < 0:
+        return "Fewer than of points that never move: no recovery."
+    return "Not told apart from points that never move."
+
+
+def _of_the_prompt(found: Found) -> str:
+    """The written prompt's own shares, which are not part of the sample."""
+    parts = []
+    for layer in found.sublayers:
+        ours, still = (found.of_prompt(layer, condition, "nearer") for condition in (found.kind, STILL))
+        if ours == ours:
+            parts.append(f"{100 * ours:.0f} and {100 * still:.0f} % at layer {layer}")
+    own = "; ".join(parts) if parts else "nothing follows the injection"
+    return f"The first prompt, which is drawn in the figures, alone (points, and points that stay put): {own}."
+
+
+def _with_ends(found: Interval, form: str) -> str:
+    value = f"{float(found.value):{form}}"
+    low, high = float(found.low), float(found.high)
+    return f"{value} [{low:{form}}, {high:{form}}]" if low == low and high == high else value
+
+
+def _not_swapped(found: Found) -> list[str]:
+    lines = []
     same = {layer: n for layer, n in found.alike.items() if n}
     if same:
         counts = ", ".join(f"{n} at layer {layer}" for layer, n in same.items())
         who, why = ("Tokens", "are") if found.several else ("Sequences", "end in")
         lines.append(
-            f"{who} that are in the prompt's own state already are not swapped in: {counts}. At the first sublayer "
-            f"they {why} the same token."
+            f"{who} that are in the first prompt's own state already are not swapped in: {counts}. At the first "
+            f"sublayer they {why} the same token."
         )
     for layer, condition in found.values:
-        n = len(found.prompts[layer, condition])
-        if n < found.n_prompts:
+        n, of = len(found.counted(layer, condition)), len(found.sample)
+        if n < of:
             lines.append(
-                f"Layer {layer}: {condition} is the mean of {n} of the {found.n_prompts} prompts; for the others no "
-                "recorded state differs from their own there."
+                f"Layer {layer}: {condition} is over {n} of the {of} prompts; for the others no recorded state differs "
+                "from their own there."
             )
     return lines
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+def effects_table(found: LayerEffects) -> list[str]:
+    """The table for a terminal: a row a layer that was left out, or exchanged with the next."""
+    head = f"{'layer':<8}{'KL, nats':>12}{'95 %':>20}{'perplexity':>14}{'95 %':>26}"
+    lines = [head]
+    for effect in found.effects:
+        label = f"{effect.layer}" if found.kind == "skip" else f"{effect.layer}, {effect.layer + 1}"
+        kl, more = effect.kl, effect.perplexity
+        lines.append(
+            f"{label:<8}{float(kl.value):>12.4g}{_ends(kl):>20}{percent(float(more.value)):>14}"
+            f"{_ends(more, percent):>26}"
+        )
+    return lines
+
+
+def percent(value: float) -> str:
+    """A change in per cent, with as many digits as one reads."""
+    return f"{value:+,.1f} %" if abs(value) < 100 else f"{value:+,.0f} %"
+
+
+def _ends(found: Interval, form: Callable[[float], str] = "{:.3g}".format) -> str:
+    low, high = float(found.low), float(found.high)
+    return f"[{form(low).removesuffix(' %')}, {form(high).removesuffix(' %')}]" if low == low and high == high else "-"
+
+
+def effects_words(found: LayerEffects) -> list[str]:
+    """Which layers the predictions hang on, and which not."""
+    effects = found.effects
+    what = "left out" if found.kind == "skip" else "exchanged with the next"
+    worst = sorted(effects, key=lambda e: -float(e.kl.value))[:3]
+    least = min(effects, key=lambda e: float(e.kl.value))
+    n_texts, n_tokens = len(found.sample), int(found.n_tokens[found.sample].sum())
+    over = f"{n_texts} text{'s' * (n_texts > 1)} of {n_tokens} predicted tokens"
+    lines = [
+        f"Perplexity of the plain model: {_with_ends(found.perplexity, '.4g')}, over {over}.",
+        f"The predictions change most with these {what}: {'; '.join(map(_effect, worst))}. Least: {_effect(least)}.",
+    ]
+    lines += [_improving(effects, what, n_texts)] if n_texts > 1 else ["One text says nothing of others."]
+    middle = [float(e.kl.value) for e in effects if 0 < e.layer < max(e.layer for e in effects)]
+    if len(middle) > 1:
+        ends = max(float(effects[0].kl.value), float(effects[-1].kl.value))
+        middle.sort()
+        lines.append(
+            f"The layers between the first and the last: median KL {middle[len(middle) // 2]:.3g}, largest "
+            f"{middle[-1]:.3g} nats; of the first and the last the larger is {ends:.3g}."
+        )
+    return lines
+
+
+def _effect(effect: LayerEffect) -> str:
+    change = percent(float(effect.perplexity.value))
+    return f"layer {effect.layer} (KL {_with_ends(effect.kl, '.3g')} nats, perplexity {change})"
+
+
+def _improving(effects: list[LayerEffect], what: str, n_texts: int) -> str:
+    """Whether any change makes the texts more probable, beyond chance."""
+    better = [e.layer for e in effects if float(e.loss.high) < 0]
+    open_ = [e.layer for e in effects if float(e.loss.low) <= 0 <= float(e.loss.high)]
+    lower = f"layer{'s' * (len(better) > 1)} {', '.join(map(str, better))}" if better else "no layer"
+    text = f"Perplexity falls, with an interval over {n_texts} texts below 0, when {lower} is {what}"
+    return text + (f"; it is not told from unchanged for {', '.join(map(str, open_))}." if open_ else ".")

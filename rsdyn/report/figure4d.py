@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
+from rsdyn.dynamics.recovery import median_over_prompts
+from rsdyn.figures.perturbation import CONTROL_LOOKS
 from rsdyn.labels import COLUMNS
+from rsdyn.perturbation.words import percent
 from rsdyn.report import plots
 from rsdyn.report.plots import Control, Plot, band, counted, fisher, fisher_axis, line, number, packed
 from rsdyn.report.reading import RunFiles
 
-COLOURS = {
-    "attention frozen": ("@c2", "dash"),
-    "random directions": ("@c3", "dot"),
-    "swapped-in state": ("@c4", "dashdot"),
-}
+# the figures' own looks of the controls, in the page's names
+COLOURS = {name: (plots.OTHERS[colour], plots.DASHES[dash + 1]) for name, (colour, dash) in CONTROL_LOOKS.items()}
+STILL = "stays put"
 KINDS = {"teleport": "teleported", "noise": "noised", "swap": "swapped"}
 
 
@@ -30,13 +32,15 @@ def _folder(layer: int, condition: str) -> str:
 
 def _shown(run: RunFiles, layer: int) -> list[str]:
     """What was done to the first prompt at a layer; another prompt may have a state to swap in where it has none."""
-    n = int(run.summary["n_prompts"])
-    return [
-        row["condition"]
-        for row in run.summary["rows"]
-        if row["layer"] == layer
-        and (row.get("n_prompts", n) == n or "points_latents" in run.arrays.under(_folder(layer, row["condition"])))
-    ]
+    conditions = conditions_at(run, layer)
+    return [c for c in conditions if "points_latents" in run.arrays.under(_folder(layer, c))]
+
+
+def _sample(run: RunFiles) -> list[int]:
+    """The prompts that curves are over: those drawn from the text, or all."""
+    if "sample" in run.arrays:
+        return [int(i) for i in run.arrays["sample"]]
+    return [*range(int(run.summary["n_prompts"]))]
 
 
 def _of_some(row: dict[str, Any], n_prompts: int) -> str:
@@ -65,6 +69,8 @@ def figure4d(run: RunFiles, key: str) -> tuple[list[Plot], dict[str, Any]]:
         ("cosine", "Cosine to the reference"),
     ):
         panels.append(_recovery(run, key, layers, at_layer, name, title))
+    if "beyond_still" in run.summary:
+        panels.append(_mse(run, key, layers))
     return panels, data
 
 
@@ -149,7 +155,8 @@ def _plane(run: RunFiles, key: str, at_layer: Control) -> Plot:
 
 
 def _recovery(run: RunFiles, key: str, layers: list[int], at_layer: Control, name: str, title: str) -> Plot:
-    n_prompts = int(run.summary["n_prompts"])
+    sample = _sample(run)
+    n_prompts = len(sample)
     kind = run.summary["kind"]
     is_cosine = name == "cosine"
     to_axis = fisher if is_cosine else (lambda v: np.asarray(v, dtype=float))
@@ -161,7 +168,8 @@ def _recovery(run: RunFiles, key: str, layers: list[int], at_layer: Control, nam
             arrays = run.arrays.under(_folder(layer, condition))
             curves = np.atleast_2d(arrays[f"{name}_curve"])
             has = ~np.isnan(curves).all(1)  # a prompt without this condition is a row of NaN
-            mean = curves[has].mean(0) if has.any() else curves[0]
+            of = [i for i in sample if has[i]] or has.nonzero()[0].tolist() or [0]
+            mean, low, high = (end.numpy() for end in median_over_prompts(torch.from_numpy(curves[of])))
             colour, dash = COLOURS.get(condition, ("@c1", "solid"))
             x, when = np.arange(len(mean)), {at_layer.name: str(layer)}
             if condition == kind:
@@ -173,8 +181,7 @@ def _recovery(run: RunFiles, key: str, layers: list[int], at_layer: Control, nam
                     traces.append(
                         plots.merge_when(band(x[known], to_axis(low), to_axis(high), colour, condition), when)
                     )
-                elif n_prompts > 1:
-                    low, high = _bootstrap(curves)
+                elif np.isfinite(low).any():
                     values += [low, high]
                     traces.append(plots.merge_when(band(x, to_axis(low), to_axis(high), colour, condition), when))
                 words.append(f"layer {layer}: from {number(mean[0])} to {number(mean[-1])}")
@@ -189,7 +196,8 @@ def _recovery(run: RunFiles, key: str, layers: list[int], at_layer: Control, nam
         at_each[str(layer)] = {"yaxis": y}
     some = [(row, _of_some(row, n_prompts)) for row in run.summary["rows"]]
     few = "".join(f" {row['condition'].capitalize()} at layer {row['layer']}{of}." for row, of in some if of)
-    spread_of = "95 % interval over prompts (bootstrap)" if n_prompts > 1 else "middle half of the points"
+    over = f", median over {counted(n_prompts, 'prompt')}" if n_prompts > 1 else ""
+    spread_of = "95 % interval over prompts" if n_prompts > 1 else "middle half of the points"
     notes = (
         "contraction, from a cosine that recovers: norms grow with depth, so whatever is added to both streams alike "
         "turns them towards each other without undoing anything."
@@ -202,11 +210,13 @@ def _recovery(run: RunFiles, key: str, layers: list[int], at_layer: Control, nam
         f"Recovery  {title}",
         f"Lines over sublayers since the injection, for {kind}: " + "; ".join(words) + ".",
         (
-            f"Mean over {counted(int(run.summary['n_points']), 'point')} and {counted(n_prompts, 'prompt')}, from the "
-            f"injection at the chosen layer to the last sublayer, in full space; band: {spread_of}. Every layer has a "
-            "scale of its own. Controls: random directions at the same distances, a real state of another sequence, "
-            f"and the same points with attention frozen at the reference.{few}",
-            "recovery, only as far as the points come back more than random directions do.",
+            f"Mean over {counted(int(run.summary['n_points']), 'point')}{over}, from the injection at the chosen layer "
+            f"to the last sublayer, in full space; band: {spread_of}. Every layer has a scale of its own. Controls: "
+            "the same points where they stay put, and where they take random steps as long as the reference's; random "
+            "directions at the same distances, a real state of another sequence, and the same points with attention "
+            f"frozen at the reference.{few}",
+            "recovery, only as far as the points come back more than points that stay put: the reference travels "
+            "towards what lies ahead of it.",
             notes,
         ),
         traces,
@@ -218,14 +228,113 @@ def _recovery(run: RunFiles, key: str, layers: list[int], at_layer: Control, nam
     )
 
 
-def _bootstrap(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the 95 % interval of the mean over prompts, as the run's own figures have it."""
-    import torch
+def _mse(run: RunFiles, key: str, layers: list[int]) -> Plot:
+    """The paper's profile over layers of injection, beside points that no layer moves."""
+    kind, traces, values = run.summary["kind"], [], []
+    rows = {(row["layer"], row["condition"]): row for row in run.summary["rows"]}
+    for condition in (kind, STILL, "random writes"):
+        of = [rows[layer, condition] for layer in layers]
+        y = np.array([_number(row.get("plane_mse")) for row in of])
+        ends = np.array([row.get("plane_mse_interval") or [np.nan, np.nan] for row in of], dtype=float).T
+        colour, dash = COLOURS.get(condition, ("@c1", "solid"))
+        if np.isfinite(ends).any():
+            traces.append(band(layers, *ends, colour, condition))
+            values += [*ends]
+        traces.append(line(layers, y, condition, colour, dash=dash, legendgroup=condition, mode="lines+markers"))
+        values.append(y)
+    ratios = [
+        (row["layer"], _number(row.get("mse_ratio")), row.get("mse_ratio_interval"))
+        for row in run.summary["beyond_still"]
+    ]
+    told = ", ".join(
+        f"{number(ratio)}{f' [{number(ends[0])}, {number(ends[1])}]' if ends else ''} at layer {layer}"
+        for layer, ratio, ends in ratios
+        if ratio == ratio
+    )
+    return Plot(
+        f"recovery-mse-{key}",
+        "Fig. 4D  Mean squared distance in the plane",
+        f"Lines over the layer of injection, for {kind}, points that stay put and points with random steps.",
+        (
+            "The paper's measure of recovery: squared distance to the reference in the plane, averaged over the "
+            f"points, both components and all sublayers after the injection. Over that of points that stay "
+            f"put: {told}.",
+            "whether the profile over layers is the model's: only where it lies below that of points that do not move.",
+            "that the layers in the middle recover best, from a minimum there: the profile of points that do not move "
+            "has it too.",
+        ),
+        traces,
+        {
+            "xaxis": plots.axis("layer of injection"),
+            "yaxis": plots.axis("MSE in the plane", rangemode="tozero"),
+        },
+    )
 
-    from rsdyn.dynamics.recovery import bootstrap
 
-    found = bootstrap(torch.from_numpy(curves))
-    return found.low.numpy(), found.high.numpy()
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def layer_effects(run: RunFiles, key: str) -> list[Plot]:
+    """What leaving layers out, or exchanging neighbours, does to the predictions: KL and perplexity by layer."""
+    effects, kind = run.summary["effects"], run.summary["kind"]
+    layers = [int(effect["layer"]) for effect in effects]
+    what = "left out" if kind == "skip" else "exchanged with the next"
+    n = int(run.summary.get("n_drawn") or run.summary["n_prompts"])
+    tokens = int(run.summary.get("n_tokens", 0))
+    found = []
+    for name, title, scale in (("kl", "KL of the next token", 1.0), ("perplexity", "Change of perplexity", 0.01)):
+        y = scale * np.array([_number(effect.get(name)) for effect in effects])
+        ends = scale * np.array([effect.get(f"{name}_interval") or [np.nan] * 2 for effect in effects], dtype=float).T
+        is_kl = name == "kl"
+        to_axis = (lambda v: v) if is_kl else np.log1p  # the logarithm of the ratio of perplexities
+        text = [
+            f"layer {layer}<br>" + (f"{number(v, 4)} nats" if is_kl else f"{100 * v:+,.1f} %")
+            for layer, v in zip(layers, y, strict=True)
+        ]
+        traces = []
+        if np.isfinite(ends).any():
+            traces.append(band(layers, to_axis(ends[0]), to_axis(ends[1]), "@c1", kind))
+        trace = line(layers, to_axis(y), f"layer {what}", "@c1", text=text, legendgroup=kind, mode="lines+markers")
+        trace["hovertemplate"] = "%{text}<extra></extra>"
+        traces.append(trace)
+        every = np.concatenate([y, ends.ravel()])
+        yaxis = (
+            plots.log_axis("KL, nats", every)
+            if is_kl
+            else plots.axis("log of the ratio of perplexities, nats per token")
+        )
+        worst = int(np.nanargmax(y))
+        found.append(
+            Plot(
+                f"effects-{name}-{key}",
+                f"Layers  {title}, by the layer {what}",
+                f"A line over the layers {what}; largest at layer {layers[worst]}: {text[worst].split('<br>')[1]}.",
+                (
+                    f"Each layer of the model {what} in turn, on {counted(n, 'text')} of {counted(tokens, 'token')}; "
+                    "band: 95 % interval over texts.",
+                    "which layers the predictions hang on, and which can be missed.",
+                    "what a layer computes: a layer can matter because later ones expect its writes, as those of "
+                    "massive units, and not for what they say.",
+                ),
+                traces,
+                {"xaxis": plots.axis(f"layer {what}"), "yaxis": yaxis},
+            )
+        )
+    return found
+
+
+def effects_table(run: RunFiles) -> tuple[list[str], list[list[str]]]:
+    """Heads, then a row a layer that was changed."""
+    rows = []
+    for effect in run.summary["effects"]:
+        cells = []
+        for name, form in (("kl", "{:.3g}".format), ("perplexity", percent)):
+            ends, value = effect.get(f"{name}_interval"), _number(effect.get(name))
+            cells.append("–" if value != value else form(value))
+            cells.append(f"[{form(ends[0])}, {form(ends[1])}]" if ends else "–")
+        rows.append([str(effect["layer"]), *cells])
+    return ["layer", "KL, nats", "95 %", "perplexity", "95 %"], rows
 
 
 def table(run: RunFiles) -> tuple[list[str], list[list[str]]]:
@@ -245,6 +354,6 @@ def table(run: RunFiles) -> tuple[list[str], list[list[str]]]:
                 ends = [f"{100 * e:.0f}" if name == "nearer" else number(e) for e in interval]
                 text += f" [{ends[0]}, {ends[1]}]"
             cells.append(text)
-        some = _of_some(row, int(run.summary["n_prompts"]))
+        some = _of_some(row, len(_sample(run)))
         rows.append([f"layer {row['layer']}, {row['condition']}{some}", *cells])
     return ["layer, what was put in", *COLUMNS.values()], rows

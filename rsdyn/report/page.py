@@ -26,7 +26,7 @@ from rsdyn.report.figure1 import figure1
 from rsdyn.report.figure2 import figure2
 from rsdyn.report.figure3 import figure3
 from rsdyn.report.figure4 import figure4
-from rsdyn.report.figure4d import figure4d, table
+from rsdyn.report.figure4d import effects_table, figure4d, layer_effects, table
 from rsdyn.report.jacobians import jacobians
 from rsdyn.report.panels import html_table, notes, panel
 from rsdyn.report.plots import Plot, counted, number
@@ -137,13 +137,17 @@ def _perturbation(page: Page, runs: Sequence[RunFiles]) -> None:
         return
 
     def make(run: RunFiles, key: str) -> str:
+        if run.changed_layers:
+            told = notes(run.summary.get("in_words", []))
+            return page.panels(layer_effects(run, key)) + html_table(*effects_table(run)) + told
         plots, shared = figure4d(run, key)
         page.shared.update(shared)
         heads, rows = table(run)
         note = (
             "rel. is the distance over the reference's norm, as put and at the end; nearer, the points that end "
             "nearer than they were put in distance and in that ratio both; contraction, the slope of the log of the "
-            "two a sublayer, the larger one: below 0 is contraction."
+            "two per sublayer, the larger one: below 0 is contraction. Over several prompts, shares are means and the "
+            "other numbers medians."
         )
         return page.panels(plots) + html_table(heads, rows) + notes([note, *run.summary.get("in_words", [])])
 

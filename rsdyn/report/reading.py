@@ -32,8 +32,14 @@ NEEDED: dict[str, dict[str, Any]] = {
         **{"lm": str, "text": str, "kind": str, "layers": [int], "n_prompts": int, "n_points": int, "rows": [dict]},
         "in_words": [str],
     },
+    # a run of perturb.py that changed layers and moved no points
+    "layers": {
+        **{"lm": str, "text": str, "kind": str, "layers": [int], "n_prompts": int, "effects": [dict]},
+        "in_words": [str],
+    },
 }
 ROW = ("layer", "condition")
+EFFECT = ("layer", "kl", "perplexity")
 
 
 class Arrays(Mapping[str, np.ndarray]):
@@ -109,9 +115,14 @@ class RunFiles:
 
     @property
     def n_sublayers(self) -> int:
-        if self.script == "perturb":
+        if self.script == "perturb" and not self.changed_layers:
             return len(self.arrays["reference"])
         return int(self.summary["n_sublayers"])
+
+    @property
+    def changed_layers(self) -> bool:
+        """Whether it is a perturbation that changed layers of the model, and moved no points."""
+        return self.script == "perturb" and "effects" in self.summary
 
     @property
     def sites_per_layer(self) -> int | None:
@@ -160,18 +171,20 @@ def read_run(folder: str | Path) -> RunFiles:
             cure = "Wait for the run to end, or start it again." if unfinished else AGAIN
             raise UserError(f"{folder} {why}: it has no {name}{unfinished}. {cure}")
     summary = _json(folder / "summary.json")
-    lacking = [key for key in NEEDED[script] if key not in summary]
+    needed = NEEDED["layers" if script == "perturb" and "effects" in summary else script]
+    lacking = [key for key in needed if key not in summary]
     if lacking:
         raise UserError(f"{folder}: summary.json has no {', '.join(lacking)}, which {script}.py writes. {AGAIN}")
-    for key, kind in NEEDED[script].items():
+    for key, kind in needed.items():
         if not _is_of(summary[key], kind):
             words = f"a list of {kind[0].__name__}" if isinstance(kind, list) else kind.__name__
             raise UserError(
                 f"{folder}: summary.json says {key}={str(summary[key])[:40]}, and {script}.py writes {words}. {AGAIN}"
             )
-    for row in summary["rows"] if script == "perturb" else ():
-        if any(key not in row for key in ROW):
-            raise UserError(f"{folder}: summary.json has a row without {' and '.join(ROW)}. {AGAIN}")
+    for key, names in (("rows", ROW), ("effects", EFFECT)):
+        for row in summary[key] if key in needed else ():
+            if any(name not in row for name in names):
+                raise UserError(f"{folder}: summary.json has a row without {' and '.join(names)}. {AGAIN}")
     text = _text(folder / "config.yaml")
     try:
         config = yaml.safe_load(text)

@@ -38,11 +38,14 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
         found.append(("streams", ", ".join(NAMES.get(c, c) for c in summary["conditions"])))
     if run.script == "perturb":
         settings = run.config.get("perturb") or {}
-        if settings.get("from_text") is None and settings.get("prompts") is None:
+        if settings.get("prompts") is None:
             found.append(("prompt", str(settings.get("prompt"))))
+        prompts = counted(int(summary["n_prompts"]), "prompt")
+        if drawn := int(summary.get("n_drawn", 0)):
+            prompts += f", {drawn} of them sequences of the text"
         where = f"{summary['kind']} at layers {', '.join(map(str, summary['layers']))}"
-        points, prompts = (counted(int(summary[f"n_{noun}s"]), noun) for noun in ("point", "prompt"))
-        found.append(("perturbation", f"{where}, {points}, {prompts}"))
+        points = "" if run.changed_layers else f"{counted(int(summary['n_points']), 'point')}, "
+        found.append(("perturbation", f"{where}, {points}{prompts}"))
     found.append(("seed", str(run.config.get("seed", made.get("seed")))))
     git = made.get("git") or {}
     changed = ", with changes that were not committed" if git.get("dirty") else ""

@@ -48,6 +48,16 @@ class Source(NamedTuple):
     text: str
     made_from: dict[str, Any]
 
+    def facts(self) -> dict[str, Any]:
+        """What a summary says of them, whatever was done with them."""
+        return {
+            "lm": self.lm.label,
+            "text": self.text,
+            "n_sublayers": self.lm.n_sublayers,
+            "sites_per_layer": len(self.lm.site_names),
+            "n_units": self.lm.n_units,
+        }
+
 
 def find_source(run: Run) -> Source:
     """The language model (its config, not its weights) and the tokenised text that the config asks for."""
@@ -220,8 +230,9 @@ def processes_here(run: Run) -> int:
 
 
 def start_records(run: Run, source: Source, streams: Mapping[str, TrajectoryStream]) -> None:
-    """Write down what the run measures, and start W&B, once the first stream is open."""
-    lm, first = source.lm, next(iter(streams.values()))
+    """Write down what the run measures, and start W&B, once the first stream is open; there may be none."""
+    lm = source.lm
+    sequences = next((stream.sequences for stream in streams.values()), source.sequences)
     caches = {name: stream.cache for name, stream in streams.items() if stream.cache is not None}
     run.record_provenance(
         lm={
@@ -232,7 +243,7 @@ def start_records(run: Run, source: Source, streams: Mapping[str, TrajectoryStre
             "quantisation": lm.quantisation,
         },
         text=source.text,
-        tokens_digest=first.sequences.digest,
+        tokens_digest=sequences.digest,
         caches={name: {"cache_key": c.key, "cache_folder": str(c.folder)} for name, c in caches.items()},
     )
     for name, stream in streams.items():

@@ -24,10 +24,14 @@ from rsdyn.analysis.settings import JACOBIAN
 from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.errors import UserError
 from rsdyn.lm.batches import PACKED, SORTED, make_batches
+from rsdyn.lm.continuing.layer_calls import check_memories
 from rsdyn.lm.hub import hub_reachable, weights_size
 from rsdyn.lm.source import LMSource
 from rsdyn.lm.weights import DTYPES, available_memory, check_files
-from rsdyn.perturbation.measure import layers_of, prompts_of
+from rsdyn.perturbation.layers import changed_layers
+from rsdyn.perturbation.plane import open_autoencoder
+from rsdyn.perturbation.prompts import layers_of, prompts_of
+from rsdyn.perturbation.settings import LAYER_KINDS
 from rsdyn.run import estimates
 from rsdyn.run.opening import Source, find_text, make_stream, on_gpu, open_lm, processes_here
 from rsdyn.run.script import Run
@@ -83,10 +87,14 @@ def show_plan(run: Run) -> None:
 def _check_perturbation(run: Run, lm: LMSource, source: Source | None) -> None:
     """The mistakes that perturb.py would meet once the stream is there, and that can be seen now."""
     settings: Any = run.config.perturb
-    for layer in layers_of(settings.layers, lm.n_layers):
-        lm.sublayer(layer, settings.site)
-    if settings.checkpoint is not None:
-        CompressingAutoencoder.from_checkpoint(settings.checkpoint)
+    layers = None if settings.layers is None else layers_of(settings.layers, lm.n_layers)
+    if settings.kind in LAYER_KINDS:
+        changed_layers(settings.kind, layers, lm.n_layers)
+    else:
+        for layer in layers or layers_of(None, lm.n_layers):
+            lm.sublayer(layer, settings.site)
+        open_autoencoder(settings, lm.n_units)
+        check_memories(lm.config, lm.name)
     if source is not None:
         prompts_of(settings, source.sequences, source.lm, seed=run.config.seed)
 
@@ -118,6 +126,11 @@ def _samples(run: Run) -> int | None:
     return {"train": None, "analyze": run.config.analysis.samples, "perturb": run.config.perturb.samples}[run.script]
 
 
+def _changes_layers(run: Run) -> bool:
+    """Whether the run changes layers of the model, and records no stream."""
+    return run.script == "perturb" and run.config.perturb.kind in LAYER_KINDS
+
+
 def _streams(run: Run, lm: LMSource) -> list[Wanted]:
     if run.script == "analyze":
         if run.config.analysis.measures == [JACOBIAN]:
@@ -146,6 +159,9 @@ def _cache(plan: Plan, run: Run, lm: LMSource, source: Source | None, positions:
     each = lm.n_sublayers * lm.n_units * CACHE_DTYPES[settings.dtype].itemsize
     on_disk = trajectory_bytes(lm.n_sublayers, lm.n_units, CACHE_DTYPES[settings.dtype], marked=not positions.is_last)
     plan.numbers["bytes_per_trajectory"], plan.numbers["trajectories"] = each, int(counts.sum())
+    if _changes_layers(run):
+        plan.say("Cache", f"none is needed: perturb.kind={run.config.perturb.kind} records no stream")
+        return {}
     sublayers = f"{lm.n_sublayers} sublayers of {lm.n_units} units"
     if positions.is_last:
         plan.say("Trajectories", f"{sublayers}, {_size(each)} a sequence in {settings.dtype}")
@@ -278,7 +294,7 @@ def _memory(plan: Plan, run: Run, lm: LMSource, positions: Positions, *, needs_l
     if gpu and not positions.is_last:  # the tokens of a batch, before they go to the shard
         item = DTYPES[config.lm.dtype].itemsize
         parts["a batch being recorded"] = needs_lm * config.lm.batch_tokens * lm.n_sublayers * lm.n_units * item
-    parts["a shard being recorded, about"] = needs_lm * 2 * shard
+    parts["a shard being recorded, about"] = needs_lm * 2 * shard * (not _changes_layers(run))
     if run.script == "train":
         _autoencoder(plan, run, lm, n, shard)
     elif run.script == "analyze":
@@ -297,7 +313,7 @@ def _memory(plan: Plan, run: Run, lm: LMSource, positions: Positions, *, needs_l
         parts["kept trajectories, about"] = 2 * kept * each
         if "pca" in analysis.measures:
             parts["PCA, about"] = estimates.covariance_bytes(lm.n_units, 2)
-    else:
+    elif not _changes_layers(run):
         kept = int(counts[: config.perturb.samples].sum())
         parts["trajectories behind the plane, about"] = 2 * kept * each
         parts["PCA, about"] = estimates.covariance_bytes(lm.n_units, 1)
@@ -391,7 +407,8 @@ def _operations(plan: Plan, run: Run, lm: LMSource, positions: Positions, to_rec
     plan.numbers["recording_flops"] = recording
     each = f"{_flops(cost.linear)} a token and attention, for {tokens:,} tokens"
     again = "" if config.cache.enabled else ", each time the stream is read"
-    plan.say("Recording", f"{_flops(recording)}{again}: {each}" if tokens else "nothing, all is in the cache")
+    nothing = "nothing" if _changes_layers(run) else "nothing, all is in the cache"
+    plan.say("Recording", f"{_flops(recording)}{again}: {each}" if tokens else nothing)
     if _differentiates(run):
         _jacobians(plan, run, lm, cost.linear)
     if run.script == "train":

@@ -83,6 +83,7 @@ class TrajectoryStream:
         self.certificate: dict[str, Any] | None = None  # of the model that recorded; None before any did
         self.on_certificate: Callable[[Certificate], object] = lambda certificate: None
         self._model: LanguageModel | None = None
+        self._given: LanguageModel | None = None  # open already
         self._said = -SAY_AGAIN_SECONDS
         self.cache: TrajectoryCache | None = None
         if cache_dir is not None:
@@ -243,7 +244,7 @@ class TrajectoryStream:
 
     def _record(self, k: int) -> Shard:
         if self._model is None:
-            model = self.lm.load(dtype=self.lm_dtype, device=self.device)
+            model = self._given or self.lm.load(dtype=self.lm_dtype, device=self.device)
             self._certify(model)
             self._check_canary(model)
             self._model = model
@@ -348,8 +349,13 @@ class TrajectoryStream:
                 return k, self.cache.read(k)
         return None
 
+    def record_with(self, model: LanguageModel) -> None:
+        """Record what is missing with a model that is open already, instead of reading its weights once more."""
+        self._given = model
+
     def release_lm(self) -> None:
         """Drop the language model, if it was loaded, once nothing is left to record, and what memory it worked in."""
+        self._given = None
         if self._model is not None:
             self._model = None
             give_back()

@@ -17,6 +17,7 @@ from rsdyn.report.figure1 import figure1
 from rsdyn.report.figure2 import FIRST, chosen_units, distribution
 from rsdyn.report.figure3 import figure3
 from rsdyn.report.figure4 import figure4
+from rsdyn.report.figure4d import layer_effects
 from rsdyn.report.plots import Control, Plot, packed
 from rsdyn.report.reading import Arrays, read_run
 from rsdyn.report.streams import streams_of
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 # plots of the page -> charts; the page's names end with the number of the run
 OF_THE_PAGE = {
     "fig1b-mean": "mean_activations", "fig1d": "correlation_density", "fig2b": "rotations", "fig3b-0": "latents",
-    "loss-0": "loss", "fig4a": "trajectory", "fig4b": "cumulative_variance",
+    "loss-0": "loss", "effects-kl-0": "layer_kl", "effects-perplexity-0": "layer_perplexity",
+    "fig4a": "trajectory", "fig4b": "cumulative_variance",
 }  # fmt: skip
 NO_CAPTION = ("", "", "")
 
@@ -54,6 +56,11 @@ def perturbation_charts(folder: Path) -> dict[str, Figure]:
     """The charts of a finished run of perturb.py."""
     run = read_run(folder)
     return _chosen([_plane(run.arrays, run.summary, run.config)]) if run.arrays["reference"].shape[1] >= 2 else {}
+
+
+def effects_charts(folder: Path) -> dict[str, Figure]:
+    """The charts of a finished run of perturb.py that changed layers of the model."""
+    return _chosen(layer_effects(read_run(folder), "0"))
 
 
 def _chosen(found: Sequence[Plot]) -> dict[str, Figure]:

@@ -86,6 +86,8 @@ CHARTS = {
     "trajectory": ("4A", "The stream in the plane of two components", "analyze"),
     "cumulative_variance": ("4B", "Cumulative explained variance", "analyze"),
     "plane": ("4D", "Where points go in the plane", "perturb"),
+    "layer_kl": ("4D", "KL by the layer that is changed", "perturb"),
+    "layer_perplexity": ("4D", "Perplexity by the layer that is changed", "perturb"),
 }
 
 # What a table is, and whose runs have it; train.py has that of massive units where analysis.on_train is on.
@@ -94,6 +96,7 @@ TABLES = {
     "massive_units": ("Massive units", ("analyze", "train")),
     "units_by_rotation": ("Units by rotation effect size", ("analyze",)),
     "perturbation_points": ("Perturbation points", ("perturb",)),
+    "layer_effects": ("Layers left out or exchanged", ("perturb",)),
 }
 
 SUFFIXES = ("_low", "_high", "_null", "_without_massive")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rsdyn.labels import COLUMNS
-from rsdyn.perturbation.measure import Found
+from rsdyn.perturbation.layers import LayerEffects
+from rsdyn.perturbation.result import Found
 from rsdyn.tracking.log import Curves, Table
 
 MEASURES = {"relative_curve": "recovery_distance", "cosine_curve": "recovery_cosine"}
@@ -30,9 +31,10 @@ def curves(found: Found) -> Curves:
         for key, measure in MEASURES.items():
             if key not in values:
                 continue
-            parts: dict[str, Tensor] = {name: found.mean(layer, condition, key)}
-            if (ends := found.interval(layer, condition, key)) is not None:
-                parts |= {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+            over = found.measured(layer, condition, key)
+            parts: dict[str, Tensor] = {name: over.value}
+            if over.low.isfinite().any():
+                parts |= {f"{name}_low": over.low, f"{name}_high": over.high}
             for part, curve in parts.items():
                 known = [float(v) if v.isfinite() else None for v in curve.to(torch.float64)]
                 out[measure][part] = [*(None for _ in range(before)), *known]
@@ -42,10 +44,48 @@ def curves(found: Found) -> Curves:
 def summary_numbers(found: Found) -> dict[str, Any]:
     """``{layer and condition: {column: value}}`` of the closing table."""
     rows = {
-        series_name(found, row["layer"], row["condition"]): {k: row[k] for k in COLUMNS if row[k] == row[k]}
-        for row in found.rows()
+        series_name(found, row.layer, row.condition): {k: row[k] for k in COLUMNS if row[k] == row[k]}
+        for row in found.rows
     }
     return {name: values for name, values in rows.items() if values}
+
+
+def beyond_still_numbers(found: Found) -> dict[str, Any]:
+    """``{layer: {name: value}}`` of what the points do beyond points that stay put, with the ends of its interval."""
+    digits = max(2, len(str(max(found.sublayers))))
+    out: dict[str, Any] = {}
+    for beyond in found.beyond_still:
+        values: dict[str, float] = {}
+        for name in ("nearer", "contraction", "mse_ratio"):
+            interval = getattr(beyond, name)
+            parts = zip(("", "_low", "_high"), map(float, interval), strict=True)
+            values |= {f"{name}{suffix}": value for suffix, value in parts if value == value}
+        if values:
+            out[f"layer{beyond.layer:0{digits}d}"] = values
+    return out
+
+
+def effects_table(found: LayerEffects) -> Table:
+    """A row a layer that was left out, or exchanged with the next."""
+    columns = ["layer", "KL, nats", "low", "high", "perplexity, %", "low %", "high %"]
+    rows = [[e.layer, *map(float, e.kl), *map(float, e.perplexity)] for e in found.effects]
+    return Table(columns, rows)
+
+
+def effects_numbers(found: LayerEffects) -> dict[str, Any]:
+    """What tells models apart: the plain perplexity, the most and the least missed layer, and the median KL."""
+    effects = sorted(found.effects, key=lambda e: float(e.kl.value))
+    most, least = effects[-1], effects[0]
+    return {
+        "perplexity": float(found.perplexity.value),
+        "median_kl": float(effects[len(effects) // 2].kl.value),
+        "most": {"layer": most.layer, "kl": float(most.kl.value), "perplexity_percent": float(most.perplexity.value)},
+        "least": {
+            "layer": least.layer,
+            "kl": float(least.kl.value),
+            "perplexity_percent": float(least.perplexity.value),
+        },
+    }
 
 
 def points_table(found: Found) -> Table:

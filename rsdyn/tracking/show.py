@@ -15,7 +15,8 @@ from rsdyn.tracking.log import Curves, log_charts, log_curves, log_figures, log_
 
 if TYPE_CHECKING:
     from rsdyn.analysis.finding import Finding
-    from rsdyn.perturbation.measure import Found
+    from rsdyn.perturbation.layers import LayerEffects
+    from rsdyn.perturbation.result import Found
     from rsdyn.tracking.logger import RunLogger
 
 # of a summary.json, what tells runs apart in the runs table
@@ -106,11 +107,30 @@ def perturbation(shared: Shared, *, summary: Mapping[str, Any], found: Found, ch
     log_charts(shared.logger, perturbation_charts(shared.folder))
     log_tables(shared.logger, {"perturbation_points": dashboard_perturbation.points_table(found)})
     log_figures(shared.logger, shared.folder / "figures", shared.pictures)
-    log_summary(shared.logger, _head(summary) | {"recovery": dashboard_perturbation.summary_numbers(found)})
+    numbers = {
+        "recovery": dashboard_perturbation.summary_numbers(found),
+        "beyond_still": dashboard_perturbation.beyond_still_numbers(found),
+    }
+    log_summary(shared.logger, _head(summary) | numbers)
     if shared.artifacts:
         log_caches(shared.logger, shared.streams, shared.recorded)
         if checkpoint is not None:
             use_checkpoint(shared.logger, Path(checkpoint).expanduser().absolute())
+        log_results(shared.logger, shared.folder, script="perturb")
+
+
+def layer_effects(shared: Shared, *, summary: Mapping[str, Any], found: LayerEffects) -> None:
+    """A run of perturb.py that left layers out or exchanged them."""
+    if shared.logger is None:
+        return
+    from rsdyn.tracking import perturbation as dashboard_perturbation
+    from rsdyn.tracking.interactive import effects_charts
+
+    log_charts(shared.logger, effects_charts(shared.folder))
+    log_tables(shared.logger, {"layer_effects": dashboard_perturbation.effects_table(found)})
+    log_figures(shared.logger, shared.folder / "figures", shared.pictures)
+    log_summary(shared.logger, _head(summary) | {found.kind: dashboard_perturbation.effects_numbers(found)})
+    if shared.artifacts:
         log_results(shared.logger, shared.folder, script="perturb")
 
 

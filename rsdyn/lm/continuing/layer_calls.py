@@ -130,6 +130,29 @@ class _Prefix:
         return self.keys.shape[2]
 
 
+def check_memories(config: Any, name: str) -> None:
+    """Raise ``UserError`` for a model whose layers carry a state from token to token beside keys and values.
+
+    Asked of the config, so before weights are read or anything is recorded: state-space layers (Mamba), linear
+    attention and short convolutions do.
+    """
+    from transformers import DynamicCache, cache_utils
+
+    kinds: Any = getattr(cache_utils, "LinearAttentionCacheLayerMixin", ())  # older ones tell in the run of a prompt
+    try:
+        layers = DynamicCache(config=config).layers
+    except (KeyError, AttributeError, TypeError, ValueError):  # a cache of its own: the run of a prompt will tell
+        return
+    carrying = [i for i, layer in enumerate(layers) if isinstance(layer, kinds)]
+    if carrying:
+        which = f"all {len(layers)} layers carry" if len(carrying) == len(layers) else f"layer {carrying[0]} carries"
+        raise _refused(
+            name,
+            f"{which} a state from token to token beside keys and values (a state-space layer, linear attention or a "
+            "convolution), which the points of a grid cannot share",
+        )
+
+
 @torch.no_grad()  # not inference mode: what a layer was called with may be differentiated through
 def record_calls(lm: LanguageModel, ids: Tensor) -> tuple[Tensor, Tensor, tuple[LayerCall, ...]]:
     """Run a prompt ``(T,)``: the last token's stream ``(S, D)``, its state ``(D,)`` behind the last layer, the calls.
@@ -138,6 +161,7 @@ def record_calls(lm: LanguageModel, ids: Tensor) -> tuple[Tensor, Tensor, tuple[
     """
     from transformers import DynamicCache
 
+    check_memories(lm.base.config, lm.name)
     sites, n_tokens = lm.sites, len(ids)
     cache: Any = DynamicCache()  # without a config, or the layers with a sliding window forget what lies behind it
     streams: list[Tensor] = []
@@ -179,24 +203,26 @@ def record_calls(lm: LanguageModel, ids: Tensor) -> tuple[Tensor, Tensor, tuple[
     found = {"layers called": len(calls), "blocks of attention": len(outputs), "layers in the cache": len(cache.layers)}
     if set(found.values()) != {lm.n_layers}:
         counts = ", ".join(f"{n} {what}" for what, n in found.items())
-        raise _refused(lm, f"of its {lm.n_layers} layers, {counts}")
+        raise _refused(lm.name, f"of its {lm.n_layers} layers, {counts}")
     rows: dict[int, Tensor] = {}  # layers share their mask, and so do ours
     layers = []
     for i, (arguments, output, stored) in enumerate(zip(calls, outputs, cache.layers, strict=True)):
         kept = getattr(stored, "keys", None)
         if not isinstance(kept, Tensor) or kept.ndim != 4 or kept.shape[0] != 1 or kept.shape[2] != n_tokens:
-            raise _refused(lm, f"layer {i} does not keep the keys and values of all tokens")
+            raise _refused(lm.name, f"layer {i} does not keep the keys and values of all tokens")
         mask = arguments.pop(_MASK, None)
         if mask is not None:
             if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[-2:] != (n_tokens, n_tokens):
                 shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-                raise _refused(lm, f"layer {i} takes {shape} for a mask, where (1, heads, T, T) is needed")
+                raise _refused(lm.name, f"layer {i} takes {shape} for a mask, where (1, heads, T, T) is needed")
             mask = rows.setdefault(id(mask), mask[:1, :, -1:])
         for name in list(inspect.signature(type(sites.layers[i]).forward).parameters)[:2]:  # the layer and the states
             arguments.pop(name)
         cache_names = [name for name, value in arguments.items() if value is cache]
         if len(cache_names) != 1:
-            raise _refused(lm, f"layer {i} is not given the cache as one of its arguments ({', '.join(arguments)})")
+            raise _refused(
+                lm.name, f"layer {i} is not given the cache as one of its arguments ({', '.join(arguments)})"
+            )
         biases = {name: arguments.pop(name) for name in (_PER_ROW, _SHARED) if arguments.get(name) is not None}
         arguments = {name: _last(value, n_tokens) for name, value in arguments.items() if value is not cache}
         positions = {name: arguments.pop(name) for name in list(arguments) if _is_position(arguments[name])}
@@ -220,17 +246,17 @@ def record_calls(lm: LanguageModel, ids: Tensor) -> tuple[Tensor, Tensor, tuple[
 
 @contextmanager
 def refusing(lm: LanguageModel, why: str) -> Iterator[None]:
-    """Turn what a model's own code raises in here into a refusal to continue it."""
+    """Turn what a model's own code raises in here into a refusal to continue it, or to run its layers again."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as cause:
         if isinstance(cause, UserError | torch.OutOfMemoryError):
             raise
-        raise _refused(lm, f"{why} ({type(cause).__name__}: {cause})") from cause
+        raise _refused(lm.name, f"{why} ({type(cause).__name__}: {cause})") from cause
 
 
-def _refused(lm: LanguageModel, why: str) -> UserError:
-    return UserError(f"lm.name: {lm.name} cannot be continued from a sublayer: {why}. Perturb another model.")
+def _refused(name: str, why: str) -> UserError:
+    return UserError(f"lm.name: {name} cannot be continued from a sublayer: {why}. Perturb another model.")
 
 
 def reading_sites(

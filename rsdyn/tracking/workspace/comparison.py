@@ -34,7 +34,8 @@ READING = {
     "4": "The first two components of any smooth random walk trace a curve. Fewer components in later layers means "
     "something only where the controls do not do the same.",
     "4D": "Norms grow with depth, so the cosine and the relative distance improve without any contraction. Compare "
-    "with the controls at the same layer: random directions, a real state swapped in, attention frozen.",
+    "with the controls at the same layer, and first with points that stay put: the reference comes to them by itself. "
+    "Then random writes, random directions, a real state swapped in, attention frozen.",
 }
 
 # Of the findings, those that tell two models apart at a glance; the table of all of them stands below.

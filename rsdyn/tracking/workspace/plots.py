@@ -45,10 +45,13 @@ IMAGES = (
     ("4D", "Where points go in the plane", ("fig4d_teleport", "fig4d_noise", "fig4d_swap")),
     ("4D", "Distance to the reference", ("recovery_relative",)),
     ("4D", "Cosine to the reference", ("recovery_cosine",)),
+    ("4D", "MSE in the plane, beside points that do not move", ("recovery_mse",)),
+    ("4D", "KL by the layer that is changed", ("skip_kl", "swap_layers_kl")),
+    ("4D", "Perplexity by the layer that is changed", ("skip_perplexity", "swap_layers_perplexity")),
 )
 
 # The section of a table; what stands in none of the figures' sections is in that of the findings.
-TABLE_SECTIONS = {"massive_units": "1", "units_by_rotation": "2", "perturbation_points": "4D"}
+TABLE_SECTIONS = {"massive_units": "1", "units_by_rotation": "2", "perturbation_points": "4D", "layer_effects": "4D"}
 
 LOSSES = ("train/loss", "val/loss")
 ERROR = "val/mse"

@@ -1,0 +1,88 @@
+"""Which prompts are perturbed, and at which layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rsdyn.errors import UserError
+from rsdyn.lm.source import LMSource
+from rsdyn.perturbation.settings import PerturbConfig
+from rsdyn.stream.text.local_files import DamagedError, lines_of
+from rsdyn.stream.text.tokens import Sequences, tokenise_one
+
+PAPER_LAYERS, PAPER_DEPTH = (0, 7, 15, 23, 31), 32
+FROM_TEXT = 20  # sequences of the text beside the prompt, where the text has as many
+
+
+class Prompt(NamedTuple):
+    """A prompt's tokens with BOS, and which sequence of the text it is, if it was drawn from there."""
+
+    tokens: np.ndarray
+    sequence: int | None = None
+
+
+def layers_of(layers: Sequence[float] | None, n_layers: int) -> list[int]:
+    """The layers of injection at a model's depth; ``UserError`` for one that is out of range."""
+    if layers is None:
+        return sorted({round(layer / (PAPER_DEPTH - 1) * (n_layers - 1)) for layer in PAPER_LAYERS})
+    if any(value != int(value) for value in layers):
+        if max(layers) > 1:
+            raise UserError(
+                f"perturb.layers={[*layers]}: with a decimal part they are fractions of the depth, from 0 to 1. Give "
+                f"fractions, or whole layer numbers from 0 to {n_layers - 1}."
+            )
+        return sorted({round(value * (n_layers - 1)) for value in layers})
+    chosen = sorted({int(value) for value in layers})
+    if chosen[-1] >= n_layers:
+        raise UserError(
+            f"perturb.layers: this model has no layer {chosen[-1]}; its {n_layers} layers are 0 to {n_layers - 1}."
+        )
+    return chosen
+
+
+def prompts_of(settings: PerturbConfig, sequences: Sequences, lm: LMSource, *, seed: int) -> list[Prompt]:
+    """The prompts that the settings ask for: the one or those that were written, then sequences drawn from the text.
+
+    Raises ``UserError`` for an empty one, one longer than the model's context, and more than the text has.
+    """
+    return [*_written(settings, sequences, lm), *_drawn(settings, sequences, seed)]
+
+
+def _written(settings: PerturbConfig, sequences: Sequences, lm: LMSource) -> list[Prompt]:
+    key, texts = "perturb.prompt", [settings.prompt]
+    if settings.prompts is not None:
+        key = "perturb.prompts"
+        try:
+            lines = list(lines_of(Path(settings.prompts).expanduser()))
+        except (OSError, DamagedError) as error:
+            raise UserError(f"perturb.prompts={settings.prompts}: cannot be read as text ({error}).") from error
+        texts = [line for line in lines if line.strip()]
+        if not texts:
+            raise UserError(f"perturb.prompts={settings.prompts}: the file holds no prompt. Write one a line.")
+    tokenizer = lm.tokenizer()
+    prompts = []
+    for text in texts:
+        tokens = tokenise_one(tokenizer, text, sequences.bos_id)
+        if not text.strip() or len(tokens) == 1:
+            raise UserError(f"{key}: the prompt is empty. Write some words.")
+        if len(tokens) > lm.max_tokens:
+            raise UserError(
+                f"{key}: {text[:40]!r} has {len(tokens)} tokens with BOS, more than the model's context of "
+                f"{lm.max_tokens}. Shorten it."
+            )
+        prompts.append(Prompt(tokens))
+    return prompts
+
+
+def _drawn(settings: PerturbConfig, sequences: Sequences, seed: int) -> list[Prompt]:
+    wanted = settings.from_text
+    if wanted is None:
+        wanted = min(FROM_TEXT, len(sequences)) if settings.prompts is None else 0
+    if wanted > len(sequences):
+        raise UserError(f"perturb.from_text={wanted}: the text has {len(sequences)} sequences. Ask for fewer.")
+    rows = np.random.default_rng(seed).permutation(len(sequences))[:wanted]
+    return [Prompt(sequences[int(i)], int(i)) for i in sorted(rows)]

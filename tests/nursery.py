@@ -244,7 +244,7 @@ def warm_up():
         perturb,  # noqa: F401
         train,
     )
-    from rsdyn.perturbation import measure as perturbation  # noqa: F401
+    from rsdyn.perturbation import points as perturbation  # noqa: F401
 
     torch.set_num_threads(1)  # so that no thread is there when it forks
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):

@@ -96,7 +96,7 @@ def test_a_model_without_a_head_is_one_line():
 
 def words(folder, tmp_path, *more):
     cache = tmp_path / "cache"
-    small = ["perturb.grid.n=2", "perturb.samples=20", "data.limit=20", "data.l_max=160", "perturb.from_text=1"]
+    small = ["perturb.grid.n=2", "perturb.samples=20", "data.limit=20", "data.truncate=true", "perturb.from_text=1"]
     where = [f"lm.name={folder}", f"cache.dir={cache}", f"run.dir={tmp_path / 'run'}"]
     return [*where, "tracking.mode=disabled", *small, *more]
 
@@ -156,6 +156,7 @@ def test_every_tiny_size_ends_or_says_what_is_too_small(tmp_path, tiny_llama, mo
     monkeypatch.setenv("RSDYN_RUN_DIR", "")
     small = {"teleport": "perturb.grid.n=2", "swap": "perturb.points=3"}[kind]
     argv = [f"lm.name={tiny_llama}", f"cache.dir={tmp_path / 'cache'}", "tracking.mode=disabled", "perturb.samples=3"]
+    argv += ["data.truncate=true"]
     argv += [f"data.limit={limit}", f"perturb.kind={kind}", small, f"run.dir={tmp_path / 'run'}", "perturb.layers=[1]"]
     code, said = perturb.main(argv), capsys.readouterr()
     assert "Traceback" not in said.err

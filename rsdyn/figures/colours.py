@@ -81,6 +81,8 @@ LOOKS = {
     "attention frozen": Look("c2", "dash"),
     "random directions": Look("c3", "dot"),
     "swapped-in state": Look("c4", "dashdot"),
+    "texts": Look("ink", "solid"),
+    "the prompt": Look("c1", "dash"),
     "stays put": Look("c5", "longdash"),
     "random writes": Look("c6", "longdashdot"),
 }

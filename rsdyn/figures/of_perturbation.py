@@ -75,8 +75,7 @@ def effect_panels(found: LayerEffects) -> dict[str, Figure]:
     """KL and perplexity by the layer that was left out, or exchanged with the next."""
     effects = found.effects
     what = "layer left out" if found.kind == "skip" else "layer exchanged with the next"
-    several = len(found.sample)
-    name = f"{several} texts" if found.drawn else "the texts" if several > 1 else "the prompt"
+    name = "texts" if len(found.sample) > 1 else "the prompt"
     own = found.of_text(0) if found.drawn and 0 not in found.drawn else None
     drawn = {}
     measures: list[tuple[str, str, Any]] = [
@@ -95,7 +94,7 @@ def effect_panels(found: LayerEffects) -> dict[str, Figure]:
             intervals,
             xlabel=what,
             ylabel=ylabel,
-            interval_label="95 % interval over texts",
+            interval_label=f"95 % interval over {len(found.sample)} texts",
             **looks,
         )
     return drawn

@@ -8,15 +8,13 @@ import numpy as np
 import torch
 
 from rsdyn.dynamics.recovery import median_over_prompts
-from rsdyn.figures.perturbation import CONTROL_LOOKS
+from rsdyn.figures.colours import look_of
 from rsdyn.labels import COLUMNS
 from rsdyn.perturbation.words import percent
 from rsdyn.report import plots
 from rsdyn.report.plots import Control, Plot, band, counted, fisher, fisher_axis, line, number, packed
 from rsdyn.report.reading import RunFiles
 
-# the figures' own looks of the controls, in the page's names
-COLOURS = {name: (plots.OTHERS[colour], plots.DASHES[dash + 1]) for name, (colour, dash) in CONTROL_LOOKS.items()}
 STILL = "stays put"
 KINDS = {"teleport": "teleported", "noise": "noised", "swap": "swapped"}
 
@@ -170,7 +168,8 @@ def _recovery(run: RunFiles, key: str, layers: list[int], at_layer: Control, nam
             has = ~np.isnan(curves).all(1)  # a prompt without this condition is a row of NaN
             of = [i for i in sample if has[i]] or has.nonzero()[0].tolist() or [0]
             mean, low, high = (end.numpy() for end in median_over_prompts(torch.from_numpy(curves[of])))
-            colour, dash = COLOURS.get(condition, ("@c1", "solid"))
+            look = look_of(condition)
+            colour, dash = look.token, look.dash
             x, when = np.arange(len(mean)), {at_layer.name: str(layer)}
             if condition == kind:
                 spread = arrays[f"points_{name}"].astype(float)
@@ -236,7 +235,8 @@ def _mse(run: RunFiles, key: str, layers: list[int]) -> Plot:
         of = [rows[layer, condition] for layer in layers]
         y = np.array([_number(row.get("plane_mse")) for row in of])
         ends = np.array([row.get("plane_mse_interval") or [np.nan, np.nan] for row in of], dtype=float).T
-        colour, dash = COLOURS.get(condition, ("@c1", "solid"))
+        look = look_of(condition)
+        colour, dash = look.token, look.dash
         if np.isfinite(ends).any():
             traces.append(band(layers, *ends, colour, condition))
             values += [*ends]

@@ -100,7 +100,7 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all: a temporary file beside it, fsync, rename, fsync of the folder."""
     from rsdyn.files import publish  # its package needs torch, which a mistyped key need not wait for
 
-    publish(Path(path), [text.encode()])
+    publish(Path(path), [text.encode("utf-8", "backslashreplace")])
 
 
 def write_json(path: str | Path, obj: Any) -> None:
@@ -116,20 +116,22 @@ def plain(obj: Any, place: str = "value") -> Any:
     """Return ``obj`` as dicts, lists, strings, finite numbers, booleans and None (see `write_json`)."""
     if isinstance(obj, Enum):
         return plain(obj.value, place)
-    if obj is None or isinstance(obj, (str, bool)):
+    if isinstance(obj, str):
+        return obj.encode("utf-8", "backslashreplace").decode()  # odd bytes of a path are halves of surrogates
+    if obj is None or isinstance(obj, bool):
         return obj
     if isinstance(obj, (int, float)) and not hasattr(obj, "tolist"):
         return obj if math.isfinite(obj) else None
     if hasattr(obj, "tolist"):  # numpy and torch alike, bf16 and tensors that require gradients included
         return plain(obj.tolist(), place)
     if isinstance(obj, Mapping):
-        return {str(key): plain(value, f"{place}.{key}") for key, value in obj.items()}
+        return {plain(str(key)): plain(value, f"{place}.{key}") for key, value in obj.items()}
     if isinstance(obj, (list, tuple)):
         return [plain(value, f"{place}[{i}]") for i, value in enumerate(obj)]
     if isinstance(obj, (set, frozenset)):
         return sorted(plain(list(obj), place), key=str)
     if isinstance(obj, Path):
-        return str(obj)
+        return plain(str(obj))
     if isinstance(obj, date):
         return obj.isoformat()
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):

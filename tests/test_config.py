@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from rsdyn.autoencoder.settings import CaeConfig
 from rsdyn.config.command_line import CONFIGS, help_text, load_config, nearest_keys, preset_names
+<<<<<<< HEAD
 from rsdyn.config.schema import (
     RESERVED_OPTIONS,
     UNUSED,
@@ -22,6 +23,11 @@ from rsdyn.config.schema import (
     to_yaml,
 )
 from rsdyn.errors import NonFiniteError, UserError
+=======
+from rsdyn.config.schema import UNUSED, Config, check, options, sections, to_dict, to_yaml
+from rsdyn.config.trainer_options import RESERVED
+from rsdyn.errors import UserError
+>>>>>>> 55c3c4f (Every tiny size runs or says what is too small; output that ends, stale ranks, options of Lightning, matplotlibrc)
 
 # One value a key that is not its default: (text, value).
 OTHER = {
@@ -431,6 +437,8 @@ def test_paper_preset_is_the_papers_run():
         ("lm.name=${oc.env:HF_TOKEN}", ["lm.name=${oc.env:HF_TOKEN}", "plain values"]),
         ("trainer.options.a=['${seed}']", ["trainer.options.a=${seed}", "plain values"]),
         ("run.name=???", ["run.name=???", "plain values"]),
+        ("run.name=${lm.name}", ["run.name=${lm.name}", "plain values"]),
+        ("run.dir=${HOME}/runs", ["run.dir=${HOME}/runs", "plain values"]),
         # values that do not go together
         ("data.path=a data.name=b", ["data.path=a", "data.name=b", "data.name=null"]),
         ("data.config=x", ["data.config=x", "Set data.name"]),
@@ -615,7 +623,16 @@ def test_every_unused_key_exists():
                 assert key in options() or (key.endswith(".") and key[:-1] in {*sections(), *options()})
 
 
-@pytest.mark.parametrize(("name", "instead"), RESERVED_OPTIONS.items())
+@pytest.mark.parametrize("prompt", ["Expand ${HOME} in bash", "${seed}", "${ open", "???", "a: ${x} # b", "\\${a}"])
+def test_a_prompt_is_taken_as_it_is_written(prompt, tmp_path):
+    config = load_config([f"perturb.prompt={prompt}"], "perturb")
+    assert config.perturb.prompt == prompt
+    (tmp_path / "a.yaml").write_text(to_yaml(config))
+    assert load_config(["--config", str(tmp_path / "a.yaml")], "perturb") == config
+    assert load_config(["run.name=${HOME}-x"], "train").run.name == "${HOME}-x"
+
+
+@pytest.mark.parametrize(("name", "instead"), RESERVED.items())
 def test_options_that_rsdyn_sets_itself_are_refused(name, instead):
     text = message(f"trainer.options.{name}=3")
     assert f"trainer.options.{name}=3" in text

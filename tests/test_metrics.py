@@ -264,3 +264,21 @@ def test_two_processes_equal_one(data, tmp_path):
             mean = torch.load(tmp_path / f"means-{rank}.pt")[case]
             assert mean.dtype == torch.float64
             np.testing.assert_allclose(float(mean), np.average(values, weights=weights), rtol=1e-14)
+
+
+def test_values_keep_their_axes_at_every_size():
+    """torchmetrics squeezes whatever holds one number: one layer, one unit or one sequence would become scalars."""
+    x = torch.randn(4, 1, 1)
+    moments, errors, samples = StreamMoments(1, 1), SquaredError(1, 1), FirstSequences(1)
+    moments.update(x)
+    errors.update(x, x + 1)
+    samples.update(x, torch.arange(4))
+    assert moments.compute().mean.shape == (1, 1) == moments.compute().m2.shape
+    assert errors.compute().shape == (1, 1)
+    assert samples.compute()[0].shape == (1, 1, 1)
+    distances = StreamMoments(1)
+    distances.update(torch.ones(3, 1))
+    before = distances.compute()
+    assert before.mean.shape == (1,)
+    distances.update(torch.full((3, 1), 5.0))
+    assert before.mean.item() == 1 and distances.compute().mean.item() == 3  # no view of what goes on changing

@@ -22,6 +22,7 @@ from rsdyn.analysis.while_training import RideAlong
 from rsdyn.autoencoder.model import dimensions_lost, read_checkpoint
 from rsdyn.autoencoder.training import LitAutoencoder
 from rsdyn.config.schema import named_by_keys
+from rsdyn.config.trainer_options import check_max_steps
 from rsdyn.errors import UserError
 from rsdyn.figures.of_analysis import sublayer_curves
 from rsdyn.files import write_json
@@ -32,6 +33,7 @@ from rsdyn.run.opening import (
     find_source,
     make_trainer,
     open_stream,
+    processes_here,
     say_positions,
     start_records,
     what_decides,
@@ -78,6 +80,8 @@ def train(run: Run) -> None:
         warmup_steps=config.cae.warmup_steps,
         bias_init=config.cae.bias_init,
     )
+    n_processes = processes_here(run) * config.trainer.num_nodes
+    check_max_steps(config.trainer.options, batches=datamodule.n_train_batches // n_processes)
     n_parameters = sum(p.numel() for p in module.parameters())
     sizes = {part: len(rows) for part, rows in datamodule.splits.items()}
     say_positions(run, stream)

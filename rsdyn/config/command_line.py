@@ -17,7 +17,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rsdyn.config.schema import UNUSED, Config, check, idle, options, sections, to_yaml
+from rsdyn.config.schema import UNUSED, Config, check, idle, options, sections, to_yaml, unveiled, veiled
+from rsdyn.config.trainer_options import check_trainer_options
 from rsdyn.errors import UserError
 from rsdyn.options import Option, show
 
@@ -25,6 +26,7 @@ _CHECKOUT = Path(__file__).parents[2]
 # of a checkout; an installed package has its own copy of the presets
 CONFIGS = _CHECKOUT / "configs" if (_CHECKOUT / "pyproject.toml").is_file() else _CHECKOUT / "rsdyn" / "presets"
 COMMAND_LINE = "command line"
+PROSE = ("run.name", "data.text_column", "tracking.project")  # where ${HOME} is what somebody calls a thing
 PLAN = "--plan"
 FLAGS = ("--config", "--print-config", PLAN, "--help")
 _NULL = "tag:yaml.org,2002:null"
@@ -46,10 +48,12 @@ def load_config(argv: Sequence[str], script: str) -> Config:
     layers += [_layer(key, _word_node(key, text), COMMAND_LINE) for key, text in words]
     _check_used(words, script)
     try:
-        config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), *layers))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), *veiled(layers))
+        config: Any = unveiled(OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # the layers are checked already: this is what OmegaConf alone refuses
         raise UserError(f"The settings do not fit together: {str(error).splitlines()[0]}") from None
     check(config)
+    check_trainer_options(config.trainer.options, script=script, max_epochs=config.trainer.max_epochs)
     if script == "train" and not config.analysis.on_train:
         for key, text in words:
             if key.startswith("analysis.") and key != "analysis.on_train":
@@ -256,6 +260,9 @@ def _layer(key: str, node: yaml.Node, where: str) -> dict[str, Any]:
 
 def _text_of(key: str, node: yaml.ScalarNode, where: str) -> str:
     text = node.value
+    named = [name for name in re.findall(r"\$\{([^}]*)", text) if name in options() or name.startswith("oc.")]
+    if key == "perturb.prompt" or (key in PROSE and not named and text != "???"):
+        return text
     if "${" in text or text == "???":
         raise UserError(
             f"{key}={show(text)} ({where}) is not allowed: settings are plain values, and '${{...}}' and '???' "

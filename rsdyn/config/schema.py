@@ -6,7 +6,7 @@ Only ``run/`` and ``commands/`` read a :class:`Config`; everything left of them 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
@@ -84,20 +84,6 @@ class Config:
     perturb: PerturbConfig = field(default_factory=PerturbConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-
-# What rsdyn hands to the Trainer itself, and the key to use instead of trainer.options.
-RESERVED_OPTIONS = {
-    "max_epochs": "trainer.max_epochs",
-    "devices": "trainer.devices",
-    "num_nodes": "trainer.num_nodes",
-    "accelerator": "trainer.accelerator",
-    "precision": "trainer.precision",
-    "logger": "tracking.mode",
-    "callbacks": "trainer.patience",
-    "default_root_dir": "run.dir",
-    "plugins": "trainer.precision",
-}
 
 
 def options() -> dict[str, Option]:
@@ -208,12 +194,6 @@ def check(config: Config) -> None:
             f"perturb.prompts={perturb.prompts} and perturb.from_text={perturb.from_text} are both given, but the "
             "prompts come from one place: leave one of them out."
         )
-    for name, instead in RESERVED_OPTIONS.items():
-        if name in config.trainer.options:
-            raise UserError(
-                f"trainer.options.{name}={show(config.trainer.options[name])} is not allowed: rsdyn sets {name} of "
-                f"lightning's Trainer itself. Use {instead} instead."
-            )
 
 
 def _is_one(devices: int | str) -> bool:
@@ -239,7 +219,40 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config | dict[str, Any]) -> str:
     """Write every setting, defaults included, as YAML that ``--config FILE`` reads back to the same settings."""
-    return OmegaConf.to_yaml(OmegaConf.create(config if isinstance(config, dict) else to_dict(config)))
+    settings = veiled(_spelled(config if isinstance(config, dict) else to_dict(config)))
+    return unveiled(OmegaConf.to_yaml(OmegaConf.create(settings)))
+
+
+def _spelled(value: Any) -> Any:
+    """The settings with odd bytes of paths, which are halves of surrogates in Python, as escapes."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else _each(value, _spelled)
+
+
+_VEIL = "\ue000"  # of the private use area, which text has no use for
+
+
+def veiled(value: Any) -> Any:
+    """The same settings with ``${`` and ``???`` hidden from OmegaConf, to which they mean other settings."""
+    if isinstance(value, str):
+        return value.replace("${", _VEIL + "{") if value != "???" else _VEIL + value
+    return _each(value, veiled)
+
+
+def unveiled(value: Any) -> Any:
+    """What :func:`veiled` hid, put back; of dataclasses in place."""
+    if isinstance(value, str):
+        return value.replace(_VEIL + "{", "${").replace(_VEIL, "")
+    if is_dataclass(value) and not isinstance(value, type):
+        for item in fields(value):
+            setattr(value, item.name, unveiled(getattr(value, item.name)))
+        return value
+    return _each(value, unveiled)
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: change(part) for key, part in value.items()}
+    return [change(part) for part in value] if isinstance(value, list) else value
 
 
 # What a script leaves alone: given on its command line, such a key would change nothing, so it is refused. In a file it

@@ -32,7 +32,16 @@ WIDTH = 3.4  # inches: one column of a two-column paper
 ROOM = WIDTH * 72 - 4  # points between the margins
 MINUS = "\N{MINUS SIGN}"
 
+_OF_THE_MACHINE = ("backend", "interactive", "toolbar", "webagg", "tk.", "keymap", "savefig.directory", "date.epoch")
 STYLE: Any = {  # Any, since matplotlib types this as a dict of every rc name there is
+    # matplotlib's own defaults first, where somebody's matplotlibrc says otherwise: LaTeX, which may not be there,
+    # another layout, other files
+    **{
+        name: value
+        for name, value in matplotlib.rcParamsDefault.items()
+        if not name.startswith(_OF_THE_MACHINE) and matplotlib.rcParams[name] != value
+    },
+    "text.usetex": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib, so that a figure is the same on every machine
     "font.size": 8,

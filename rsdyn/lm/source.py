@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -158,7 +159,7 @@ class LMSource:
     def _digest(self) -> str:
         digest = xxhash.xxh3_128()  # of 16 GB it takes a while: once a run
         for file in sorted([Path(self.location) / "config.json", *Path(self.location).glob("*.safetensors")]):
-            digest.update(file.name.encode())
+            digest.update(os.fsencode(file.name))
             with file.open("rb") as stream:
                 while block := stream.read(1 << 24):
                     digest.update(block)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import reduce, wraps
 from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -42,7 +43,23 @@ def _unpack(packed: Tensor) -> Moments:
     return Moments(packed[0].flatten()[0], packed[1], packed[2])
 
 
-class _Float64State(Metric):
+class ShapedMetric(Metric):
+    """A metric whose values keep their axes.
+
+    torchmetrics squeezes every tensor of one number that ``compute`` gives: one sequence, one layer, one unit would
+    come out as scalars where lists are meant.
+    """
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        def whole(*args: Any, **kwargs: Any) -> Any:
+            value = apply_to_collection(compute(*args, **kwargs), Tensor, Tensor.clone)  # states go on changing
+            return lambda: value  # what is callable, it leaves alone
+
+        wrapped = super()._wrap_compute(wraps(compute)(whole))
+        return wraps(compute)(lambda *args, **kwargs: wrapped(*args, **kwargs)())
+
+
+class _Float64State(ShapedMetric):
     """A metric whose state follows the module to another device, never to another precision.
 
     torchmetrics guards ``half()`` and ``float()``, but ``to(torch.float32)`` of a parent module rounds float64 states.
@@ -341,7 +358,7 @@ def _lowest(values: list[Tensor], numbers: list[Tensor], limit: int | None) -> t
     return [torch.cat(values)[rows]], [all_numbers[rows]]
 
 
-class FirstSequences(Metric):
+class FirstSequences(ShapedMetric):
     """The values of the first few trajectories by number, for a figure; memory does not grow with the corpus.
 
     ``compute`` gives ``(values (m, ...), numbers (m,))``, ``m`` at most ``limit``, whatever the processes. Trajectories
@@ -458,7 +475,7 @@ class KindCounts(_Float64State):
         return self.total.clone()
 
 
-class UnitTrajectories(Metric):
+class UnitTrajectories(ShapedMetric):
     """Trajectories kept for what needs every sample of a unit; over processes, the units are shared out among them.
 
     Each process gives away the units of the others and receives the other sequences of its own, so that together they

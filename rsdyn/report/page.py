@@ -21,6 +21,7 @@ from typing import Any
 import rsdyn
 from rsdyn.errors import UserError
 from rsdyn.figures.colours import DARK, LIGHT
+from rsdyn.files import plain
 from rsdyn.report import what_ran
 from rsdyn.report.figure1 import figure1
 from rsdyn.report.figure2 import figure2
@@ -159,7 +160,7 @@ def _perturbation(page: Page, runs: Sequence[RunFiles]) -> None:
 
 def in_script(data: Any) -> str:
     """JSON that can stand in a script element: no ``<``, so that it cannot end it."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(plain(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

@@ -22,7 +22,8 @@ from rsdyn.config.schema import Config, to_dict, to_yaml
 from rsdyn.errors import UserError
 from rsdyn.files import CONFIG, LOCK, PROVENANCE, write_json, write_text
 from rsdyn.lm.allocator import keep_pages
-from rsdyn.ranks import is_rank_zero
+from rsdyn.output import unbroken_output
+from rsdyn.ranks import check_ranks, is_rank_zero
 from rsdyn.redaction import redact
 from rsdyn.run.folder import RUN_DIR_VARIABLE, HeldFolder, create_run_folder, find_unfinished, hold
 from rsdyn.run.provenance import provenance
@@ -136,19 +137,24 @@ def run_script(script: str, work: Callable[[Run], None], argv: Sequence[str] | N
     Whatever else is raised is a bug and shows its traceback.
     """
     keep_pages()  # here and not at import: somebody else's process is not ours to change
-    stop = Stop()
-    stop.install()
-    try:
-        code = _run(script, work, argv, stop)
-    except Interrupted as interrupted:  # it came while the run was being closed
-        code = interrupted.exit_code
-    finally:
-        stop.restore()
+    with unbroken_output() as out:
+        stop = Stop()
+        stop.install()
+        try:
+            code = _run(script, work, argv, stop)
+        except Interrupted as interrupted:  # it came while the run was being closed
+            code = interrupted.exit_code
+        finally:
+            stop.restore()
+        out.flush()
+        if out.lost is not None:
+            rest = f"{script}.py: standard output could not be written ({out.lost.strerror})"
+            print(f"{rest}: some of what was printed is lost.", file=sys.stderr)
     distributed = sys.modules.get("torch.distributed")
     if code and distributed is not None and distributed.is_available() and distributed.is_initialized():
         # the process group is beyond repair, and Python's own end would wait for it, or abort
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
         os._exit(code)
     return code
 
@@ -158,7 +164,12 @@ def _run(script: str, work: Callable[[Run], None], argv: Sequence[str] | None, s
     code = 1
     try:
         words = list(sys.argv[1:] if argv is None else argv)
-        config = load_config(words, script)
+        try:
+            config = load_config(words, script)
+        except SystemExit as asked:  # --help, --print-config: nothing but what they print
+            sys.stdout.flush()
+            return 2 if getattr(sys.stdout, "lost", None) else int(asked.code or 0)
+        check_ranks(n_processes=_n_processes(script, config))
         _quiet()
         if PLAN in words:
             from rsdyn.run.plan import show_plan  # it imports all that it plans for
@@ -193,6 +204,11 @@ def _run(script: str, work: Callable[[Run], None], argv: Sequence[str] | None, s
             code = exit_code_of(theirs)
             kept = "" if run is None else f"; {run.kept()}"
             print(f"{script}.py: error: process {which + 1} {how_it_ended(theirs)}{kept}.", file=sys.stderr)
+        elif type(error).__name__ == "MisconfigurationException":  # what Lightning finds once it has counted batches
+            code = 2
+            print(
+                f"{script}.py: error: trainer: lightning refuses this: {' '.join(str(error).split())}", file=sys.stderr
+            )
         elif run is not None and _lost(error):
             reason = str(error).partition("\n")[0].partition("] ")[2] or str(error)
             print(
@@ -209,6 +225,18 @@ def _run(script: str, work: Callable[[Run], None], argv: Sequence[str] | None, s
                 run.held.lock.release()
         stop.end_children() if code == 0 else stop.end_children(GRACE / 2)
     return code
+
+
+def _n_processes(script: str, config: Config) -> int | None:
+    """How many processes a run has together; None where the machine's devices decide."""
+    trainer = config.trainer
+    if script == "perturb":
+        return 1
+    if isinstance(trainer.devices, str) and "," not in trainer.devices:
+        return None
+    listed = trainer.devices.split(",") if isinstance(trainer.devices, str) else []
+    devices = trainer.devices if isinstance(trainer.devices, int) else sum(part != "" for part in listed)
+    return devices * trainer.num_nodes if devices > 0 else None
 
 
 def _lost(error: Exception) -> bool:
@@ -286,6 +314,7 @@ def _last_part(name: str) -> str:
 
 def _quiet() -> None:
     """Silence the lines of our dependencies that tell a user nothing to act on; each is named, the rest is shown."""
+    os.environ["MPLBACKEND"] = "agg"  # figures are files; a backend that is not there would end the next import
     import lightning.pytorch  # noqa: F401  its import sets the levels that are lowered here
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -12,6 +12,7 @@ import xxhash
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+_ENCODED = ("utf-8", "backslashreplace")  # odd bytes of a path are halves of surrogates, which JSON spells with these
 MAX_BYTES = 1 << 22  # what we write is a few kilobytes; more is not ours, and is not read into memory
 
 
@@ -26,14 +27,14 @@ class UnknownFormatError(Exception):
 def cache_key(fields: dict[str, Any]) -> str:
     """The hash of everything that decides the recorded numbers, the format version included."""
     text = json.dumps({"format": FORMAT, **fields}, sort_keys=True, ensure_ascii=False)
-    return xxhash.xxh3_128_hexdigest(text.encode())
+    return xxhash.xxh3_128_hexdigest(text.encode(*_ENCODED))
 
 
 def seal(contents: dict[str, Any]) -> bytes:
     """The manifest's bytes: ``contents`` and their checksum, as JSON for people."""
     bare = {name: value for name, value in contents.items() if name != "checksum"}
-    checksum = xxhash.xxh3_128_hexdigest(json.dumps(bare, sort_keys=True, ensure_ascii=False).encode())
-    return (json.dumps({**bare, "checksum": checksum}, indent=2, ensure_ascii=False) + "\n").encode()
+    checksum = xxhash.xxh3_128_hexdigest(json.dumps(bare, sort_keys=True, ensure_ascii=False).encode(*_ENCODED))
+    return (json.dumps({**bare, "checksum": checksum}, indent=2, ensure_ascii=False) + "\n").encode(*_ENCODED)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

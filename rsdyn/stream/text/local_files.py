@@ -115,7 +115,7 @@ def content_digest(files: Iterable[Path]) -> str:
             while block := opened.read(1 << 24):
                 digest.update(block)
                 size += len(block)
-        digest.update(f"{file.suffix} {size};".encode())
+        digest.update(f"{file.suffix} {size};".encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
 
 

@@ -1,0 +1,44 @@
+"""An environment that claims ranks without a launcher is named before anything is done."""
+
+import pytest
+
+from rsdyn.errors import UserError
+from rsdyn.ranks import check_ranks
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}
+SRUN = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_JOB_NAME": "train"}
+LIGHTNING = {"LOCAL_RANK": "1", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("env", "n", "words"),
+    [
+        ({"RANK": "1"}, 1, ["RANK=1", "unset RANK", "trainer.devices"]),
+        ({"RANK": "1", "WORLD_SIZE": "4"}, 1, ["unset RANK WORLD_SIZE"]),
+        ({"LOCAL_RANK": "3"}, 1, ["LOCAL_RANK=3"]),
+        ({"SLURM_PROCID": "2", "RANK": "0"}, 1, ["SLURM_PROCID=2 in"]),
+        ({"NODE_RANK": "1"}, 1, ["NODE_RANK=1"]),
+        (TORCHRUN, 1, ["RANK=1 and LOCAL_RANK=1", "the run has one"]),
+        ({"RANK": "1"}, 2, ["RANK=1", "no launcher started it"]),
+        ({"LOCAL_RANK": "0"}, 2, ["LOCAL_RANK=0", "no launcher started it"]),
+        ({"RANK": "1"}, None, ["no launcher started it"]),
+        ({"TORCHELASTIC_RUN_ID": "none", "RANK": "0"}, 2, ["TORCHELASTIC_RUN_ID=none", "LOCAL_RANK, WORLD_SIZE is"]),
+        ({"SLURM_NTASKS": "2"}, 2, ["SLURM_NTASKS=2", "SLURM_PROCID, SLURM_LOCALID is not set", "srun"]),
+        ({"RANK": "first"}, 1, ["RANK=first", "not the number of a process"]),
+    ],
+)
+def test_left_over_ranks_are_named(env, n, words):
+    with pytest.raises(UserError) as caught:
+        check_ranks(n_processes=n, env=env)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("env", [{}, {"RANK": "0"}, {"RANK": "", "WORLD_SIZE": "8"}, {"SLURM_NTASKS": "4"}])
+def test_a_run_of_one_process_asks_for_nothing_else(env):
+    check_ranks(n_processes=1, env=env)
+
+
+@pytest.mark.parametrize("env", [TORCHRUN, SRUN, LIGHTNING, {}, {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "bash"}])
+@pytest.mark.parametrize("n", [2, None])
+def test_launchers_and_whoever_starts_processes_itself_pass(env, n):
+    check_ranks(n_processes=n, env=env)

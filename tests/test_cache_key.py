@@ -19,6 +19,7 @@ from rsdyn.run import opening as experiment
 IN_KEY = {
     "lm.name": "{other_lm}",
     "lm.revision": "step1000",
+    "lm.tokenizer": "{lm}",  # by its name; what it makes of the text is in the key too
     "lm.dtype": "bfloat16",
     "lm.trust_remote_code": True,
     "lm.batch_tokens": 512,

@@ -10,9 +10,7 @@ from omegaconf import OmegaConf
 
 from rsdyn.autoencoder.settings import CaeConfig
 from rsdyn.config.command_line import CONFIGS, help_text, load_config, nearest_keys, preset_names
-<<<<<<< HEAD
 from rsdyn.config.schema import (
-    RESERVED_OPTIONS,
     UNUSED,
     Config,
     check,
@@ -22,12 +20,8 @@ from rsdyn.config.schema import (
     to_dict,
     to_yaml,
 )
-from rsdyn.errors import NonFiniteError, UserError
-=======
-from rsdyn.config.schema import UNUSED, Config, check, options, sections, to_dict, to_yaml
 from rsdyn.config.trainer_options import RESERVED
-from rsdyn.errors import UserError
->>>>>>> 55c3c4f (Every tiny size runs or says what is too small; output that ends, stale ranks, options of Lightning, matplotlibrc)
+from rsdyn.errors import NonFiniteError, UserError
 
 # One value a key that is not its default: (text, value).
 OTHER = {
@@ -37,6 +31,7 @@ OTHER = {
     "run.name": ("mine", "mine"),
     "lm.name": ("gpt2", "gpt2"),
     "lm.revision": ("main", "main"),
+    "lm.tokenizer": ("gpt2", "gpt2"),
     "lm.dtype": ("bfloat16", "bfloat16"),
     "lm.trust_remote_code": ("true", True),
     "lm.device_map": ("auto", "auto"),

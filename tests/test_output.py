@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rsdyn.output import Unbroken, unbroken_output
+from rsdyn.run.output import Unbroken, unbroken_output
 
 ROOT = Path(__file__).parent.parent
 WORK = """
@@ -54,7 +54,7 @@ def test_a_run_whose_output_ends_goes_on_to_its_end(tmp_path, where, says):
 
 
 def test_what_the_encoding_has_not_and_odd_bytes_are_escaped():
-    code = "from rsdyn.output import unbroken_output\nwith unbroken_output(): print('caf\\udce9', 'δ')"
+    code = "from rsdyn.run.output import unbroken_output\nwith unbroken_output(): print('caf\\udce9', 'δ')"
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=env)
     assert done.stdout == "caf\\udce9 \\u03b4\n"

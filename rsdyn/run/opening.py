@@ -113,7 +113,7 @@ def find_text(run: Run, lm: LMSource) -> Source:
             truncate=data.truncate,
             vocab_size=lm.vocab_size,
         )
-    text = data.name or (Path(data.path).expanduser().resolve().name if data.path else "embedded")
+    text = data.name or (Path(data.path).expanduser().absolute().name if data.path else "embedded")
     run.say(
         f"Text: {text}: {len(sequences)} sequences of {data.l_min + 1} to {data.l_max - 1} characters out of "
         f"{sequences.n_rows} rows read, {sequences.n_tokens / len(sequences):.0f} tokens each on average"

@@ -22,10 +22,10 @@ from rsdyn.config.schema import Config, to_dict, to_yaml
 from rsdyn.errors import UserError
 from rsdyn.files import CONFIG, LOCK, PROVENANCE, write_json, write_text
 from rsdyn.lm.allocator import keep_pages
-from rsdyn.output import unbroken_output
 from rsdyn.ranks import check_ranks, is_rank_zero
 from rsdyn.redaction import redact
 from rsdyn.run.folder import RUN_DIR_VARIABLE, HeldFolder, create_run_folder, find_unfinished, hold
+from rsdyn.run.output import unbroken_output
 from rsdyn.run.provenance import provenance
 from rsdyn.run.signals import GRACE, Interrupted, Stop, exit_code_of, how_it_ended
 from rsdyn.tracking.session import (

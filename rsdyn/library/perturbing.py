@@ -16,6 +16,7 @@ from rsdyn.library.recording import open_model
 from rsdyn.lm.certificate import certify
 from rsdyn.lm.continuing.layer_calls import check_memories
 from rsdyn.lm.given import GivenModel
+from rsdyn.lm.prefix import find_bos
 from rsdyn.perturbation.plane import Plane, Recorded, find_plane
 from rsdyn.perturbation.points import measure
 from rsdyn.perturbation.prompts import Prompt, layers_of
@@ -23,7 +24,6 @@ from rsdyn.perturbation.result import Found, Row
 from rsdyn.perturbation.settings import GridConfig, NoiseConfig, PerturbConfig
 from rsdyn.perturbation.words import closing_table, words
 from rsdyn.stream.recorded import Trajectories
-from rsdyn.stream.text.tokens import _bos as bos_of
 from rsdyn.stream.text.tokens import tokenise_one
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _prompts_of(texts: Sequence[str], source: Any, tokenizer: Any) -> list[Promp
     tokenizer = source.tokenizer() if tokenizer is None else tokenizer
     if not callable(tokenizer) or not hasattr(tokenizer, "bos_token_id"):
         raise TypeError(f"tokenizer: {type(tokenizer).__name__} is not taken; give a tokenizer of transformers.")
-    bos_id = bos_of(tokenizer)[0]
+    bos_id = find_bos(tokenizer).bos_id
     prompts = []
     for number, text in enumerate(texts):
         tokens = tokenise_one(tokenizer, text, bos_id)

@@ -27,15 +27,17 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from rsdyn.library.fitting import fit_autoencoder
     from rsdyn.library.measuring import measure
+    from rsdyn.library.perturbing import perturb
     from rsdyn.library.recording import record
     from rsdyn.lm.source import find_lm
     from rsdyn.stream.recorded import Trajectories
 
-__all__ = ["Trajectories", "__version__", "find_lm", "fit_autoencoder", "measure", "record"]
+__all__ = ["Trajectories", "__version__", "find_lm", "fit_autoencoder", "measure", "perturb", "record"]
 
 _WHERE = {
     "fit_autoencoder": "rsdyn.library.fitting",
     "measure": "rsdyn.library.measuring",
+    "perturb": "rsdyn.library.perturbing",
     "record": "rsdyn.library.recording",
     "find_lm": "rsdyn.lm.source",
     "Trajectories": "rsdyn.stream.recorded",

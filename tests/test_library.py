@@ -384,3 +384,43 @@ def test_what_cannot_be_measured_is_named(measured, tmp_path):
         rsdyn.measure(x.tensor)
     with pytest.raises(UserError, match="too few"):
         rsdyn.measure(x[:2], [], measures=["correlation"])
+
+
+# -- perturbations -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_prompt_is_perturbed_beside_its_controls(measured, model, tokenizer):
+    from matplotlib.figure import Figure
+
+    x, _ = measured
+    model.train()
+    back = rsdyn.perturb(model, "In the beginning.", tokenizer=tokenizer, around=x, at=[0, 0.5, 1.0], grid=2)
+    assert model.training
+    model.eval()
+    assert sorted({row.layer for row in back.rows}) == [0, 8, 15]
+    assert {row.condition for row in back.rows} >= {"teleport", "stays put", "random writes", "attention frozen"}
+    assert "stays put" in repr(back) and any("stay put" in note for note in back.notes)
+    assert isinstance(back.plot(), Figure)
+    named = rsdyn.perturb("embedded", ["In the beginning."], around=x, at=[0, 0.5, 1.0], grid=2)
+    for ours, theirs in zip(back.rows, named.rows, strict=True):
+        assert ours["kl"] == pytest.approx(theirs["kl"], rel=1e-3, abs=1e-5, nan_ok=True)
+    noise = rsdyn.perturb(model, "In the beginning.", tokenizer=tokenizer, around=x, at=[8], kind="noise", points=3)
+    assert {row.layer for row in noise.rows} == {8}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_perturbed_is_named(measured, planted, model, tokenizer):
+    x, _ = measured
+    for arguments, error, said in (
+        ((model, "In the beginning.", {"around": x.tensor}), TypeError, "around: Tensor is not taken"),
+        ((model, [], {"around": x}), TypeError, "prompts: give one text"),
+        ((model, "In the beginning.", {"around": planted}), UserError, "record them from this model"),
+        ((model, "In the beginning.", {"around": x, "kind": "push"}), UserError, "kind='push'"),
+        ((model, "In the beginning.", {"around": x, "at": [99]}), UserError, "no layer 99"),
+        ((model, "", {"around": x}), UserError, "is empty"),
+        ((model.model, "In the beginning.", {"around": x}), UserError, "LM head"),
+    ):
+        given, prompts, more = arguments
+        with pytest.raises(error, match=said):
+            rsdyn.perturb(given, prompts, tokenizer=tokenizer, **more)

@@ -1,5 +1,10 @@
 """Each panel: the right lines, points and labels; wrong shapes named; files that are the same twice."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -172,3 +177,27 @@ def test_no_pyplot_state_and_no_style_leaks():
     assert matplotlib.rcParams["font.size"] == size
     if "matplotlib.pyplot" in sys.modules:
         assert sys.modules["matplotlib.pyplot"].get_fignums() == []
+
+
+def test_somebodys_matplotlibrc_changes_no_figure(tmp_path):
+    """LaTeX may not be there, and another layout would throw ours out."""
+    code = (
+        "from rsdyn import figures; import sys, hashlib; "
+        "f = figures.loss_curves([(1, 2.0), (2, 1.0)], [(1, 2.0), (2, 1.5)], 2); "
+        "print(*(hashlib.sha256(p.read_bytes()).hexdigest() for p in figures.save(f, sys.argv[1], 'loss')))"
+    )
+    (tmp_path / "matplotlibrc").write_text(
+        "text.usetex: True\nfigure.autolayout: True\nsavefig.bbox: tight\naxes.grid: True\nfont.size: 30\n"
+    )
+    root = str(Path(__file__).parent.parent)
+    made = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / f"of-{i}")],
+            env={**os.environ, "PYTHONPATH": root, **more},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for i, more in enumerate(({}, {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}))
+    ]
+    assert made[0] == made[1]

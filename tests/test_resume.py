@@ -261,7 +261,7 @@ def test_a_checkpoint_goes_on_in_a_new_folder_and_may_train_longer(nursery, word
 
 def test_early_stopping_and_the_best_epoch_are_not_forgotten(nursery, words, tmp_path):
     """Stopped in the test, after early stopping: the second start trains no further, and knows why it stopped."""
-    words = {**words, "cae.lr": 0.3, "trainer.max_epochs": 40, "trainer.patience": 2}
+    words = {**words, "cae.lr": 0.3, "cae.warmup_steps": 0, "trainer.max_epochs": 40, "trainer.patience": 2}
     whole, place = Place(tmp_path, "whole"), Place(tmp_path, "stopped")
     assert nursery.run(argv=argv_of(words, **whole.words()), log=whole.log)["code"] == 0
     assert whole.summary["stopped_early"]

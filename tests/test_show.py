@@ -357,7 +357,15 @@ def test_the_layout_has_what_these_runs_log_and_no_key_that_none_does(shown, oth
 
     runs = [*shown.values(), *(inspect(folder) for folder in other_kinds.values())]
     logged = set().union(*(logged_by(run) for run in runs))
-    elsewhere = ("paper_literal", "untrained", "/trend/", "recovery/layer07", "recovery/layer15", "train/batch_loss")
+    elsewhere = (
+        "paper_literal",
+        "untrained",
+        "shuffled_keep_last",
+        "/trend/",
+        "recovery/layer07",
+        "recovery/layer15",
+        "train/batch_loss",
+    )
     assert_logged(specs("rsdyn"), logged, elsewhere)
 
 

@@ -3,12 +3,15 @@ import subprocess
 import sys
 from collections import Counter
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_models import PROSE, tiny_tokenizer
 
 from rsdyn.errors import UserError
+from rsdyn.perturbation.prompts import prompts_of
+from rsdyn.perturbation.settings import PerturbConfig
 from rsdyn.stream.text import tokens
 from rsdyn.stream.text.tokens import Sequences, keep, load_rows, split, tokenise_one
 
@@ -567,7 +570,11 @@ def test_a_user_turn_is_what_transformers_would_give_the_model(tmp_path, opening
         assert shuffled[i][-behind:].tolist() == found[i][-behind:].tolist()
         assert sorted(shuffled[i]) == sorted(found[i]) and shuffled[i].tolist() != found[i].tolist()
     one = tokenise_one(tokenizer, PROSE[0], found.bos_id, chat_template="user")
-    assert one.tolist() == found[0].tolist()
+    assert one.tolist() == found[0].tolist() and found.chat_template == "user"
+    lm, settings = SimpleNamespace(tokenizer=lambda: tokenizer, max_tokens=500), PerturbConfig(prompt=PROSE[0])
+    settings.from_text = 1  # prompts, written or drawn, are given as the text was
+    written, drawn = prompts_of(settings, found, lm, seed=0)
+    assert written.tokens.tolist() == found[0].tolist() and drawn.tokens.tolist() == found[drawn.sequence].tolist()
 
 
 def test_templates_that_are_refused(tmp_path):

@@ -338,7 +338,13 @@ def test_without_a_cache_the_numbers_are_the_same(words, plain_run, tmp_path):
 
 
 def test_early_stopping_keeps_the_best(words, tmp_path):
-    more = {"cae.lr": 0.3, "trainer.max_epochs": 40, "trainer.patience": 2, "run.dir": tmp_path / "run"}
+    more = {
+        "cae.lr": 0.3,
+        "cae.warmup_steps": 0,
+        "trainer.max_epochs": 40,
+        "trainer.patience": 2,
+        "run.dir": tmp_path / "run",
+    }
     assert train.main(argv_of(words, **more)) == 0
     summary = summary_of(tmp_path / "run")
     losses = dict(summary["history"]["val"])

@@ -34,7 +34,7 @@ from rsdyn.dynamics.moments import (
 )
 from rsdyn.dynamics.projection import PCA
 from rsdyn.dynamics.regularity import LEAST_SUBLAYERS, regularity
-from rsdyn.dynamics.resampling import N_DRAWS, jackknife, simulate, simulated
+from rsdyn.dynamics.resampling import N_DRAWS, group_of, jackknife, simulate, simulated
 from rsdyn.dynamics.rotation_test import RotationTest
 from rsdyn.dynamics.walks import smoothed_random_walks
 from rsdyn.metrics.processes import from_all, shared_out
@@ -292,7 +292,7 @@ def information(probe: ResidualStreamProbe, estimator: str, seed: int) -> Result
     generator = torch.Generator().manual_seed(seed)
     pairing = torch.randperm(len(share.x), generator=generator).to(share.x.device)
     floor = _gathered(consecutive_information(some, estimator, pairing=pairing))
-    groups = probe.group_of(share.sequence) % N_JACKKNIFE_GROUPS
+    groups = group_of(probe.group_of(share.sequence), N_JACKKNIFE_GROUPS)
     without: list[Tensor] = []
     for g in groups.unique():
         if int((groups != g).sum()) < MIN_SAMPLES[estimator]:  # a few sequences, most tokens of one: no interval

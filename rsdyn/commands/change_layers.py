@@ -31,7 +31,7 @@ def change_layers(run: Run, source: Source) -> None:
     start_records(run, source, {})
     lm = source.lm.load(dtype=config.lm.dtype, device=device_of(config), head=True)
     with make_stream(run, source, "original").precision():
-        certificate = certify(lm, [text.tokens for text in texts])
+        certificate = certify(lm, [text.tokens for text in texts], opened_by=source.sequences.opened_by)
         run.say(certificate.line())
         record_certificate(run, "prompts", certificate.to_dict())
         run.say(f"{len(texts)} text{'s' * (len(texts) > 1)}, {settings.kind} of {len(layers)} layers, one at a time")

@@ -59,9 +59,7 @@ def move_points(run: Run, source: Source) -> None:
     settings = config.perturb
     layers = layers_of(settings.layers, source.lm.n_layers)
     sublayers = {layer: source.lm.sublayer(layer, settings.site) for layer in layers}
-    prompts = prompts_of(
-        settings, source.sequences, source.lm, seed=config.seed, chat_template=config.data.chat_template
-    )
+    prompts = prompts_of(settings, source.sequences, source.lm, seed=config.seed)
     autoencoder = open_autoencoder(settings, source.lm.n_units)
     check_memories(source.lm.config, source.lm.name)
     stream = open_stream(run, source, samples=settings.samples)

@@ -44,19 +44,17 @@ def layers_of(layers: Sequence[float] | None, n_layers: int) -> list[int]:
     return chosen
 
 
-def prompts_of(
-    settings: PerturbConfig, sequences: Sequences, lm: LMSource, *, seed: int, chat_template: str = "none"
-) -> list[Prompt]:
+def prompts_of(settings: PerturbConfig, sequences: Sequences, lm: LMSource, *, seed: int) -> list[Prompt]:
     """The prompts that the settings ask for: the one or those that were written, then sequences drawn from the text.
 
-    With ``chat_template="user"`` those that were written are user turns, as the text's sequences are.
+    Those that were written are user turns of a chat template where the text's sequences are.
 
     Raises ``UserError`` for an empty one, one longer than the model's context, and more than the text has.
     """
-    return [*_written(settings, sequences, lm, chat_template), *_drawn(settings, sequences, seed)]
+    return [*_written(settings, sequences, lm), *_drawn(settings, sequences, seed)]
 
 
-def _written(settings: PerturbConfig, sequences: Sequences, lm: LMSource, chat_template: str) -> list[Prompt]:
+def _written(settings: PerturbConfig, sequences: Sequences, lm: LMSource) -> list[Prompt]:
     key, texts = "perturb.prompt", [settings.prompt]
     if settings.prompts is not None:
         key = "perturb.prompts"
@@ -70,7 +68,7 @@ def _written(settings: PerturbConfig, sequences: Sequences, lm: LMSource, chat_t
     tokenizer = lm.tokenizer()
     prompts = []
     for text in texts:
-        tokens = tokenise_one(tokenizer, text, sequences.bos_id, chat_template=chat_template)
+        tokens = tokenise_one(tokenizer, text, sequences.bos_id, chat_template=sequences.chat_template)
         if not text.strip() or len(tokens) == int(sequences.bos_id is not None):
             raise UserError(f"{key}: the prompt is empty. Write some words.")
         if len(tokens) > lm.max_tokens:

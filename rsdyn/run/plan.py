@@ -96,8 +96,7 @@ def _check_perturbation(run: Run, lm: LMSource, source: Source | None) -> None:
         open_autoencoder(settings, lm.n_units)
         check_memories(lm.config, lm.name)
     if source is not None:
-        given = {"seed": run.config.seed, "chat_template": run.config.data.chat_template}
-        prompts_of(settings, source.sequences, source.lm, **given)
+        prompts_of(settings, source.sequences, source.lm, seed=run.config.seed)
 
 
 def make_plan(run: Run, lm: LMSource, source: Source | None) -> Plan:

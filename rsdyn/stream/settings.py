@@ -29,13 +29,13 @@ class DataConfig:
     text_column: str = setting("text", "Column that holds the text.")
     limit: int | None = setting(
         None,
-        "Keep only the first so many sequences after the filter; null keeps all.",
+        "Keep only the first N sequences after the filter, in data.order; null keeps all.",
         low=1,
         also=("max_sequences", "max_samples"),
     )
     order: str = setting(
         "random",
-        "Which sequences come first: drawn at random from all of the text by the seed, so that the first so many are a "
+        "Which sequences come first: drawn at random from all of the text by the seed, so that the first N are a "
         "sample of it, or those that the text has first.",
         choices=("random", "corpus"),
     )

@@ -57,6 +57,8 @@ class Sequences:
     """How many tokens at the beginning and at the end of each are not the text's: BOS, or a chat template's."""
     opened_by: str | None = None
     """What was put before each, in words; None where nobody knows."""
+    chat_template: str = "none"
+    """``user`` where each is a user turn of the tokenizer's chat template."""
 
     @property
     def rows(self) -> np.ndarray:
@@ -229,6 +231,7 @@ def tokenise(
         *(flat, offsets, n_rows, n_truncated, *opening, row_of, of_documents),
         fixed=encode.fixed(flat, offsets),
         opened_by=encode.opened_by,
+        chat_template=chat_template,
     )
     if condition == "original":
         return sequences

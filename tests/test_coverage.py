@@ -1,4 +1,4 @@
-"""A small version of benchmarks/coverage.py: intervals hold the population's value as often as they say, row by row.
+"""A small version of benchmarks/interval_coverage.py: intervals hold the population's value as often as they say, row by row.
 
 The full one is in benchmarks/RESULTS.md. Here the population is made up: documents whose rows share half their
 variance.

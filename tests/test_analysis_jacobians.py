@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rsdyn.analysis import jacobians
+from rsdyn.analysis import jacobian_table, jacobians
 from rsdyn.analysis.finding import Value
 from rsdyn.analysis.jacobians import (
     SERIES,
@@ -25,6 +25,7 @@ from rsdyn.dynamics.projection import PCA
 from rsdyn.lm.jacobians import sublayer_jacobians
 from rsdyn.lm.null_models import permuted_weights
 from rsdyn.lm.source import find_lm
+from rsdyn.tracking.analysis import claims_table
 
 LAYERS, S, D = 3, 6, 32
 TOKENS = np.random.default_rng(0).integers(3, 200, size=9)
@@ -228,3 +229,13 @@ def test_what_the_command_refuses(words, tmp_path, more, message, capsys, monkey
     monkeypatch.setenv("RSDYN_RUN_DIR", "")
     assert run(words, **{"run.dir": tmp_path / "run"}, **more) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_claims_as_a_table_of_wandb():
+    result, rng = JacobianResult(3, D, 2), np.random.default_rng(0)
+    for _ in range(3):
+        curves = dict.fromkeys((*jacobians.CURVES, "singular", *jacobians.PRODUCTS), 1 + rng.random(S))
+        result.add({"full": curves | {"exponents": rng.random(D), "growth": np.array(0.2)}})
+    table = claims_table(jacobian_table.as_json(result, claims(result)))
+    assert len(table.rows) == len(claims(result)) and {len(row) for row in table.rows} == {len(table.columns)}
+    assert table.rows[0][0] == "complex_share" and table.rows[0][8] == 3

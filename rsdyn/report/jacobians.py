@@ -37,7 +37,7 @@ def jacobians(run: RunFiles) -> str:
         rows.append([f"{claim}: {row['statistic']}", row["paper"], *values, held])
     head = ["claim of arXiv 2605.14258: measured here", "paper", *series.values(), "verdict, if"]
     pictures = "".join(_picture(run, name, words) for name, words in FIGURES.items())
-    return html_table(head, rows) + notes(found["in_words"]) + f'<div class="panels">{pictures}</div>'
+    return html_table(head, rows) + notes(found.get("in_words", [])) + f'<div class="panels">{pictures}</div>'
 
 
 def _value(value: dict[str, float | None] | None) -> str:

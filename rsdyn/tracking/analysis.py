@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +95,17 @@ def findings_table(table: Sequence[Finding]) -> Table:
     columns = ["claim", "paper", "statistic", "condition", "value", "low", "high", "first", "middle", "last", "N",
                "in words", "undefined because", "key"]  # fmt: skip
     return Table(columns, rows)
+
+
+def claims_table(found: Mapping[str, Any]) -> Table:
+    """The claims of arXiv 2605.14258, a row per claim and series, from what ``summary.json`` has of the Jacobians."""
+    rows = []
+    for claim in found["claims"]:
+        for series, v in claim["values"].items():
+            of = [claim["key"], claim["claim"], claim["paper"], claim["statistic"], found["series"][series]]
+            rows.append([*of, v["value"], v["low"], v["high"], v["n"], claim["bound"], claim["verdict"]])
+    heads = ["key", "claim", "paper", "statistic", "series", "value", "low", "high", "texts", "holds if", "verdict"]
+    return Table(heads, rows)
 
 
 def massive_table(of: Mapping[str, tuple[Tensor, Tensor]]) -> Table:

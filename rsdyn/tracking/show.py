@@ -86,11 +86,15 @@ def analysis(
 
     _curves(shared, summary, dashboard_analysis.curves(results))
     log_charts(shared.logger, analysis_charts(shared.folder, units))
-    log_tables(shared.logger, dashboard_analysis.tables(table, results))
+    tables = dashboard_analysis.tables(table, results) if table else {}
+    numbers = {"findings": dashboard_analysis.summary_numbers(table)} if table else {}
+    if "jacobian" in summary:
+        tables |= {"jacobian_claims": dashboard_analysis.claims_table(summary["jacobian"])}
+        numbers |= {"jacobian": {c["key"]: c["values"]["full"]["value"] for c in summary["jacobian"]["claims"]}}
+    log_tables(shared.logger, tables)
     log_figures(shared.logger, shared.folder / "figures", shared.pictures)
     counts = {f"n_massive_units/{c}": len(r["massive_units"]) for c, r in results.items()}
-    numbers = dashboard_analysis.summary_numbers(table)
-    log_summary(shared.logger, _head(summary) | counts | {"findings": numbers})
+    log_summary(shared.logger, _head(summary) | counts | numbers)
     if shared.artifacts:
         log_caches(shared.logger, shared.streams, shared.recorded)
         log_results(shared.logger, shared.folder, script="analyze")

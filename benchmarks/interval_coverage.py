@@ -1,6 +1,6 @@
 """How often the 95 % intervals of the findings hold what they should, row by row.
 
-    python benchmarks/interval_coverage.py coverage.jsonl [--samples 200] [--designs random runs random-documents] [--cache DIR]
+    python benchmarks/interval_coverage.py coverage.jsonl [--samples 200] [--designs ...] [--cache DIR]
 
 The population is the embedded model's stream of the embedded text, recorded once: 4854 sequences of 193 documents. A
 sample goes through the probe and the measures of analyze.py, and each row of its findings is compared with the row of

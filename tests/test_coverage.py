@@ -1,4 +1,4 @@
-"""A small version of benchmarks/interval_coverage.py: intervals hold the population's value as often as they say, row by row.
+"""A small version of benchmarks/interval_coverage.py: intervals hold the value of the population as often as they say.
 
 The full one is in benchmarks/RESULTS.md. Here the population is made up: documents whose rows share half their
 variance.
@@ -17,7 +17,7 @@ N_SAMPLES = 40
 
 @pytest.fixture(scope="module")
 def coverage():
-    path = Path(__file__).parent.parent / "benchmarks" / "coverage.py"  # there is a package of that name, too
+    path = Path(__file__).parent.parent / "benchmarks" / "interval_coverage.py"
     spec = importlib.util.spec_from_file_location("coverage_of_intervals", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -152,18 +152,18 @@ def read_gguf(path: Path, name: str) -> GGUFFile:
         of_kind: Counter[str] = Counter()
         for tensor in tensors:
             try:
-                kind = gguf.GGMLQuantizationType(tensor.kind)
+                stored = gguf.GGMLQuantizationType(tensor.kind)
             except ValueError as error:
                 raise UserError(
                     f"lm.name={name}: {tensor.name} is stored in format {tensor.kind}, which the package gguf does "
                     "not know. Install a newer gguf, or give the model in another quantisation."
                 ) from error
-            block, n_bytes = gguf.GGML_QUANT_SIZES[kind]
+            block, n_bytes = gguf.GGML_QUANT_SIZES[stored]
             end = start + tensor.offset + math.prod(tensor.shape) // block * n_bytes
             if end > size:
                 raise _cut_short(name, f"it has {size:,} bytes, and {tensor.name} ends at byte {end:,}")
-            numbers[kind.name] += math.prod(tensor.shape)
-            of_kind[kind.name] += 1
+            numbers[stored.name] += math.prod(tensor.shape)
+            of_kind[stored.name] += 1
         factors = next((t for t in tensors if t.name == _ROPE_FACTORS), None)
         rope_factors = None
         if factors is not None and factors.kind != gguf.GGMLQuantizationType.F32:

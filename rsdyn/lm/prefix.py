@@ -47,9 +47,7 @@ def find_bos(tokenizer: PreTrainedTokenizerBase, wanted: str = "auto") -> Openin
             raise UserError(
                 f"bos={wanted}: no token of this model's vocabulary. Give auto, none, or one of its tokens{hint}."
             )
-        return Opening(
-            tokenizer.convert_tokens_to_ids(wanted), wanted, f"{wanted} was put before each sequence (lm.bos)"
-        )
+        return Opening(tokenizer.get_vocab()[wanted], wanted, f"{wanted} was put before each sequence (lm.bos)")
     if tokenizer.bos_token_id is not None:
         if tokenizer.bos_token_id in own:
             return Opening(tokenizer.bos_token_id, tokenizer.bos_token, None)

@@ -28,7 +28,7 @@ def make_runs(base: Path, lm: Path) -> dict[str, Path]:
                 "analysis.conditions=[original,token_shuffled]",
             ]),
             "train": (train, ["trainer.max_epochs=2", "trainer.accelerator=cpu"]),
-            "perturb": (perturb, ["perturb.grid.n=3", "perturb.samples=30"]),
+            "perturb": (perturb, ["perturb.grid.n=3", "perturb.samples=30", "perturb.from_text=0"]),
         }  # fmt: skip
         for name, (script, own) in scripts.items():
             os.environ["RSDYN_RUN_DIR"] = ""

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -243,13 +244,22 @@ def test_prompts_of_the_text_stand_beside_the_written_one(words, tmp_path, defau
     assert beyond["mse_ratio"] == pytest.approx(ratio.mean())
 
 
+def replaced(config, n):
+    config.perturb.from_text = n
+    return config.perturb
+
+
 def test_the_text_s_prompts_by_default(words):
     config = load_config(argv_of({k: v for k, v in words.items() if k != "perturb.from_text"}), "perturb")
     source = find_source(Run("perturb", config, Path(), 0.0))
     found = prompts_of(config.perturb, source.sequences, source.lm, seed=0)
     assert found[0].sequence is None and len({p.sequence for p in found[1:]}) == len(found) - 1 == 20
     assert all(np.array_equal(p.tokens, source.sequences[p.sequence]) for p in found[1:])
-    config.perturb.prompts = str(ROOT / "constraints.txt")
+    documents = replace(source.sequences, documents=np.arange(N) // 4)
+    for n in (5, 10, 15):
+        drawn = [p.sequence // 4 for p in prompts_of(replaced(config, n), documents, source.lm, seed=0)[1:]]
+        assert len(drawn) == n and len(set(drawn)) == min(n, 10)  # another document each, while there are any
+    config.perturb.from_text, config.perturb.prompts = None, str(ROOT / "constraints.txt")
     assert all(p.sequence is None for p in prompts_of(config.perturb, source.sequences, source.lm, seed=0))
 
 
@@ -389,7 +399,6 @@ def test_a_mistake_is_one_message(more, said, words, tmp_path, capsys):
 
 
 def test_resid_mid_of_a_parallel_model_is_refused(tiny_llama):
-    from dataclasses import replace
 
     one_site = replace(find_lm(str(tiny_llama)), site_names=("resid_pre",))
     with pytest.raises(UserError, match="resid_mid"):

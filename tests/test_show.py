@@ -62,7 +62,7 @@ def folders(common, tmp_path_factory):
                 "cae.layers=3"],
         analyze: ["analysis.rotation.surrogates=40", f"analysis.rotation.nulls=[{','.join(NULLS)}]",
                   "analysis.conditions=[original,token_shuffled]"],
-        perturb: ["perturb.grid.n=3", "perturb.samples=30", "perturb.from_text=2", "perturb.space=cae",
+        perturb: ["perturb.grid.n=3", "perturb.samples=30", "perturb.from_text=6", "perturb.space=cae",
                   f"perturb.checkpoint={base / 'train' / 'checkpoints' / 'best.ckpt'}"],
     }  # fmt: skip
     for script, words in own.items():
@@ -92,6 +92,7 @@ def other_kinds(folders, common, tmp_path_factory):
     base = tmp_path_factory.mktemp("kinds")
     for kind in ("noise", "swap"):
         words = [f"perturb.kind={kind}", "perturb.points=4", "perturb.samples=30", "perturb.layers=[1]"]
+        words += ["perturb.from_text=0"]
         assert run(perturb, [*common, *words, f"run.dir={base / kind}"]) == []
     return {kind: base / kind for kind in ("noise", "swap")}
 
@@ -189,7 +190,7 @@ def test_the_summary_holds_neither_lists_nor_the_last_values_of_curves(shown, na
     assert not any(isinstance(v, (list, dict)) for v in rest.values())
     heads = {k.split("/")[0] for k in rest}
     own = {"train": {"test", "best", "fit", "val", "condition"}, "analyze": {"findings", "n_massive_units"},
-           "perturb": {"recovery", "kind", "space", "n_prompts"}}[name]  # fmt: skip
+           "perturb": {"recovery", "beyond_still", "kind", "space", "n_prompts"}}[name]  # fmt: skip
     assert heads - own <= {"lm", "text", "n_sublayers", "n_units", "n_sequences", "seconds"}
     assert own <= heads
 
@@ -304,7 +305,7 @@ def test_perturbation_shows_recovery_by_layer_and_control(shown, folders):
     found, arrays, summary = shown["perturb"], arrays_of(folders, "perturb"), summary_of(folders, "perturb")
     for layer in summary["layers"]:
         curve = found.curve(f"sublayer/recovery_cosine/layer{layer:02d}_teleport")
-        means = arrays[f"layer{layer}/teleport/cosine_curve"].mean(0)
+        means = np.median(arrays[f"layer{layer}/teleport/cosine_curve"][1:], 0)  # of those drawn from the text
         assert [s for s, _ in curve] == list(range(2 * layer, S))  # from the injection on
         assert [v for _, v in curve] == pytest.approx(means.tolist(), rel=1e-6)
         low = dict(found.curve(f"sublayer/recovery_cosine/layer{layer:02d}_teleport_low"))
@@ -326,11 +327,12 @@ def test_perturbation_points_are_those_of_the_run(shown, folders):
         assert np.allclose([[r["coordinate 1"], r["coordinate 2"]] for r in first], put, rtol=1e-5)
         ends = arrays[f"{key}/ends_cosine"][0]
         assert [r["cosine at the end"] for r in first] == pytest.approx(ends.tolist(), rel=1e-6)
-        assert {r["prompt"] for r in some} == {0, 1}
+        assert {r["prompt"] for r in some} == {*range(7)}
         for name, column in (("nearer", "nearer"), ("contraction", "contraction")):
-            of_prompts = [[r[column] for r in some if r["prompt"] == p and r[column] is not None] for p in (0, 1)]
-            if all(of_prompts):
-                assert np.mean([np.mean(v) for v in of_prompts]) == pytest.approx(row[name], rel=1e-5, abs=1e-9)
+            drawn = [[r[column] for r in some if r["prompt"] == p and r[column] is not None] for p in range(1, 7)]
+            if all(drawn):
+                over = np.mean if name == "nearer" else np.median
+                assert over([np.mean(v) for v in drawn]) == pytest.approx(row[name], rel=1e-5, abs=1e-9)
 
 
 def test_the_other_perturbations_have_series_points_and_pictures_of_their_own(other_kinds):

@@ -258,7 +258,7 @@ def test_real_runs_log_every_key_of_the_layout(built, tmp_path):
     for script, words in {
         "train": ["trainer.max_epochs=2", "data.batch_size=16"],  # steps enough for W&B to get a batch's loss
         "analyze": ["analysis.rotation.surrogates=20"],
-        "perturb": ["perturb.grid.n=2", "perturb.samples=60"],
+        "perturb": ["perturb.grid.n=2", "perturb.samples=60", "perturb.from_text=0"],
     }.items():
         words += [
             "data.limit=60",

@@ -86,5 +86,10 @@ def _drawn(settings: PerturbConfig, sequences: Sequences, seed: int) -> list[Pro
         wanted = min(FROM_TEXT, len(sequences)) if settings.prompts is None else 0
     if wanted > len(sequences):
         raise UserError(f"perturb.from_text={wanted}: the text has {len(sequences)} sequences. Ask for fewer.")
-    rows = np.random.default_rng(seed).permutation(len(sequences))[:wanted]
-    return [Prompt(sequences[int(i)], int(i)) for i in sorted(rows)]
+    rows = np.random.default_rng(seed).permutation(len(sequences))
+    if sequences.documents is not None:  # sequences of one document are no independent prompts: one of each comes first
+        _, first = np.unique(sequences.documents[rows], return_index=True)
+        again = np.ones(len(rows), dtype=bool)
+        again[first] = False
+        rows = np.concatenate([rows[~again], rows[again]])
+    return [Prompt(sequences[int(i)], int(i)) for i in sorted(rows[:wanted])]

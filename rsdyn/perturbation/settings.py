@@ -69,8 +69,8 @@ class PerturbConfig:
     )
     from_text: int | None = setting(
         None,
-        "How many sequences of the text are prompts beside perturb.prompt; intervals are over these. null is 20, or as "
-        "many as there are; 0 leaves the prompt alone.",
+        "How many sequences of the text are prompts beside perturb.prompt, of different documents where the text knows "
+        "them; intervals are over these. null is 20, or as many as there are; 0 leaves the prompt alone.",
         low=0,
     )
     points: int = setting(100, "Points of noise or swap; a grid has its own number.", low=1)

@@ -113,7 +113,7 @@ def _plane(run: RunFiles, key: str, at_layer: Control) -> Plot:
     controls = [
         at_layer,
         Control(f"condition-{key}", "what was put in", [(c, c) for c in conditions], conditions[0]),
-        Control(f"steps-{key}", "sublayers later", [(str(k), str(k)) for k in range(1, longest + 1)],
+        Control(f"steps-{key}", "sublayers later", [(str(k), str(k)) for k in range(min(1, longest), longest + 1)],
                 str(min(steps, longest)), "slider"),
     ]  # fmt: skip
     lost = {

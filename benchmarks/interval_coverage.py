@@ -2,7 +2,7 @@
 
     python benchmarks/interval_coverage.py coverage.jsonl [--samples 200] [--designs ...] [--cache DIR]
 
-The population is the embedded model's stream of the embedded text, recorded once: 4854 sequences of 193 documents. A
+The population is the embedded model's stream of the embedded text, recorded once: 4854 sequences of 191 documents. A
 sample goes through the probe and the measures of analyze.py, and each row of its findings is compared with the row of
 the population; or, where an estimate depends on how many samples it is made of, with the mean of all samples' (an
 interval is for the expectation at this N). Three designs:

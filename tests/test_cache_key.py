@@ -38,6 +38,7 @@ IN_KEY = {
     "data.l_min": 60,
     "data.l_max": 95,
     "data.condition": "shuffled",
+    "data.strip": True,
     "data.positions": "all",
     "cache.dtype": "float32",
     "cache.shard_sequences": 5,

@@ -440,7 +440,7 @@ def test_more_processes_than_shards_is_refused(make_stream):
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_too_few_sequences(make_stream, n):
-    with pytest.raises(UserError, match=r"data\."):
+    with pytest.raises(UserError, match=r"val_size=0.1 and test_size=0.15 need at least 3"):
         ResidualStreamDataModule(make_stream(n))
 
 

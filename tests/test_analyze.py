@@ -130,7 +130,7 @@ def test_the_findings_are_the_results(default):
     assert {k.removeprefix("original/null_").removesuffix("_p") for k in beyond} == set(NULLS) - {
         "layer_shuffle_regradient"
     }
-    assert "a random walk as long turns" in said and "10.74" in said
+    assert "a random walk of equal length turns" in said and "10.74" in said
 
 
 def test_untrained_models_have_a_spread_and_the_largest_units_are_one_set(default):

@@ -26,12 +26,12 @@ def rotation_in_words(results: Results, n_sublayers: int) -> list[str]:
     if lead in results:
         spread, away = float(results[f"{lead}_std"]), float(results[f"{lead}_z"])
         p = float(results["null_innovation_shuffle_population_p"])
-        verdict = "explains them" if p >= 0.05 else "does not explain them"
+        verdict = "explain the turns" if p >= 0.05 else "do not explain the turns"
         lines.append(
             f"Surrogates that keep most (a linear process with this stream's own step sizes, the correlation of its "
             f"near steps and of its units) turn {float(results[lead]):.2f} ± {spread:.2f} times: the stream lies "
-            f"{abs(away):.1f} SD {'above' if away > 0 else 'below'} (p {number(p)}), so it {verdict}. Claims rest on "
-            "this null; the others are the ladder down to the paper's, and each keeps less."
+            f"{abs(away):.1f} SD {'above' if away > 0 else 'below'} (p {number(p)}), so these facts {verdict}. Claims "
+            "rest on this null; the others are the ladder down to the paper's, and each keeps less."
         )
     explained = {
         "innovation_shuffle": "that null",
@@ -48,7 +48,7 @@ def rotation_in_words(results: Results, n_sublayers: int) -> list[str]:
     if "regularity_mean" in results and "regularity_increment_shuffle_scaled_population" in results:
         theirs = float(results["regularity_increment_shuffle_scaled_population"].mean())
         lines.append(
-            "Turns cannot show every orbit: of period 5 or 6 it makes as many as a walk. Regularity shows one from an "
+            "Turns cannot show every orbit: one of period 5 or 6 makes as many as a walk. Regularity shows one from an "
             "amplitude of about one step's SD on. The largest share of a unit's steps at one frequency is "
             f"{float(results['regularity_mean']):.3f}, and {theirs:.3f} once they are shuffled in windows and scaled."
         )

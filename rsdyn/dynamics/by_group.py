@@ -27,7 +27,8 @@ def between_groups(n: Tensor, mean: Tensor) -> Tensor:
     if len(x) < 3:
         return torch.full(mean.shape[-1:], torch.nan, dtype=torch.float64, device=mean.device)
     x = x - x.mean(0)
-    return _pearson(*x.square().sum(0), (x[:, 0] * x[:, 1]).sum(0))
+    xx, yy = x.square().sum(0)
+    return _pearson(xx, yy, (x[:, 0] * x[:, 1]).sum(0))
 
 
 def within_groups(n: Tensor, mean: Tensor, m2: Tensor, cross: Tensor) -> Tensor:
@@ -47,7 +48,8 @@ def within_groups(n: Tensor, mean: Tensor, m2: Tensor, cross: Tensor) -> Tensor:
     explained = (weight * x.square()).sum(0)
     left = m2 - explained
     left = torch.where(left > _NOTHING_LEFT * m2, left, torch.nan)
-    return _pearson(*left, cross - (weight[:, 0] * x[:, 0] * x[:, 1]).sum(0))
+    xx, yy = left
+    return _pearson(xx, yy, cross - (weight[:, 0] * x[:, 0] * x[:, 1]).sum(0))
 
 
 def _pearson(xx: Tensor, yy: Tensor, xy: Tensor) -> Tensor:

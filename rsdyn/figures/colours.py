@@ -104,7 +104,7 @@ def look_of(name: str) -> Look:
     What stands behind a comma (``PCA, 2 components``) does not matter. A name that is not in the table (a series of
     somebody's own) gets a look that is a function of the name alone.
     """
-    known, more = name, True
+    known, more = name, name
     while more:
         key = _LABELS.get(known, known)
         if key in LOOKS:

@@ -198,7 +198,8 @@ def by_layer(
         axes = figure.subplots()
         for name, values in arrays.items():
             if name in bands:
-                draw_band(axes, np.asarray(layers), *bands[name], looks[name]["color"], 0.15)
+                low, high = bands[name]
+                draw_band(axes, np.asarray(layers), low, high, looks[name]["color"], 0.15)
             axes.plot(layers, only_finite(values), label=name, marker="o", markersize=2.2, **looks[name])
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
         drawn = np.concatenate([*arrays.values(), *(ends.ravel() for ends in bands.values())])

@@ -169,5 +169,6 @@ class Trajectories:
         except (OSError, SafetensorError, json.JSONDecodeError) as error:
             raise UserError(f"path: {path} cannot be read as trajectories ({error}).") from error
         known = {f.name for f in fields(cls)}
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in words.items() if k in known}
-        return cls(**arrays, **given)
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in words.items() if k in known}
+        given |= arrays
+        return cls(**given)

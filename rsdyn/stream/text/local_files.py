@@ -150,7 +150,8 @@ def rows_of(file: Path, columns: Sequence[str]) -> Iterator[list[str | None]]:
     """
     reader = type_of(file)
     if reader == "text":
-        yield from ([line] for line in lines_of(file))
+        for line in lines_of(file):
+            yield [line]
     elif reader == "parquet":
         yield from _parquet_rows(file, columns)
     elif reader == "csv":

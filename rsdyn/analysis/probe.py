@@ -36,8 +36,8 @@ from rsdyn.stream.text.groups import SequenceGroups
 from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
 
 SECOND_PASS = ("cosine", "velocity", "pca")
-SECOND_PASS_MOMENTS = ("cosine", "speed", "relative_speed")
-SECOND_PASS_MOMENTS += tuple(f"{name}_without_massive" for name in SECOND_PASS_MOMENTS)
+_PACE = ("cosine", "speed", "relative_speed")
+SECOND_PASS_MOMENTS = (*_PACE, *(f"{name}_without_massive" for name in _PACE))
 MASSIVE = 100.0  # a unit is massive from so many times the median on (METHOD section 5)
 LEFT_OUT = (0, 1, 2, 4, 8, 16)  # of the largest units, in the curves of each finding (METHOD section 0.10)
 KEEP_SAMPLES = ("mutual_information", "rotation", "pca")
@@ -235,7 +235,8 @@ class ResidualStreamProbe(L.LightningModule):
         self.constant = moments.constant & finite
         if self.largest is None:
             self.largest = largest_units(moments.mean, self.unusable)
-        self.largest = Largest(*(x.to(self.unusable.device) for x in self.largest[:3]), self.largest.counts)
+        ratios, massive, order = (x.to(self.unusable.device) for x in self.largest[:3])
+        self.largest = Largest(ratios, massive, order, self.largest.counts)
         self.massive = self.largest.massive & ~self.unusable
         if self.tokens is not None:
             with self.tokens.sync_context():

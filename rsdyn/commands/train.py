@@ -302,8 +302,8 @@ def _closing_table(run: Run, stream: Any, summary: dict[str, Any], pca_name: str
         ("  of each sublayer by itself, median", f"{typical[0]:.4f}", f"{typical[1]:.4f}"),
     ]
     if n_latent > 1:
-        filled = [f"{test[k]:.2f}" for k in ("latent_participation", "latent_participation_pca")]
-        rows.append((f"dimensions that the latents fill, of {n_latent}", *filled))
+        ours, theirs = (f"{test[k]:.2f}" for k in ("latent_participation", "latent_participation_pca"))
+        rows.append((f"dimensions that the latents fill, of {n_latent}", ours, theirs))
     if summary["standardise"] == "none":
         del rows[3]  # it says the same as the row before it
     run.say()

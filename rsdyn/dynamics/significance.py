@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from scipy.stats import false_discovery_control
@@ -79,7 +79,7 @@ class RotationTest(NamedTuple):
     def _p_of(observed: Tensor, null: Tensor) -> Tensor:
         return two_sided_p(observed, null)
 
-    def to(self, device: torch.device | str) -> RotationTest:
+    def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
         return type(self)(*(x.to(device) if isinstance(x, Tensor) else x for x in self))  # type: ignore[arg-type]
 

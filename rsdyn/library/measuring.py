@@ -169,8 +169,8 @@ class Found(Stream):
         """A panel of the paper, such as ``1E``, with its controls and intervals, as a matplotlib figure."""
         measure = PANELS.get(panel.upper())
         if measure is None or measure not in self.settings.measures:
-            drawn = [name for name, of in PANELS.items() if of in self.settings.measures]
-            raise UserError(f"panel={panel!r}: what was measured here has the panels {', '.join(drawn)}.")
+            known = [name for name, of in PANELS.items() if of in self.settings.measures]
+            raise UserError(f"panel={panel!r}: what was measured here has the panels {', '.join(known)}.")
         drawn = panels(self.streams, [measure], sites_per_layer=self.x.sites_per_layer)
         wanted = f"fig{panel.lower()}"
         name = next((n for n in drawn if n.startswith(wanted)), None) or next(n for n in drawn if panel.lower() in n)

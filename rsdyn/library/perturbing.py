@@ -135,7 +135,7 @@ def perturb(
         grid=GridConfig(n=grid),
         noise=NoiseConfig(sigma=sigma),
     )
-    network = getattr(autoencoder, "model", autoencoder)
+    network: Any = getattr(autoencoder, "model", autoencoder)
     given = _prompts_of(texts, source, tokenizer)
     sublayers = {layer: source.sublayer(layer, site) for layer in layers_of(settings.layers, source.n_layers)}
     check_memories(source.config, source.name)

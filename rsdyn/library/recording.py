@@ -21,10 +21,7 @@ from rsdyn.stream.text.tokens import Sequences, sequences_of, tokenise_texts
 from rsdyn.stream.trajectories import TrajectoryStream
 
 if TYPE_CHECKING:
-    import datasets
     from transformers import PreTrainedTokenizerBase
-
-    Texts = Iterable[str] | Iterable[Sequence[int]] | datasets.Dataset
 
 MODELS = (
     "a transformers model, its name on the Hub, its folder, a .gguf file, embedded, smollm2, or any torch module with "
@@ -50,7 +47,7 @@ class Origin:
 
 def record(
     model: nn.Module | LMSource | str | PathLike[str],
-    texts: Texts,
+    texts: Any,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     positions: str | int = "last",

@@ -40,7 +40,8 @@ class GivenModel:
     untrained: int | None = None
 
     def __init__(self, model: nn.Module, name: str | None = None):
-        inner = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+        wrapped: Any = model
+        inner: Any = wrapped.get_base_model() if hasattr(model, "peft_config") else model
         self.model = inner
         self.causal: PreTrainedModel | None = None
         self.base: PreTrainedModel = inner

@@ -176,7 +176,8 @@ def in_format(lm: LanguageModel, dtype: torch.dtype) -> LanguageModel:
             f"lm.device_map: {lm.name} is spread over devices in {lm.dtype}, and its derivatives are computed in "
             f"{dtype}. Load it in that format."
         )
-    return LanguageModel(copy.deepcopy(lm.base).to(dtype), name=lm.name)
+    base: Any = copy.deepcopy(lm.base)
+    return LanguageModel(base.to(dtype), name=lm.name)
 
 
 def _check_sublayers(lm: LanguageModel, sublayers: Sequence[int] | None) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ def measure(
 ) -> Found:
     """Perturb each prompt at each layer, with the points and with the controls, and measure recovery."""
     projection = plane.projection.to(lm.device)
+    position: Any = settings.position  # a choice of the schema's
     n_points = settings.grid.n**2 if settings.kind == "teleport" else settings.points
     drawn = tuple(number for number, prompt in enumerate(prompts) if prompt.sequence is not None)
     found = Found(settings.kind, len(prompts), n_points, sublayers, drawn)
@@ -77,7 +79,7 @@ def measure(
                 lm,
                 reference,
                 [(s, states[layer]) for layer, s in sublayers.items() if layer in states],
-                position=settings.position,
+                position=position,
                 freeze_attention=condition == FROZEN,
                 log_probs=True,
             )
@@ -90,7 +92,7 @@ def measure(
         if number == 0:
             found.reference = encode(projection, reference.stream).cpu()
             if settings.position == "last":
-                ranges = linear_ranges(lm, prompt.tokens, {s: points[layer] for layer, s in sublayers.items()})
+                ranges = linear_ranges(lm, prompt.tokens.tolist(), {s: points[layer] for layer, s in sublayers.items()})
                 found.linear = {layer: ranges[s] for layer, s in sublayers.items()}
         done(1)
     return found
@@ -106,10 +108,9 @@ def _states(
     generator: torch.Generator,
 ) -> Tensor:
     state = reference.stream[s]
+    off_plane: Any = settings.off_plane
     if settings.kind == "teleport":
-        grid = grid_states(
-            plane.projection, state.to(torch.float32), plane.ranges, settings.grid.n, settings.off_plane, s
-        )
+        grid = grid_states(plane.projection, state.to(torch.float32), plane.ranges, settings.grid.n, off_plane, s)
         return grid.states.to(state.dtype)
     if settings.kind == "noise":
         noisy = noise_states(state, settings.noise.sigma, settings.points, generator=generator)
@@ -128,7 +129,8 @@ def _through(settings: PerturbConfig, plane: Plane, state: Tensor, s: int, state
     if settings.through == "full":
         return states
     x, reference = states.to(torch.float32), state.to(torch.float32)
-    return through_projection(plane.projection, reference, x, settings.off_plane, s).to(state.dtype)
+    off_plane: Any = settings.off_plane
+    return through_projection(plane.projection, reference, x, off_plane, s).to(state.dtype)
 
 
 def _usable(trajectories: Recorded, s: int, state: Tensor, prompt: Prompt) -> Tensor:

@@ -238,7 +238,8 @@ def _mse(run: RunFiles, key: str, layers: list[int]) -> Plot:
         look = look_of(condition)
         colour, dash = look.token, look.dash
         if np.isfinite(ends).any():
-            traces.append(band(layers, *ends, colour, condition))
+            low, high = ends
+            traces.append(band(layers, low, high, colour, condition))
             values += [*ends]
         traces.append(line(layers, y, condition, colour, dash=dash, legendgroup=condition, mode="lines+markers"))
         values.append(y)

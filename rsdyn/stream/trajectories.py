@@ -78,7 +78,7 @@ class TrajectoryStream:
         self.batch_tokens, self.lm_dtype, self.matmul_precision = batch_tokens, lm_dtype, matmul_precision
         self.layout = layout
         self.device: torch.device | str = "cpu"
-        self.on_record: Callable[[int], None] = lambda n: None
+        self.on_record: Callable[[int], object] = lambda n: None
         self.n_recorded = 0
         self.certificate: dict[str, Any] | None = None  # of the model that recorded; None before any did
         self.on_certificate: Callable[[Certificate], object] = lambda certificate: None

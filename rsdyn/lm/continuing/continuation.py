@@ -244,7 +244,7 @@ class _Batch:
 
 
 @contextmanager
-def frozen_attention(attention: nn.Module, call: LayerCall, running: threading.local) -> Iterator[None]:
+def frozen_attention(attention: nn.Module, call: LayerCall, running: Any) -> Iterator[None]:
     """While open, the attention module is not run, and gives every point what the reference's last token got."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:

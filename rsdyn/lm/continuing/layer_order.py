@@ -73,7 +73,7 @@ def run_whole(lm: LanguageModel, tokens: Sequence[int] | np.ndarray | Tensor) ->
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stream = stream_of(args, kwargs)
         inputs.append(stream.clone())  # a layer may add to it in place
-        given = {**dict(enumerate(args)), **kwargs}
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         (place,) = (name for name, value in given.items() if value is stream)
         without = {name: None if name == place else value for name, value in given.items()}
         calls.append(_Call(tuple(without[i] for i in range(len(args))), {k: without[k] for k in kwargs}, place))

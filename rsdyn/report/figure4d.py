@@ -309,7 +309,7 @@ def layer_effects(run: RunFiles, key: str) -> list[Plot]:
         found.append(
             Plot(
                 f"effects-{name}-{key}",
-                f"Layers  {title}, by the layer {what}",
+                f"Fig. 4D  {title}, by the layer {what}",
                 f"A line over the layers {what}; largest at layer {layers[worst]}: {text[worst].split('<br>')[1]}.",
                 (
                     f"Each layer of the model {what} in turn, on {counted(n, 'text')} of {counted(tokens, 'token')}; "

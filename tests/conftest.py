@@ -12,6 +12,14 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.fixture(autouse=True)
+def _no_service_that_has_ended():
+    """W&B names its service in the environment, and a test that undoes its changes may bring back one that ended."""
+    named = os.environ.get("WANDB_SERVICE", "").partition("-unix-")[2]
+    if named and not Path(named).exists():
+        del os.environ["WANDB_SERVICE"]
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> Path:
     """A Llama of three layers and 32 units, with random weights, in a folder as the Hub would hold it."""

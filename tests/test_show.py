@@ -169,7 +169,12 @@ def test_every_measure_has_a_chart_that_is_complete(shown, name):
     measures = {key.split("/")[1] for row in found.history for key in row if key.startswith("sublayer/")}
     charts = found.media("charts/")
     others = {chart for chart, (_, _, script) in CHARTS.items() if script == name}
-    others -= {"layer_kl", "layer_perplexity"}  # of perturb.kind=skip and swap_layers
+    others -= {
+        "layer_kl",
+        "layer_effects",
+        "innovation_shuffle",
+        "layer_perplexity",
+    }  # of perturb.kind=skip and swap_layers
     assert charts.keys() == measures | others
     for chart, media in charts.items():
         assert media["_type"] == "plotly-file"
@@ -365,7 +370,11 @@ def test_the_layout_has_what_these_runs_log_and_no_key_that_none_does(shown, oth
         "paper_literal",
         "untrained",
         "shuffled_keep_last",
-        "/trend/",
+        "_trend/",
+        "layer_kl",
+        "layer_perplexity",
+        "skip_",
+        "swap_layers_",
         "recovery/layer07",
         "recovery/layer15",
         "train/batch_loss",

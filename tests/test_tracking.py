@@ -108,12 +108,16 @@ def test_without_either_names_are_ours(monkeypatch, tmp_path):
     assert found == ["rsdyn", "folder", "lm", ["lm", "text"], "train"] and len(lines) == 1
 
 
-def test_what_wandb_reads_of_the_environment_by_itself_reaches_the_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_NOTES", "a note")
-    monkeypatch.setenv("WANDB_ENTITY", "us")
-    logger = tracking.make_wandb_logger(mode="offline", project="p", run_dir=tmp_path, config={})
-    assert logger.experiment.notes == "a note" and logger.experiment.settings.entity == "us"
-    tracking.finish(logger)
+def test_what_wandb_reads_of_the_environment_by_itself_reaches_the_run(tmp_path):
+    code = f"""
+from rsdyn.tracking import session
+logger = session.make_wandb_logger(mode="offline", project="p", run_dir={str(tmp_path)!r}, config={{}})
+print(logger.experiment.notes, logger.experiment.settings.entity)
+session.finish(logger)
+"""  # a process of its own: W&B keeps one service, and what it read of the environment, for the whole process
+    env = {**os.environ, "WANDB_NOTES": "a note", "WANDB_ENTITY": "us", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=tmp_path)
+    assert "a note us" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("where", ["variable", "netrc", "settings"])

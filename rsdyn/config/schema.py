@@ -203,12 +203,15 @@ def _is_one(devices: int | str) -> bool:
 
 @contextmanager
 def named_by_keys(section: str) -> Iterator[None]:
-    """Inside, an error that names a library's arguments names the settings: ``limit=3`` becomes ``data.limit=3``."""
+    """Inside, an error that names a library's arguments names the settings: ``limit=3`` becomes ``data.limit=3``.
+
+    So does a name in backticks."""
     try:
         yield
     except UserError as error:
         names = "|".join(key.removeprefix(f"{section}.") for key in options() if key.startswith(f"{section}."))
         said = re.sub(rf"(?<![\w.])({names})(?==)", rf"{section}.\1", str(error))
+        said = re.sub(rf"`({names})`", rf"{section}.\1", said)
         raise type(error)(said) from error.__cause__
 
 

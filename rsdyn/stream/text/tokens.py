@@ -317,7 +317,7 @@ def split(n: int, *, val_size: float, test_size: float, seed: int) -> dict[str, 
             needed -= 1
         raise UserError(
             f"{n} sequence{'s' * (n != 1)} cannot fill train, val and test: val_size={val_size} and "
-            f"test_size={test_size} need at least {needed}. Raise the limit, lower the sizes or give more text."
+            f"test_size={test_size} need at least {needed}. Raise `limit`, lower the sizes or give more text."
         )
     order = np.argsort(_hash(_SPLIT, seed, np.arange(n)))
     return {

@@ -373,6 +373,8 @@ def test_the_layout_has_what_these_runs_log_and_no_key_that_none_does(shown, oth
         "_trend/",
         "layer_kl",
         "layer_perplexity",
+        "layer_effects",
+        "innovation_shuffle",
         "skip_",
         "swap_layers_",
         "recovery/layer07",

@@ -25,20 +25,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from rsdyn.library.fitting import fit_autoencoder
-    from rsdyn.library.measuring import measure
-    from rsdyn.library.perturbing import perturb
-    from rsdyn.library.recording import record
     from rsdyn.lm.source import find_lm
+    from rsdyn.notebook.fitting import fit_autoencoder
+    from rsdyn.notebook.measuring import measure
+    from rsdyn.notebook.perturbing import perturb
+    from rsdyn.notebook.recording import record
     from rsdyn.stream.recorded import Trajectories
 
 __all__ = ["Trajectories", "__version__", "find_lm", "fit_autoencoder", "measure", "perturb", "record"]
 
 _WHERE = {
-    "fit_autoencoder": "rsdyn.library.fitting",
-    "measure": "rsdyn.library.measuring",
-    "perturb": "rsdyn.library.perturbing",
-    "record": "rsdyn.library.recording",
+    "fit_autoencoder": "rsdyn.notebook.fitting",
+    "measure": "rsdyn.notebook.measuring",
+    "perturb": "rsdyn.notebook.perturbing",
+    "record": "rsdyn.notebook.recording",
     "find_lm": "rsdyn.lm.source",
     "Trajectories": "rsdyn.stream.recorded",
 }

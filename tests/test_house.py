@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 WINGS = (
     *("ground", "dynamics", "lm", "stream", "metrics", "autoencoder", "analysis", "perturbation", "figures", "report"),
-    *("tracking", "config", "run", "library", "commands"),
+    *("tracking", "config", "run", "notebook", "commands"),
 )  # from left to right; the files right in rsdyn/ are the ground, and the embedded data lie on it
 FILES = sorted(ROOT.glob("rsdyn/**/*.py"))
 

@@ -49,7 +49,7 @@ def test_every_setting_has_its_row():
 
 def test_its_five_lines_run(tmp_path, monkeypatch):
     import rsdyn
-    from rsdyn.library.measuring import Found
+    from rsdyn.notebook.measuring import Found
 
     block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "rsdyn.record" in b)
     monkeypatch.chdir(tmp_path)

@@ -28,8 +28,8 @@ from rsdyn.config.schema import Config, to_yaml
 from rsdyn.errors import UserError
 from rsdyn.figures.of_analysis import panels, sublayer_curves
 from rsdyn.files import CONFIG, PROVENANCE, SUMMARY, write_json, write_text
-from rsdyn.library.quiet import quiet
-from rsdyn.library.recording import Origin, read
+from rsdyn.notebook.quiet import quiet
+from rsdyn.notebook.recording import Origin, read
 from rsdyn.report import report
 from rsdyn.stream.kept import KeptStream
 from rsdyn.stream.recorded import Trajectories

@@ -12,11 +12,11 @@ import torch
 from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.errors import UserError
 from rsdyn.figures.of_perturbation import panels
-from rsdyn.library.recording import open_model
 from rsdyn.lm.certificate import certify
 from rsdyn.lm.continuing.layer_calls import check_memories
 from rsdyn.lm.given import GivenModel
 from rsdyn.lm.prefix import find_bos
+from rsdyn.notebook.recording import open_model
 from rsdyn.perturbation.plane import Plane, Recorded, find_plane
 from rsdyn.perturbation.points import measure
 from rsdyn.perturbation.prompts import Prompt, layers_of
@@ -29,7 +29,7 @@ from rsdyn.stream.text.tokens import tokenise_one
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from rsdyn.library.fitting import FittedAutoencoder
+    from rsdyn.notebook.fitting import FittedAutoencoder
 
 POINT_KINDS = ("teleport", "noise", "swap")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.autoencoder.training import LitAutoencoder
-from rsdyn.library.quiet import quiet
+from rsdyn.notebook.quiet import quiet
 from rsdyn.run.checkpoints import BestCheckpoint
 from rsdyn.run.progress import History, Patience
 from rsdyn.stream.datamodule import ResidualStreamDataModule

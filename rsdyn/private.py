@@ -1,7 +1,7 @@
 """Every touch of what Lightning and W&B keep private, each with its reason.
 
 Checked on lightning 2.6.6 and wandb 0.28 to 0.31; ``pyproject.toml`` caps both at the next minor release, in which a
-private name may go without a word. ``tests/test_private.py`` asks whether each is still there.
+private name may go without a word. ``tests/run/test_private.py`` asks whether each is still there.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python tests/peer_streams.py            # rewrites tests/data/peer_streams/; needs transformer-lens and nnsight
 
 They are not installed with the tests, since they bring a great many packages: in an environment of their own,
-``pip install transformer-lens nnsight`` beside rsdyn. ``tests/test_peers.py`` reads the files, and runs the libraries
-themselves where they are installed. A file holds the model's config and weights too, so that nothing depends on the
-random numbers of another torch.
+``pip install transformer-lens nnsight`` beside rsdyn. ``tests/lm/test_peers.py`` reads the files, and runs the
+libraries themselves where they are installed. A file holds the model's config and weights too, so that nothing depends
+on the random numbers of another torch.
 """
 
 from __future__ import annotations

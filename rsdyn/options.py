@@ -9,8 +9,8 @@ import math
 import re
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rsdyn.errors import UserError
 
@@ -19,8 +19,8 @@ from rsdyn.errors import UserError
 class Rules:
     """What a key means and accepts; choices and bounds describe themselves, ``test`` comes with ``allowed``, its words.
 
-    ``also`` holds other names that people try, so that the error names the right one. Choices are not ``Literal``
-    types because OmegaConf takes those from 2.4 on only.
+    ``also`` holds other names that people try, so that the error names the right one. The choices of a ``Literal`` are
+    its own; ``choices`` are for those of a list's items.
     """
 
     help: str
@@ -206,9 +206,11 @@ def walk(cls: type, prefix: str) -> Iterator[Option]:
         parts = list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
         listed = next((part for part in parts if get_origin(part) is list), None)
         item_kind = get_args(listed)[0].__name__ if listed else ""
-        names = [get_origin(part) or part for part in parts if part is not type(None)]
-        # OmegaConf has no union of a text and a mapping: such a key is Any there, and its rules say the rest
-        kind = " or ".join("str or dict" if part is Any else part.__name__ for part in names)
-        default = item.default_factory() if callable(item.default_factory) else item.default
         optional = type(None) in parts
-        yield Option(key, prefix.rstrip("."), kind, optional, default, item.metadata["rules"], item_kind)
+        names = [get_origin(part) or part for part in parts if part is not type(None)]
+        kind = " or ".join("str" if part is Literal else part.__name__ for part in names)
+        rules: Rules = item.metadata["rules"]
+        if names == [Literal]:
+            rules = replace(rules, choices=get_args(next(part for part in parts if part is not type(None))))
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        yield Option(key, prefix.rstrip("."), kind, optional, default, rules, item_kind)

@@ -1,6 +1,7 @@
 """The settings of the measures: `analysis.` keys."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rsdyn.labels import SURROGATES
 from rsdyn.options import (
@@ -15,9 +16,6 @@ JACOBIAN = "jacobian"  # of the model at a text's states: costly, and asked for 
 CONDITIONS = ("original", "token_shuffled", "shuffled_keep_last", "untrained")
 
 
-ESTIMATORS = ("kde", "kde_resub", "copula", "ksg", "paper_literal")
-
-
 STREAM_NULLS = ("token_shuffled", "untrained")  # null models that are other streams
 NULLS = (*SURROGATES, *STREAM_NULLS)
 
@@ -26,10 +24,9 @@ NULLS = (*SURROGATES, *STREAM_NULLS)
 class MiConfig:
     """Mutual information between consecutive sublayers, unit by unit."""
 
-    estimator: str = setting(
+    estimator: Literal["kde", "kde_resub", "copula", "ksg", "paper_literal"] = setting(
         "kde",
         "Gaussian KDE on a grid or at the samples, Gaussian copula, nearest neighbours, or the paper's sum as printed.",
-        choices=ESTIMATORS,
     )
 
 
@@ -94,11 +91,10 @@ class AnalysisConfig:
     samples: int | None = setting(
         1000, "Measure the first so many sequences; null takes all.", low=1, also=("n_samples",)
     )
-    resample: str = setting(
+    resample: Literal["documents", "sequences"] = setting(
         "documents",
         "What the 95 % intervals leave out: whole documents, for how far a number would move with other documents; or "
         "sequences, for how far with other sequences of the same ones.",
-        choices=("documents", "sequences"),
     )
     density_threshold: float | None = setting(
         None,

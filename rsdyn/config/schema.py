@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from omegaconf import OmegaConf
 
@@ -50,11 +50,10 @@ class TrainerConfig:
         1, "How many devices a node uses, or which.", allowed=DEVICES, test=is_devices, also=("gpus",)
     )
     num_nodes: int = setting(1, "How many machines train together.", low=1)
-    accelerator: str = setting("auto", "Kind of device.", choices=("auto", "cpu", "gpu", "cuda"), also=("device",))
-    precision: str = setting(
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = setting("auto", "Kind of device.", also=("device",))
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = setting(
         "32-true",
         "Number format the autoencoder trains in.",
-        choices=("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"),
     )
     timeout: int = setting(1800, "Seconds that a process waits for the others of its run before it gives up.", low=1)
     options: dict[str, Any] = setting(

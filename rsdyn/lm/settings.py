@@ -1,6 +1,7 @@
 """The settings of the language model: `lm.` keys."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rsdyn.options import (
     setting,
@@ -26,28 +27,24 @@ class LmConfig:
         "What opens every sequence: auto is the tokenizer's BOS, else its end-of-text token; none is nothing; else a "
         "token of the vocabulary, such as <|endoftext|>.",
     )
-    dtype: str = setting(
+    dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "float32",
         "Number format the LM computes in.",
-        choices=("float32", "bfloat16", "float16"),
         also=("torch_dtype",),
     )
     trust_remote_code: bool = setting(False, "Run Python code that comes with the LM; only for authors you trust.")
-    device_map: str | None = setting(
+    device_map: Literal["auto"] | None = setting(
         None,
         "null keeps the LM on one device; auto spreads its layers over all GPUs, then memory, then disk, for a model "
         "larger than one device (needs accelerate, and one process).",
-        choices=("auto",),
     )
     batch_tokens: int = setting(1024, "Most tokens that go through the LM together.", low=1)
-    layout: str = setting(
+    layout: Literal["auto", "packed", "sorted"] = setting(
         "auto",
         "How sequences go together: packed end to end without padding, sorted by length and padded, or packed where a "
         "self-test on the model allows it.",
-        choices=("auto", "packed", "sorted"),
     )
-    matmul_precision: str = setting(
+    matmul_precision: Literal["highest", "high", "medium"] = setting(
         "highest",
         "Precision of float32 products while the LM runs (torch.set_float32_matmul_precision).",
-        choices=("highest", "high", "medium"),
     )

@@ -1,6 +1,7 @@
 """The settings of the perturbation: `perturb.` keys."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rsdyn.options import (
     is_range,
@@ -34,11 +35,10 @@ class NoiseConfig:
 class PerturbConfig:
     """What perturb.py does to the stream of a prompt."""
 
-    kind: str = setting(
+    kind: Literal["teleport", "noise", "swap", "skip", "swap_layers"] = setting(
         "teleport",
         "Put the state on a grid in a plane, add noise to it, or put another sequence's state in its place; or leave "
         "each layer out in turn (skip), or exchange it with the next (swap_layers).",
-        choices=("teleport", "noise", "swap", *LAYER_KINDS),
     )
     layers: list[float] | None = setting(
         None,
@@ -47,21 +47,19 @@ class PerturbConfig:
         "swap_layers.",
         low=0,
     )
-    site: str = setting("resid_pre", "Where in the layer.", choices=("resid_pre", "resid_mid"))
-    position: str = setting("last", "The last token's state alone, or the same state at all.", choices=("last", "all"))
-    space: str = setting(
-        "pca", "Plane of the teleports: PCA of the text's stream, or an autoencoder.", choices=("pca", "cae")
+    site: Literal["resid_pre", "resid_mid"] = setting("resid_pre", "Where in the layer.")
+    position: Literal["last", "all"] = setting("last", "The last token's state alone, or the same state at all.")
+    space: Literal["pca", "cae"] = setting(
+        "pca", "Plane of the teleports: PCA of the text's stream, or an autoencoder."
     )
-    through: str = setting(
+    through: Literal["full", "projection"] = setting(
         "full",
         "Noise and swaps act on the whole state, or only on what the projection of perturb.space holds of it.",
-        choices=("full", "projection"),
     )
     checkpoint: str | None = setting(None, "Autoencoder of perturb.space=cae: a best.ckpt of train.py.")
-    off_plane: str = setting(
+    off_plane: Literal["drop", "keep"] = setting(
         "drop",
         "Teleports, and what goes through the projection, lose what lies outside the plane (the paper), or keep it.",
-        choices=("drop", "keep"),
     )
     prompt: str = setting("I'm sorry, Dave. I'm afraid I can't do that.", "The prompt (the paper's).")
     prompts: str | None = setting(

@@ -1,7 +1,7 @@
 """The settings of text and cache: `data.` and `cache.` keys."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from rsdyn.options import (
     POSITIONS,
@@ -33,11 +33,10 @@ class DataConfig:
         low=1,
         also=("max_sequences", "max_samples"),
     )
-    order: str = setting(
+    order: Literal["random", "corpus"] = setting(
         "random",
         "Which sequences come first: drawn at random from all of the text by the seed, so that the first N are a "
         "sample of it, or those that the text has first.",
-        choices=("random", "corpus"),
     )
     order_seed: int | None = setting(
         None,
@@ -57,19 +56,17 @@ class DataConfig:
         "WikiText's end in one token.",
     )
     truncate: bool = setting(False, "Cut sequences longer than the LM's context instead of refusing them.")
-    chat_template: str = setting(
+    chat_template: Literal["none", "user"] = setting(
         "none",
         "none records each text as it is; user as a user turn of the tokenizer's chat template, up to where an "
         "instruct model would answer.",
-        choices=("none", "user"),
     )
-    condition: str = setting(
+    condition: Literal["original", "shuffled", "shuffled_keep_last"] = setting(
         "original",
         "The text as it is, or a control: the tokens of each sequence shuffled (the paper's), or all but the last.",
-        choices=("original", "shuffled", "shuffled_keep_last"),
         also=("shuffle", "shuffled"),
     )
-    positions: Any = setting(
+    positions: str | dict[str, int] = setting(
         "last",
         "Tokens whose stream is recorded, each a trajectory of its own: the last of each sequence, all (BOS too), or k "
         "drawn of each.",
@@ -79,10 +76,9 @@ class DataConfig:
     )
     val_size: float = setting(0.1, "Sequences for validation: a fraction, or their number.", allowed=SIZE, test=is_size)
     test_size: float = setting(0.15, "Sequences for the test: a fraction, or their number.", allowed=SIZE, test=is_size)
-    batch_by: str = setting(
+    batch_by: Literal["sequence", "vector"] = setting(
         "vector",
         "A batch is whole sequences (the paper's; each recorded token counts as one), or vectors shuffled across them.",
-        choices=("sequence", "vector"),
     )
     batch_size: int = setting(512, "Vectors in a batch, or whole sequences with data.batch_by=sequence.", low=1)
     shuffle_shards: int = setting(4, "How many shards of the cache are shuffled together.", low=1)
@@ -95,6 +91,6 @@ class CacheConfig:
     dir: str | None = setting(
         None, "Folder of the cache; null is $RSDYN_CACHE, else $XDG_CACHE_HOME/rsdyn, else ~/.cache/rsdyn."
     )
-    dtype: str = setting("bfloat16", "Number format of the trajectories on disk.", choices=("bfloat16", "float32"))
+    dtype: Literal["bfloat16", "float32"] = setting("bfloat16", "Number format of the trajectories on disk.")
     enabled: bool = setting(True, "Keep the cache for later runs.")
     shard_sequences: int = setting(256, "Sequences in a shard.", low=1)

@@ -1,6 +1,7 @@
 """The settings of Weights & Biases: `tracking.` keys."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rsdyn.options import (
     setting,
@@ -11,10 +12,9 @@ from rsdyn.options import (
 class TrackingConfig:
     """Weights & Biases."""
 
-    mode: str = setting(
+    mode: Literal["auto", "online", "offline", "disabled"] = setting(
         "auto",
         "auto is online when a W&B key is there, else offline.",
-        choices=("auto", "online", "offline", "disabled"),
         also=("wandb", "logger"),
     )
     project: str | None = setting(None, "Project that the run belongs to; null is $WANDB_PROJECT, else rsdyn.")

@@ -1,0 +1,453 @@
+"""What an analysis found, as typed values: a dataclass per measure, gathered per stream and per run.
+
+``S`` sublayers, ``D`` units, ``G`` groups of sequences, ``C`` numbers of largest units left out. Everything is a
+float64 tensor unless it says otherwise. :mod:`rsdyn.analysis.stored` flattens these for ``results.npz`` and reads them
+back, by the fields alone: a new field needs nothing there.
+
+This module imports no torch, since the settings take the names of the measures from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LAYOUT = 2  # of results.npz and summary.json; 1, without a number, had flat names such as r_mean_interval
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A measured number or curve, and what is needed to judge it.
+
+    Attributes:
+        value: ``(...)``: ``()`` a number, ``(S,)`` a curve over sublayers, ``(S - 1,)`` one over transitions.
+        interval: ``(2, ...)`` low and high end at 95 %, over groups of sequences; None where there is none.
+        groups: ``(G, ...)`` the value without each group of sequences, for what is smooth in them.
+        draws: ``(N, ...)`` values of simulated data, for what moves in steps, as shares and turns do.
+        std: ``(...)`` the standard deviation over sequences, where the value is a mean over them.
+        left_out: ``(C, ...)`` the value without each number of the largest units (:attr:`Flags.left_out_counts`).
+        seeds: ``(K, ...)`` the value of further streams of its kind, such as untrained models of other seeds.
+        n: on how many trajectories it was measured; None for all of them (:attr:`Counts.trajectories`).
+        without_massive: the same without massive units; None where there are none.
+    """
+
+    value: Tensor
+    interval: Tensor | None = None
+    groups: Tensor | None = None
+    draws: Tensor | None = None
+    std: Tensor | None = None
+    left_out: Tensor | None = None
+    seeds: Tensor | None = None
+    n: int | None = None
+    without_massive: Measured | None = None
+
+    @property
+    def low(self) -> Tensor | None:
+        """The interval's low end ``(...)``."""
+        return None if self.interval is None else self.interval[0]
+
+    @property
+    def high(self) -> Tensor | None:
+        """The interval's high end ``(...)``."""
+        return None if self.interval is None else self.interval[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """How many trajectories were measured, and what the intervals leave out.
+
+    Attributes:
+        trajectories, bos, sinks: how many there are, and how many of them are BOS and sinks.
+        groups: how many groups of sequences the intervals leave out, one at a time.
+        intervals_over: what the groups are made of, in words, such as ``40 documents``.
+        intervals_note: what is to be said beside an interval; empty where the groups are enough.
+    """
+
+    trajectories: int
+    bos: int
+    sinks: int
+    groups: int
+    intervals_over: str = "sequences"
+    intervals_note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Flags:
+    """Units that a reader must know of. Numbers of units are int64.
+
+    Attributes:
+        largest_units, largest_ratios: ``(K,)`` the largest units, largest first, and how often the median ``|mean|``
+            each one's is where it is most; the same for all conditions of a run.
+        left_out_counts: ``(C,)`` int64, how many of them are left out in each ``left_out``.
+        massive_units, massive_ratios: those beyond the threshold, in the order of their numbers.
+        unusable_units: that hold NaN or infinities, and are left out of everything.
+        constant: ``(S,)`` int64, units that are constant, by sublayer; ``constant_units`` at every sublayer.
+        few_levels: ``(S,)`` int64, units of which storage in bf16 leaves few different values.
+        frozen_steps: ``(S - 1,)`` share of steps that rounding makes none; ``frozen_units`` in most steps.
+    """
+
+    largest_units: Tensor
+    largest_ratios: Tensor
+    left_out_counts: Tensor
+    massive_units: Tensor
+    massive_ratios: Tensor
+    unusable_units: Tensor
+    constant: Tensor
+    constant_units: Tensor
+    few_levels: Tensor
+    frozen_steps: Tensor
+    frozen_units: Tensor
+
+
+# -- the measures ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """Mean activations, and how dense they are (paper 2.2, Fig. 1B).
+
+    Attributes:
+        mean, std: ``(S, D)`` over sequences.
+        density: ``(S,)`` share of units whose ``|mean|`` passes ``density_threshold``.
+        density_threshold: in units of activation; without massive units it is ``density_threshold_without_massive``.
+        participation: ``(S,)`` participation ratio of the mean vector, in units.
+    """
+
+    mean: Tensor
+    std: Tensor
+    density: Measured
+    density_threshold: float
+    participation: Measured
+    density_threshold_without_massive: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ByLastToken:
+    """Correlation between last tokens and within them (METHOD section 0.7).
+
+    Attributes:
+        between, between_units: at the first transition, each last token counted once: ``()`` mean over units, ``(D,)``.
+        within, within_units: at the first transition of the second layer, within last tokens, likewise; None where
+            there is no second layer.
+    """
+
+    between: Measured
+    between_units: Tensor
+    within: Measured | None = None
+    within_units: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Correlation:
+    """Correlation of each unit between sublayers, over sequences (paper 2.3, Fig. 1C and D).
+
+    Attributes:
+        units: ``(S - 1, D)`` Pearson's r from each sublayer to the next; NaN where a unit is constant.
+        mean: ``(S - 1,)`` over units.
+        undefined: ``(S - 1,)`` int64, units without one.
+        pair_counts: ``(D, bins)`` of all pairs of sublayers, how many have each r; ``pair_edges`` ``(bins + 1,)``.
+        pairs_below: ``(D,)`` pairs below 0, which are in no bin; ``negative_pairs`` their share of all pairs.
+        pair_means: ``(pairs,)`` over units; ``unit_means`` ``(D,)`` over pairs.
+        by_last_token: None where the last tokens are not known.
+    """
+
+    units: Tensor
+    mean: Measured
+    undefined: Tensor
+    pair_counts: Tensor
+    pair_edges: Tensor
+    pairs_below: Tensor
+    negative_pairs: float
+    pair_means: Tensor
+    unit_means: Tensor
+    by_last_token: ByLastToken | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Cosine:
+    """Cosine of successive states (paper 2.3, Fig. 1E): ``(S - 1,)``, mean over sequences."""
+
+    mean: Measured
+
+
+@dataclass(frozen=True, eq=False)
+class Velocity:
+    """Length of the step from each sublayer to the next (paper 2.4, Fig. 1F): ``(S - 1,)``, mean over sequences.
+
+    Attributes:
+        speed: in units of activation.
+        relative: over the norm of the state that the step starts from (METHOD section 0.12); None where it was not
+            measured, as on the way of a training.
+    """
+
+    speed: Measured
+    relative: Measured | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MutualInformation:
+    """Mutual information of each unit between successive sublayers, nats (paper 2.5, Fig. 1G and H).
+
+    Attributes:
+        estimator: its name; of ``paper_literal`` the numbers are no information, and the true one is ``true``.
+        units: ``(S - 1, D)``.
+        mean: ``(S - 1,)`` over units.
+        floor: ``(S - 1,)`` the mean over some units for pairs made of different sequences.
+        undefined, infinite: ``(S - 1,)`` int64, units without an estimate, and with an infinite one.
+        between_tokens: ``(S - 1,)`` between last tokens, each one sample; None where they are not known.
+        true, true_units: ``mean`` and ``units`` of the estimator ``kde``, beside ``paper_literal``.
+    """
+
+    estimator: str
+    units: Tensor
+    mean: Measured
+    floor: Tensor
+    undefined: Tensor
+    infinite: Tensor
+    between_tokens: Measured | None = None
+    true: Measured | None = None
+    true_units: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class NullTest:
+    """A statistic of each unit against a null model, and its mean over units (of turns: of ``|R|``).
+
+    Attributes:
+        mean, std: ``(D,)`` of the surrogates of each unit.
+        z, p, q_normal: ``(D,)`` of each unit, NaN where it has none; ``q_normal`` is the false discovery rate by ``z``.
+        delta, q: ``(D,)`` the unit's value less ``mean``, and the false discovery rate by ``p``; None of regularity.
+        over_units: what the null's mean over units is, on average; where it is another stream, that stream's.
+        over_units_std, over_units_z, over_units_p: its SD over surrogates, how many of them the stream lies above it,
+            and p; None where a null has no surrogates, as an untrained model.
+        surrogates: ``(n,)`` the mean over units of each surrogate; None for another stream.
+        example: ``(D,)`` one surrogate of each unit, for a distribution over units.
+        walks_beyond: which share of random walks this null rejects at p < .05.
+    """
+
+    mean: Tensor
+    std: Tensor
+    z: Tensor
+    p: Tensor
+    q_normal: Tensor
+    over_units: float
+    delta: Tensor | None = None
+    q: Tensor | None = None
+    over_units_std: float | None = None
+    over_units_z: float | None = None
+    over_units_p: float | None = None
+    surrogates: Tensor | None = None
+    example: Tensor | None = None
+    walks_beyond: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Regularity:
+    """The largest share of a unit's steps at one frequency, Fisher's g (METHOD section 0.4).
+
+    Attributes:
+        units: ``(D,)``.
+        mean: ``()`` over units.
+        nulls: by null model, from the one that keeps most.
+    """
+
+    units: Tensor
+    mean: Measured
+    nulls: dict[str, NullTest] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """Turns of each unit in the plane of activation and gradient, against null models (paper 2.6, Fig. 2).
+
+    Attributes:
+        turns: ``(D,)`` of the mean trajectory, counter-clockwise positive.
+        mean_abs: ``()`` mean of ``|turns|`` over units.
+        trajectory: ``(S, D)`` the mean trajectory.
+        per_sequence: ``(D,)`` mean over sequences of each one's own turns.
+        zero_tangents: ``(D,)`` share of steps that do not move.
+        random_walk: mean ``|R|`` of random walks of equal length; None where no null was asked for.
+        nulls: by null model, from the one that keeps most; other streams last.
+        regularity: None where the depth is too small for it.
+    """
+
+    turns: Tensor
+    mean_abs: Measured
+    trajectory: Tensor
+    per_sequence: Tensor
+    zero_tangents: Tensor
+    random_walk: float | None = None
+    nulls: dict[str, NullTest] = field(default_factory=dict)
+    regularity: Regularity | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Trajectories in the plane, or the first ``K`` components, of a stream.
+
+    Attributes:
+        mean: ``(S, K)`` the mean trajectory.
+        samples: ``(n, S, K)`` single ones.
+        ratio: ``(K',)`` share of the variance along each component.
+    """
+
+    mean: Tensor
+    samples: Tensor
+    ratio: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class OverDepth:
+    """How many components each sublayer needs, and how much of it the common ones hold (paper Fig. 4C).
+
+    Attributes:
+        explained: ``(S,)`` share of each sublayer's variance that the common components explain.
+        dimensions: ``(S,)`` participation ratio of the variances along each sublayer's own components.
+        components_90: ``(S,)`` how many of them hold 90 % of its variance.
+    """
+
+    explained: Measured
+    dimensions: Measured
+    components_90: Measured
+
+
+@dataclass(frozen=True, eq=False)
+class PrincipalComponents:
+    """Principal components of the stream (paper 2.8, Fig. 4A-C).
+
+    Attributes:
+        ratio: ``(K,)`` share of the variance along each.
+        components: ``(D, 10)`` the first ones; ``components_without_massive`` the same without massive units.
+        massive_loadings: ``(K, M)`` squared loadings of the massive units on each.
+        control: smoothed random walks with the stream's steps, in the plane that they make.
+        half_angles: ``(2,)`` degrees between the planes of two halves of the sequences; None with too few.
+        latents: the stream in its first components; None where there was no second pass, as on the way of a training.
+        over_depth: likewise.
+    """
+
+    ratio: Measured
+    components: Tensor
+    massive_loadings: Tensor
+    control: Plane
+    components_without_massive: Tensor | None = None
+    half_angles: Tensor | None = None
+    latents: Plane | None = None
+    over_depth: OverDepth | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MassiveActivations:
+    """The largest activations by class of token, where they are written, and norms by position.
+
+    ``T`` classes of token, :data:`rsdyn.metrics.running.TOKEN_CLASSES`; one without tokens is NaN. ``U`` units.
+
+    Attributes:
+        largest: ``(T, S)`` the largest absolute value; ``unit`` ``(T, S)`` int64, of which unit it is.
+        typical: ``(T, S)`` the median over units of the mean absolute value.
+        counts: ``(T,)`` tokens of each class.
+        top: ``(U,)`` int64, the units that stand out most; ``curves`` ``(T, U, S)`` the largest value of each.
+        onset, before, after: ``(T, U)`` at which sublayer each has been written, and its value on either side.
+        unwritten: ``(T, U)`` the first sublayer behind the peak with less than half of it, -1 where there is none.
+        norm_by_position: ``(P, S)`` by range of positions; None where positions are not known.
+    """
+
+    largest: Tensor
+    unit: Tensor
+    typical: Tensor
+    counts: Tensor
+    top: Tensor
+    curves: Tensor
+    onset: Tensor
+    before: Tensor
+    after: Tensor
+    unwritten: Tensor
+    norm_by_position: Tensor | None = None
+
+
+# -- what was found of a stream and of a run ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionResults:
+    """What was measured of one stream. A field after ``flags`` is a measure, by its name in ``analysis.measures``.
+
+    A measure that was not asked for is None.
+    """
+
+    counts: Counts
+    flags: Flags
+    activations: Activations | None = None
+    correlation: Correlation | None = None
+    cosine: Cosine | None = None
+    velocity: Velocity | None = None
+    mutual_information: MutualInformation | None = None
+    rotation: Rotation | None = None
+    pca: PrincipalComponents | None = None
+    massive: MassiveActivations | None = None
+
+
+MEASURES = tuple(f.name for f in fields(ConditionResults) if f.name not in ("counts", "flags"))
+
+
+@dataclass(frozen=True, eq=False)
+class AnalysisResults:
+    """What an analysis found.
+
+    Attributes:
+        conditions: by name, in order, the main one first.
+        measures: that were asked for, in order.
+        sites_per_layer: 1 or 2.
+        n_sublayers, n_units: ``S`` and ``D``.
+    """
+
+    conditions: dict[str, ConditionResults]
+    measures: tuple[str, ...]
+    sites_per_layer: int
+    n_sublayers: int
+    n_units: int
+
+    @property
+    def main(self) -> ConditionResults:
+        """The first condition, which the others stand beside."""
+        return next(iter(self.conditions.values()))
+
+    @property
+    def main_name(self) -> str:
+        """The first condition's name."""
+        return next(iter(self.conditions))
+
+
+T = TypeVar("T")
+
+
+def curves(found: object, name: str = "") -> Iterator[tuple[str, Measured]]:
+    """Everything measured with an interval in a result, by its path of fields, such as ``correlation.mean``.
+
+    The variant without massive units is part of a value and no value of its own.
+    """
+    if isinstance(found, Measured):
+        yield name, found
+    elif is_dataclass(found) and not isinstance(found, type):
+        for f in fields(found):
+            yield from curves(getattr(found, f.name), f"{name}.{f.name}" if name else f.name)
+    elif isinstance(found, dict):
+        for key, value in found.items():
+            yield from curves(value, f"{name}.{key}")
+
+
+def each_tensor(found: T, change: Callable[[Tensor], Tensor]) -> T:
+    """The same result with every tensor in it changed, such as brought to the CPU."""
+
+    def changed(part: Any) -> Any:
+        if is_dataclass(part) and not isinstance(part, type):
+            return replace(part, **{f.name: changed(getattr(part, f.name)) for f in fields(part)})
+        if isinstance(part, dict):
+            return {key: changed(value) for key, value in part.items()}
+        return change(part) if hasattr(part, "numpy") else part
+
+    new: T = changed(found)
+    return new

@@ -97,13 +97,14 @@ def prepare(asked):
 
     from rsdyn import figures
     from rsdyn.autoencoder.training import LitAutoencoder
+    from rsdyn.figures import static
     from rsdyn.run import script
     from rsdyn.run.checkpoints import LastCheckpoint
     from rsdyn.stream.datamodule import ResidualStreamDataModule
     from rsdyn.stream.trajectories import TrajectoryStream
 
     # what takes seconds and is looked at elsewhere
-    figures.save = lambda *args, **kwargs: None
+    figures.save = static.save = lambda *args, **kwargs: None
     script.provenance = lambda **extra: {**described(), **extra}
     left = [1 + asked.get("then", 0)]
 

@@ -251,7 +251,26 @@ class JacobianResult:
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it, flat, for ``results.npz``."""
         out = {f"jacobian/{s}/{name}": v for s, curves in self.curves.items() for name, v in curves.items()}
+        if self.documents is not None:
+            out["jacobian/documents"] = np.asarray(self.documents)
         return out | {f"jacobian/{s}/eigenvalues": v for s, v in self.eigenvalues.items()}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], *, n_layers: int, n_units: int, sites: int, dtype: str = "float32"
+    ) -> JacobianResult:
+        """What :meth:`arrays` gave, read back."""
+        result = cls(n_layers, n_units, sites, dtype=dtype)
+        for key in arrays:
+            of, _, rest = key.partition("/")
+            series, _, name = rest.partition("/")
+            if of == "jacobian" and name == "eigenvalues":
+                result.eigenvalues[series] = arrays[key]
+            elif of == "jacobian" and name:
+                result.curves.setdefault(series, {})[name] = arrays[key]
+        if "jacobian/documents" in arrays:
+            result.documents = arrays["jacobian/documents"]
+        return result
 
     def ranges(self) -> dict[str, list[float]]:
         """The end of the linear range by direction, at each depth: the median over texts, in norms of the state."""

@@ -34,7 +34,8 @@ from rsdyn.analysis.summary import arrays_of, in_words, scalars_of
 from rsdyn.analysis.table import as_json, as_markdown, as_text
 from rsdyn.commands.jacobians import check_continues, measure_jacobians
 from rsdyn.errors import UserError
-from rsdyn.figures import of_jacobians
+from rsdyn.figures import static
+from rsdyn.figures.jacobians import jacobian_panels
 from rsdyn.figures.of_analysis import panels, portrait_units, sublayer_curves
 from rsdyn.files import write_json, write_text
 from rsdyn.report import write_report
@@ -191,7 +192,7 @@ def _draw(
     measures = [m for m in settings.measures if m != JACOBIAN]
     drawn = panels(results, measures, sites_per_layer=sites, units=settings.rotation.units, seed=run.config.seed)
     if jacobians is not None:
-        drawn |= of_jacobians.panels(jacobians, settings.jacobian.sublayers)
+        drawn |= {p.key: static.draw(p) for p in jacobian_panels(jacobians, settings.jacobian.sublayers)}
     for name in list(drawn)[trainer.local_rank :: trainer.num_devices] if trainer.node_rank == 0 else []:
         figures.save(drawn[name], run.folder / "figures", name)
     trainer.strategy.barrier()
@@ -278,9 +279,9 @@ def analyze_jacobians(run: Run, source: Source) -> None:
     run.kept = lambda: "texts that were finished are in the cache" if config.cache.enabled else "nothing is kept"
     result = measure_jacobians(run, source)
     clock.done(JACOBIAN)
-    drawn = of_jacobians.panels(result, config.analysis.jacobian.sublayers)
-    for name, figure in drawn.items():
-        figures.save(figure, run.folder / "figures", name)
+    panels_of_it = jacobian_panels(result, config.analysis.jacobian.sublayers)
+    for panel in panels_of_it:
+        static.save(panel, run.folder / "figures")
     clock.done("figures")
     arrays: dict[str, Any] = result.arrays()
     np.savez_compressed(run.folder / "results.npz", **arrays)
@@ -309,7 +310,8 @@ def analyze_jacobians(run: Run, source: Source) -> None:
     write_report(run.folder)
     title = f"# {summary['lm']} on {summary['text']}\n"
     write_text(run.folder / "findings.md", title + _jacobians_in_markdown(result))
-    shared = show.Shared(run.logger, run.folder, [], [], list(drawn), config.tracking.artifacts)
+    pictures = [panel.key for panel in panels_of_it]
+    shared = show.Shared(run.logger, run.folder, [], [], pictures, config.tracking.artifacts)
     show.analysis(shared, summary=summary, table=[], results={}, units=[])
     _say_jacobians(run, result)
     run.say()

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rsdyn import figures
-from rsdyn.figures.of_perturbation import effect_panels
+from rsdyn.figures import static
+from rsdyn.figures.perturbation import effect_panels
 from rsdyn.files import write_json
 from rsdyn.lm.certificate import certify
 from rsdyn.perturbation.layers import LayerEffects, changed_layers, measure_layers
@@ -42,9 +42,9 @@ def change_layers(run: Run, source: Source) -> None:
 
 def _report(run: Run, source: Source, found: LayerEffects) -> None:
     """Write results, figures and summary; send them to W&B; print the closing table."""
-    drawn = effect_panels(found)
-    for name, figure in drawn.items():
-        figures.save(figure, run.folder / "figures", name)
+    panels = effect_panels(found)
+    for panel in panels:
+        static.save(panel, run.folder / "figures")
     np.savez_compressed(run.folder / "results.npz", **found.arrays())
     notes = effects_words(found)
     summary = {
@@ -65,7 +65,7 @@ def _report(run: Run, source: Source, found: LayerEffects) -> None:
         run.say(line)
     run.say(f"Time:        {summary['seconds']['total']:.0f} s in all")
     write_report(run.folder)
-    shared = show.Shared(run.logger, run.folder, [], [], list(drawn), run.config.tracking.artifacts)
+    shared = show.Shared(run.logger, run.folder, [], [], [panel.key for panel in panels], run.config.tracking.artifacts)
     show.layer_effects(shared, summary=summary, found=found)
     run.say(f"Run folder:  {run.folder}")
     run.say("             report.html, summary.json, results.npz, figures/")

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from rsdyn import figures
 from rsdyn.commands.change_layers import change_layers
-from rsdyn.figures.of_perturbation import panels
+from rsdyn.figures import static
+from rsdyn.figures.perturbation import perturbation_panels
 from rsdyn.files import write_json
 from rsdyn.lm.certificate import certify
 from rsdyn.lm.continuing.continuation import run_reference
@@ -93,9 +93,15 @@ def move_points(run: Run, source: Source) -> None:
 def _report(run: Run, source: Source, stream: TrajectoryStream, plane: Plane, found: Found) -> None:
     """Write results, figures and summary; send them to W&B; print the closing table."""
     settings: Any = run.config.perturb
-    drawn = panels(found, plane, settings)
-    for name, figure in drawn.items():
-        figures.save(figure, run.folder / "figures", name)
+    panels = perturbation_panels(
+        found,
+        steps=settings.steps,
+        name=plane.name,
+        ratio=plane.ratio,
+        **{name: getattr(settings, name) for name in ("site", "position", "off_plane")},
+    )
+    for panel in panels:
+        static.save(panel, run.folder / "figures")
     np.savez_compressed(run.folder / "results.npz", **found.arrays())
     notes = words(found, plane)
     summary = {
@@ -121,7 +127,9 @@ def _report(run: Run, source: Source, stream: TrajectoryStream, plane: Plane, fo
     run.say(f"Time:        {summary['seconds']['total']:.0f} s in all")
     write_report(run.folder)
     recorded = [stream.n_recorded]
-    shared = show.Shared(run.logger, run.folder, [stream], recorded, list(drawn), run.config.tracking.artifacts)
+    shared = show.Shared(
+        run.logger, run.folder, [stream], recorded, [panel.key for panel in panels], run.config.tracking.artifacts
+    )
     show.perturbation(shared, summary=summary, found=found, checkpoint=settings.checkpoint)
     run.say(f"Run folder:  {run.folder}")
     run.say("             report.html, summary.json, results.npz, figures/")

@@ -1,10 +1,8 @@
 """The paper's panels: arrays or tensors in, a matplotlib Figure out; one function a panel, one column wide."""
 
 from rsdyn.figures.components import components_needed, cumulative_variance, loadings, pca_trajectory
-from rsdyn.figures.jacobians import eigenvalue_planes, linear_range, lyapunov_exponents, product_participation
 from rsdyn.figures.left_out import findings_left_out
 from rsdyn.figures.massive import massive_activations
-from rsdyn.figures.perturbation import by_layer, recovery_curves, teleports
 from rsdyn.figures.rotations import portraits, rotation_distribution, rotations_by_unit
 from rsdyn.figures.stream import correlation_density, density, mean_activations
 from rsdyn.figures.style import CROSS, WITHIN, save
@@ -14,30 +12,23 @@ from rsdyn.figures.transitions import transition_curve, unit_correlations, unit_
 __all__ = [
     "CROSS",
     "WITHIN",
-    "by_layer",
     "components_needed",
     "correlation_density",
     "cumulative_variance",
     "density",
-    "eigenvalue_planes",
     "explained_variance",
     "findings_left_out",
     "latent_distance",
     "latent_trajectory",
-    "linear_range",
     "loadings",
     "loss_curves",
-    "lyapunov_exponents",
     "massive_activations",
     "mean_activations",
     "pca_trajectory",
     "portraits",
-    "product_participation",
-    "recovery_curves",
     "rotation_distribution",
     "rotations_by_unit",
     "save",
-    "teleports",
     "transition_curve",
     "unit_correlations",
     "unit_information",

@@ -88,7 +88,27 @@ LOOKS = {
     "first token": Look("c1", "solid"),
     "sinks": Look("c4", "dash"),
     "others": Look("ink", "solid"),
+    "within layer": Look("within", "solid"),
+    "cross layer": Look("cross", "solid"),
+    "layer to layer": Look("cross", "solid"),
+    "sequences": Look("muted", "solid"),
+    "unperturbed": Look("muted", "solid"),
+    "at the injection": Look("ink", "solid"),
+    "then": Look("ink", "solid"),
+    "as put": Look("muted", "dot"),
+    "unit circle": Look("muted", "solid"),
+    "zero": Look("rule", "solid"),
+    "within a factor of two": Look("muted", "solid"),
+    "median": Look("ink", "solid"),
+    "mean": Look("ink", "dash"),
+    "units": Look("ink", "solid"),
+    "the null": Look("muted", "solid"),
+    "surrogates": Look("muted", "solid"),
+    "the unit": Look("c1", "solid"),
+    "massive units": Look("c4", "solid"),
+    "largest units": Look("muted", "solid"),
 }
+WITHOUT = "without massive units"
 _LABELS = {NAMES[key]: key for key in LOOKS if key in NAMES}
 _OTHERS = tuple(f"c{i}" for i in range(1, 7))
 
@@ -104,6 +124,8 @@ def look_of(name: str) -> Look:
     What stands behind a comma (``PCA, 2 components``) does not matter. A name that is not in the table (a series of
     somebody's own) gets a look that is a function of the name alone.
     """
+    if name.endswith(f", {WITHOUT}"):
+        return Look(look_of(name.removesuffix(f", {WITHOUT}")).colour, LOOKS["without_massive"].dash)
     known, more = name, name
     while more:
         key = _LABELS.get(known, known)

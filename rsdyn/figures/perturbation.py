@@ -1,339 +1,278 @@
-"""The panels of perturbed streams: teleported points in the plane (Fig. 4D), and whether they come back over depth."""
+"""The panels of perturbed streams (Fig. 4D): where points go, whether they come back, and what layers are worth."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
-from matplotlib.colors import ListedColormap, LogNorm, Normalize
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, StrMethodFormatter, SymmetricalLogLocator
+import torch
 
-from rsdyn.figures.colours import look_of
-from rsdyn.figures.depth import draw_band
-from rsdyn.figures.style import (
-    DARK,
-    GREY,
-    MINUS,
-    STYLE,
-    WIDTH,
-    as_array,
-    as_curves,
-    as_interval,
-    brief_percent,
+from rsdyn.figures.panel import (
+    Axis,
+    Caption,
+    Control,
+    Flow,
+    Line,
+    Mark,
+    Panel,
+    Rows,
+    Rule,
+    Said,
+    array,
+    brief,
     counted,
-    fisher_scale,
-    from_zero,
-    legend,
-    log_scale,
-    only_finite,
+    in_words,
+    percent,
 )
+from rsdyn.perturbation.layers import LayerEffects
+from rsdyn.perturbation.result import STILL, WRITES, Found
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+DONE = {"teleport": "teleported", "noise": "noised", "swap": "swapped"}
+OFF_PLANE = {
+    "drop": " off_plane=drop, the paper's reading: whatever of the state lies outside the plane is lost, so points "
+    "start far from any real state.",
+    "keep": " off_plane=keep: the state moves within the plane alone and keeps the rest.",
+}
+EVERYWHERE = " One vector at every position leaves attention nothing to choose from: the prompt does not matter here."
 
 
-def teleports(
-    reference: Any,
-    teleported: Mapping[Any, Any],
+def perturbation_panels(
+    found: Found,
     *,
-    n_steps: int = 12,
-    ratio: Any = None,
-    name: str = "PC",
-    title: str | None = None,
-) -> Figure:
-    """Draw where points put into the plane go next, a panel a layer of injection (Fig. 4D).
+    steps: int,
+    name: str = "component",
+    ratio: Sequence[float] | None = None,
+    site: str = "resid_pre",
+    position: str = "last",
+    off_plane: str = "drop",
+) -> list[Panel]:
+    """Fig. 4D; recovery beside the controls; the paper's MSE by layer beside points that no layer moves.
 
-    ``reference`` is (S, K), the latents of the unperturbed trajectory, K >= 2: the grey line, ringed where it is at the
-    sublayer of the injection. ``teleported`` maps a layer (a number, or a name) to latents (P, S', K) from the
-    injection on, the first being the points as they were put, the last at the reference's last sublayer. Arrows show
-    the mean displacement a sublayer over the next ``n_steps`` sublayers, or as many as there are, which the panel then
-    says. Their colour is its length, on one scale for all panels, logarithmic when the largest is over 8 times the
-    median; lengths on paper are scaled to each panel's longest. ``ratio`` (K,) is the share of the variance along each
-    component, written on its axis, and ``name`` what a dimension is called there. Points that are not finite are left
-    out and counted over their panel.
-
-    Raises ValueError for other shapes, no layer, fewer than two dimensions, a reference that is not finite, more
-    sublayers than the reference has, and ``n_steps`` below 1.
+    Args:
+        found: what came of the points.
+        steps: sublayers after the injection that Fig. 4D shows.
+        name: what a dimension of the plane is called.
+        ratio: share of the variance along each, where it is known.
+        site, position, off_plane: how points were put in, for the caption.
     """
-    path = as_array("reference", reference, 2, finite=True)
-    if path.shape[1] < 2:
-        raise ValueError(f"reference has shape {path.shape}, but needs 2 dimensions for a plane: keep two.")
-    if not teleported:
-        raise ValueError("teleported is empty, but must map at least one layer to its points: pass one layer.")
-    if n_steps < 1:
-        raise ValueError(f"n_steps is {n_steps}, but must be at least 1: pass 12 for the paper's figure.")
-    labels = [f"{name} 1", f"{name} 2"]
-    if ratio is not None:
-        shares = as_array("ratio", ratio, 1)
-        if len(shares) < 2:
-            raise ValueError("ratio has 1 value, but must have one a component: pass (K,) shares.")
-        labels = [f"{label} ({brief_percent(share)})" for label, share in zip(labels, shares[:2], strict=True)]
-    points = {layer: _points(layer, values, path) for layer, values in teleported.items()}
-    steps = {layer: _mean_step(x, n_steps) for layer, x in points.items()}
-    lengths = np.concatenate([np.hypot(*step.T) for step in steps.values()])
-    low, high = _limits(path[:, :2], points)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.15), layout="constrained")
-        colours = _colours(lengths[np.isfinite(lengths)])
-        for i, (layer, axes) in enumerate(_panels(figure, points, 1.4, sharex=True)):
-            axes.plot(*path[:, :2].T, color=GREY, linewidth=0.9, zorder=1)
-            at = path[len(path) - points[layer].shape[1], :2]
-            axes.plot(*at, "o", markersize=4.5, markerfacecolor="none", markeredgecolor=DARK, zorder=4)
-            axes.set_title(_heading(layer, points[layer], steps[layer], n_steps), fontsize=7, pad=3)
-            _draw_arrows(axes, points[layer][:, 0], steps[layer], colours, high - low)
-            if i == 0:
-                axes.set_xlim(low[0], high[0])
-                axes.set_ylim(low[1], high[1])
-                axes.xaxis.set_major_locator(MaxNLocator(4))
-                axes.yaxis.set_major_locator(MaxNLocator(4))
-            if i >= len(points) - 2:  # the lowest of each column; a label for both would lie below the colour bar
-                axes.set_xlabel(labels[0])
-        figure.supylabel(labels[1], fontsize=8)
-        extend = "min" if isinstance(colours.norm, LogNorm) else "neither"
-        bar = figure.colorbar(colours, ax=figure.axes, location="bottom", aspect=40, shrink=0.9, extend=extend)
-        bar.set_label(f"displacement per sublayer, over the next {n_steps}", fontsize=8)
-        bar.outline.set_linewidth(0.4)  # type: ignore[operator]
-        if isinstance(colours.norm, LogNorm):  # ticks at powers of ten alone would be one or two
-            bar.locator = LogLocator(subs=(1, 2, 5))
-            bar.formatter = StrMethodFormatter("{x:g}")
-        ring = Line2D([], [], linestyle="", marker="o", markersize=4.5, markerfacecolor="none", markeredgecolor=DARK)
-        legend(figure, title, [Line2D([], [], color=GREY), ring], ["unperturbed", "at the injection"])
-    return figure
+    panels = []
+    assert found.reference is not None
+    if found.reference.shape[-1] >= 2:
+        how = (OFF_PLANE.get(off_plane, "") if found.kind == "teleport" else "") + EVERYWHERE * (position == "all")
+        where = f"{site} at the chosen layer ({position} position)"
+        panels.append(_plane(found, steps, name, ratio, where, how))
+    panels.append(_recovery(found, "relative", "Distance to the reference, over its norm", Axis(
+        "distance to the reference / its norm", "log")))  # fmt: skip
+    panels.append(_recovery(found, "cosine", "Cosine to the reference", Axis("cosine to the reference", "fisher")))
+    has_controls = all({STILL, WRITES} <= {*found.conditions(layer)} for layer in found.sublayers)
+    if has_controls and any(row["plane_mse"] == row["plane_mse"] for row in found.rows):
+        panels.append(_mse(found))
+    return panels
 
 
-def recovery_curves(
-    curves: Mapping[Any, Mapping[str, Any]],
-    intervals: Mapping[Any, Mapping[str, Any]] | None = None,
-    *,
-    ylabel: str = "distance to the reference / its norm",
-    interval_label: str = "interval",
-    log: bool = False,
-    fisher: bool = False,
-    title: str | None = None,
-) -> Figure:
-    """Draw a measure of recovery against sublayers since the injection, a panel a layer, beside its controls.
-
-    ``curves`` maps a layer of injection (a number, or a name) to its conditions: name -> (S',), entry 0 being the state
-    as it was put. The first name is the solid line; the others (random directions, a swapped-in state, frozen
-    attention) are dashed. ``intervals`` maps layers and names to (2, S'), low and high, for as many of them as there
-    are. A dotted line carries the first curve's value as put through its panel: what does not pass it has not
-    recovered. The value axis is shared, and linear, logarithmic, or with ``fisher`` (cosines) spaced by artanh. Values
-    that cannot be drawn leave a gap and are counted over their panel.
-
-    Raises ValueError for other shapes, no layer or no curve, and an interval that belongs to no curve.
-    """
-    if not curves:
-        raise ValueError("curves is empty, but must map at least one layer to its curves: pass one layer.")
-    if log and fisher:
-        raise ValueError("log and fisher are both True, but an axis has one scale: pass one of them.")
-    arrays = {layer: as_curves(f"curves[{layer!r}]", found) for layer, found in curves.items()}
-    bands = _bands(intervals or {}, arrays)
-    names = list(dict.fromkeys(name for found in arrays.values() for name in found))
-    looks = {name: _look(name, i) for i, name in enumerate(names)}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.75), layout="constrained")
-        for layer, axes in _panels(figure, arrays, 1.2):
-            found = arrays[layer]
-            axes.axhline(next(iter(found.values()))[0], color=GREY, linewidth=0.6, linestyle=":", zorder=0)
-            for name, values in found.items():
-                since = np.arange(len(values))
-                if name in bands[layer]:
-                    low, high = bands[layer][name]
-                    draw_band(axes, since, low, high, looks[name]["color"], 0.15)
-                dots: Any = {"marker": "o", "markersize": 2} if len(values) < 8 else {}
-                axes.plot(since, only_finite(values), label=name, **looks[name], **dots)
-            everything = np.concatenate(list(found.values()))
-            lost = int((~np.isfinite(everything) | ((everything <= 0) & log)).sum())
-            axes.set_title(_layer(layer) + (f", {lost} not drawn" if lost else ""), fontsize=7, pad=3)
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
-            axes.margins(x=0.03)
-        drawn = [values for found in arrays.values() for values in found.values()]
-        drawn += [ends.ravel() for found in bands.values() for ends in found.values()]
-        scale = log_scale if log else fisher_scale if fisher else from_zero
-        scale(figure.axes[0], np.concatenate(drawn))
-        figure.supxlabel("sublayers since the injection", fontsize=8)
-        figure.supylabel(ylabel, fontsize=8)
-        handles: list[Any] = [Line2D([], [], **looks[name]) for name in names]
-        labels = [*names, "as put"]
-        handles.append(Line2D([], [], color=GREY, linewidth=0.6, linestyle=":"))
-        if any(bands.values()):
-            handles.append(Patch(color=GREY, alpha=0.4, linewidth=0))
-            labels.append(interval_label)
-        legend(figure, title, handles, labels, handlelength=2.2)
-    return figure
+def _layers(found: Found) -> Control:
+    layers = [str(layer) for layer in found.sublayers]
+    options = tuple((layer, f"layer {layer}") for layer in layers)
+    return Control("layer", "layer of injection", options, layers[len(layers) // 2], "steps", tuple(layers))
 
 
-def by_layer(
-    layers: Sequence[int],
-    curves: Mapping[str, Any],
-    intervals: Mapping[str, Any] | None = None,
-    *,
-    xlabel: str,
-    ylabel: str,
-    interval_label: str = "interval",
-    log: bool = False,
-    symlog: float | None = None,
-    title: str | None = None,
-) -> Figure:
-    """Draw one number a layer that was perturbed, beside its controls.
-
-    ``curves`` maps names to (L,) for the ``layers``, ``intervals`` some of them to (2, L), low and high. The value axis
-    is linear from zero, logarithmic, or with ``symlog`` linear up to that size and logarithmic beyond it on both sides.
-    Values that cannot be drawn leave a gap.
-
-    Raises ValueError for other shapes, no curve, and an interval that belongs to no curve.
-    """
-    arrays = as_curves("curves", curves)
-    bands = _bands({None: intervals or {}}, {None: arrays})[None]
-    if any(len(values) != len(layers) for values in arrays.values()):
-        raise ValueError(f"curves must have a value for each of the {len(layers)} layers: check them.")
-    looks = {name: _look(name, i) for i, name in enumerate(arrays)}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
-        axes = figure.subplots()
-        for name, values in arrays.items():
-            if name in bands:
-                low, high = bands[name]
-                draw_band(axes, np.asarray(layers), low, high, looks[name]["color"], 0.15)
-            axes.plot(layers, only_finite(values), label=name, marker="o", markersize=2.2, **looks[name])
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-        drawn = np.concatenate([*arrays.values(), *(ends.ravel() for ends in bands.values())])
-        if symlog is not None:
-            axes.axhline(0, color=GREY, linewidth=0.6, linestyle=":", zorder=0)
-            axes.set_yscale("symlog", linthresh=symlog)
-            axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=symlog))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}".replace("-", MINUS)))
-        else:
-            (log_scale if log else from_zero)(axes, drawn)
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel)
-        handles: list[Any] = [Line2D([], [], **looks[name]) for name in arrays]
-        labels = [*arrays]
-        if any(np.isfinite(ends).any() for ends in bands.values()):
-            handles.append(Patch(color=GREY, alpha=0.4, linewidth=0))
-            labels.append(interval_label)
-        legend(figure, title, handles, labels, handlelength=2.2)
-    return figure
-
-
-def _panels(
-    figure: Figure, layers: Mapping[Any, Any], height: float, sharex: bool = False
-) -> Iterator[tuple[Any, Axes]]:
-    """Two panels a row, each ``height`` inches, added to the figure's height; the cells left over stay empty."""
-    n_columns = min(2, len(layers))
-    n_rows = -(-len(layers) // n_columns)
-    figure.set_figheight(figure.get_figheight() + height * n_rows * (1.4 if n_columns == 1 else 1))
-    grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=sharex, sharey=True).ravel()
-    for axes in grid[len(layers) :]:
-        axes.remove()
-    if sharex and len(layers) % n_columns:  # its own tick labels, with no panel below
-        grid[len(layers) - n_columns].tick_params(labelbottom=True)
-    yield from zip(layers, grid, strict=False)
-
-
-def _layer(layer: Any) -> str:
-    return layer if isinstance(layer, str) else f"layer {layer}"
-
-
-def _points(layer: Any, values: Any, path: np.ndarray) -> np.ndarray:
-    """The points (P, S', 2) of one layer; the sublayer of the injection is what the reference has more."""
-    argument = f"teleported[{layer!r}]"
-    points = as_array(argument, values, 3)
-    if points.shape[1] > len(path) or points.shape[2] != path.shape[1]:
-        raise ValueError(
-            f"{argument} has shape {points.shape}, but must be (P, S', {path.shape[1]}) with S' at most {len(path)} to "
-            "go with reference: pass latents from the injection to the reference's last sublayer."
-        )
-    return points[..., :2]
+def _plane(found: Found, steps: int, name: str, ratio: Sequence[float] | None, where: str, how: str) -> Panel:
+    reference = array(found.reference)[:, :2]
+    n = len(reference)
+    conditions = list(dict.fromkeys(c for layer in found.sublayers for c in found.conditions(layer)))
+    drawn: list[Mark] = [
+        Line(name="unperturbed", x=reference[:, 0], y=reference[:, 1], text=tuple(f"sublayer {s}" for s in range(n)))
+    ]
+    for layer in found.sublayers:
+        for condition in conditions:
+            when = {"layer": str(layer), "condition": condition}
+            points = found.of_points.get((layer, condition))
+            if points is None:
+                lacks = f"The first prompt has no {condition} at layer {layer}."
+                drawn.append(Said(name="said", when=when, words=lacks))
+                continue
+            latents, relative = array(points["latents"])[..., :2].transpose(1, 0, 2), array(points["relative"]).T
+            last = len(latents) - 1
+            rows = Rows("steps", tuple(str(k) for k in range(min(1, last), last + 1)), last=True)
+            at = n - 1 - last
+            drawn.append(
+                Flow(
+                    name=condition,
+                    when=when,
+                    rows=rows,
+                    start=latents[0],
+                    end=latents[min(1, last) :],
+                    value=relative[min(1, last) :],
+                    bar="distance to the reference / its norm",
+                    text=tuple(f"point {i}, put in at {brief(r)} norms" for i, r in enumerate(relative[0])),
+                )
+            )
+            if condition == conditions[0]:
+                ring = {"layer": str(layer)}
+                drawn.append(Line(name="at the injection", when=ring, x=reference[[at], 0], y=reference[[at], 1],
+                                  line=False, marker="ring"))  # fmt: skip
+                then = reference[at + min(1, last) :]
+                drawn.append(Line(name="then", when=ring, rows=rows, x=then[:, [0]], y=then[:, [1]], line=False,
+                                  marker="circle", size=2))  # fmt: skip
+            told = []
+            if last < steps:
+                told.append(f"{counted(last, 'sublayer')} {'follows' if last == 1 else 'follow'}")
+            if lost := int((~np.isfinite(latents).all((0, 2))).sum()):
+                told.append(f"{lost} of {latents.shape[1]} points not finite")
+            if told:
+                drawn.append(Said(name="said", when=when, words=", ".join(told)))
+    longest = n - 1 - min(found.sublayers.values())
+    ks = [str(k) for k in range(min(1, longest), longest + 1)]
+    labels = [f"{name} {i + 1}" for i in range(2)]
+    if ratio is not None and len(ratio) > 1:
+        labels = [f"{label} ({percent(share)})" for label, share in zip(labels, ratio, strict=False)]
+    first = "of the first prompt " if found.n_prompts > 1 else ""
+    points_in_words = counted(found.n_points, "point")
+    return Panel(
+        key=f"fig4d_{found.kind}", figure="4D", title=f"Where {DONE.get(found.kind, found.kind)} points go",
+        marks=tuple(drawn), x=Axis(labels[0]), y=Axis(labels[1]),
+        controls=(
+            _layers(found),
+            Control("condition", "what was put in", tuple((c, c) for c in conditions), conditions[0]),
+            Control("steps", "sublayers later", tuple((k, k) for k in ks), str(min(steps, longest)), "steps"),
+        ),
+        caption=Caption(
+            f"{points_in_words} {first}put in place of {where}, and where each goes in the next {steps} sublayers "
+            "(on the page: choose how many), coloured by the distance to the reference then, over the reference's "
+            f"norm. Line: the unperturbed run; ring: where it is at the injection; disc: where it is then.{how}",
+            "whether points are carried along with the reference or stay where they were put, and how that depends on "
+            "the layer; compare with each control.",
+            "attraction, from lines that point at the reference: in a plane a stream may come near because its "
+            "displacement turned out of the plane, and all lines share the step that is added to every stream alike. "
+            "The curves beside it are in full space.",
+        ),
+        alt=f"Lines in the plane of two components from {points_in_words} as they were put in place of the stream at a "
+        "layer to where they are some sublayers later; the reference's path in grey.",
+        tall=1.1, wide=True,
+    )  # fmt: skip
 
 
-def _mean_step(points: np.ndarray, n_steps: int) -> np.ndarray:
-    """Mean displacement a sublayer (P, 2) over the next sublayers; NaN where a point is not finite or nothing follows.
-
-    The mean of successive steps: what lies between is only a detour, so first and last point are all that counts.
-    """
-    last = min(n_steps, points.shape[1] - 1)
-    finite = np.isfinite(points[:, : last + 1]).all((1, 2))
-    if last == 0:
-        return np.full(points[:, 0].shape, np.nan)
-    with np.errstate(invalid="ignore"):
-        return np.where(finite[:, None], (points[:, last] - points[:, 0]) / last, np.nan)
-
-
-def _heading(layer: Any, points: np.ndarray, step: np.ndarray, n_steps: int) -> str:
-    last = points.shape[1] - 1
-    if last == 0:
-        return f"{_layer(layer)}: nothing follows"
-    lost = int((~np.isfinite(step).all(1)).sum())
-    parts = [f"next {counted(last, 'sublayer')}"] * (last < n_steps) + [f"{lost} left out"] * (lost > 0)
-    return _layer(layer) + (": " + ", ".join(parts) if parts else "")
-
-
-def _limits(path: np.ndarray, points: Mapping[Any, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper corner of a plane that holds the control and all points as put, with room for the arrows."""
-    put = np.concatenate([path, *(x[:, 0] for x in points.values())])
-    put = put[np.isfinite(put).all(1)]
-    low, high = put.min(0), put.max(0)
-    room = np.where(high > low, 0.12 * (high - low), 1.0)
-    return low - room, high + room
-
-
-def _colours(lengths: np.ndarray) -> Any:
-    """What maps lengths to colours in every panel: viridis without its yellow, which is lost on white."""
-    scale = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 256)))
-    largest = float(lengths.max(initial=0.0)) or 1.0
-    norm: Normalize = Normalize(0, largest)
-    positive = lengths[lengths > 0]
-    if len(positive) and largest > 8 * np.median(lengths):
-        norm = LogNorm(min(float(np.percentile(positive, 3)), 0.5 * largest), largest, clip=True)
-    return matplotlib.cm.ScalarMappable(norm, scale)
-
-
-def _draw_arrows(axes: Axes, put: np.ndarray, step: np.ndarray, colours: Any, span: np.ndarray) -> None:
-    """Arrows from the points as put; the longest is about as long as neighbours of a square grid are apart."""
-    keep = np.isfinite(step).all(1)
-    if not keep.any():
-        axes.plot(*only_finite(put).T, ".", color=GREY, markersize=2)
-        return
-    put, step = put[keep], step[keep]
-    longest = np.hypot(*(step / span).T).max() or 1.0
-    axes.quiver(
-        *put.T,
-        *step.T,
-        np.hypot(*step.T),
-        angles="xy",
-        scale_units="xy",
-        scale=longest / min(0.25, 1.1 / np.sqrt(len(keep))),
-        cmap=colours.cmap,
-        norm=colours.norm,
-        width=0.007,
-        headwidth=4,
-        headlength=4,
-        headaxislength=3.6,
-        zorder=3,
+def _recovery(found: Found, measure: str, title: str, y: Axis) -> Panel:
+    drawn: list[Mark] = []
+    several = len(found.by_prompt(*next(iter(found.values)), "kl")) > 1
+    spread = "95 % interval over prompts" if several else "middle half of the points"
+    told, lacking = [], []
+    for layer in found.sublayers:
+        when = {"layer": str(layer)}
+        for condition in found.conditions(layer):
+            over = found.measured(layer, condition, f"{measure}_curve")
+            value, low, high = array(over.value), array(over.low), array(over.high)
+            ours = condition == found.kind
+            if not several and (points := found.of_points.get((layer, condition))):
+                half = torch.tensor([0.25, 0.75], dtype=torch.float64)
+                low, high = array(torch.nanquantile(points[measure].to(torch.float64), half, dim=0))
+            words = [f"{counted(k, 'sublayer')} later<br>{brief(v, 4)}" for k, v in enumerate(value)]
+            since = np.arange(len(value))
+            if ours:
+                told.append(f"layer {layer}: from {brief(value[0])} to {brief(value[-1])}")
+                put = np.full(2, value[0])
+                drawn.append(Line(name="as put", when=when, x=np.array([0, max(1, len(value) - 1)]), y=put, width=0.6))
+            drawn.append(
+                Line(name=condition, when=when, x=since, y=value, low=low if ours else None,
+                     high=high if ours else None, text=tuple(words), width=1.1 if ours else 0.8)
+            )  # fmt: skip
+            n = len(found.counted(layer, condition))
+            if n < len(found.sample):
+                lacking.append(f" {condition.capitalize()} at layer {layer}: {n} of {len(found.sample)} prompts.")
+    over_prompts = f", median over {counted(len(found.sample), 'prompt')}" if len(found.sample) > 1 else ""
+    not_for = (
+        "contraction, from a cosine that recovers: norms grow with depth, so whatever is added to both streams alike "
+        "turns them towards each other without undoing anything."
+        if measure == "cosine"
+        else "contraction, from a ratio that falls: the norm it is divided by grows with depth. The column nearer "
+        "counts points that end nearer in distance as well as in ratio."
     )
+    return Panel(
+        key=f"recovery_{measure}", figure="4D", title=title, marks=tuple(drawn),
+        x=Axis("sublayers since the injection", whole=True), y=y, bands=spread, controls=(_layers(found),),
+        caption=Caption(
+            f"Mean over {counted(found.n_points, 'point')}{over_prompts}, from the injection to the last sublayer, in "
+            f"full space; band: {spread}. Controls: the same points where they stay put, and where they take random "
+            "steps as long as the reference's; random directions at the same distances, a real state of another "
+            f"sequence, and the same points with attention frozen at the reference.{''.join(lacking)}",
+            "recovery, only as far as the points come back more than points that stay put: the reference travels "
+            "towards what lies ahead of it.",
+            not_for,
+        ),
+        alt=f"Lines over sublayers since the injection, for {found.kind}: " + "; ".join(told) + ".",
+    )  # fmt: skip
 
 
-def _look(name: str, i: int) -> dict[str, Any]:
-    """How a curve is drawn: by its name; the first one is the heavier."""
-    look = look_of(name)
-    return {"color": look.hex, "linestyle": look.line, "linewidth": 0.9 if i else 1.2}
+def _mse(found: Found) -> Panel:
+    """The paper's profile: the MSE in the plane by layer of injection, beside points that no layer moves."""
+    kept = {(row.layer, row.condition): row.values["plane_mse"] for row in found.rows}
+    layers = np.array([*found.sublayers], dtype=float)
+    drawn = []
+    for condition in (found.kind, STILL, WRITES):
+        value, low, high = (np.array([float(getattr(kept[layer, condition], end)) for layer in found.sublayers])
+                            for end in ("value", "low", "high"))  # fmt: skip
+        drawn.append(Line(name=condition, x=layers, y=value, low=low, high=high, marker="circle",
+                          text=tuple(f"layer {layer:g}: {brief(v, 4)}" for layer, v in zip(layers, value, strict=True)),
+                          width=1.1 if condition == found.kind else 0.8))  # fmt: skip
+    ratios = []
+    for beyond in found.beyond_still:
+        value, low, high = map(float, beyond.mse_ratio)
+        if value == value:
+            ends = f" [{brief(low)}, {brief(high)}]" if low == low else ""
+            ratios.append(f"{brief(value)}{ends} at layer {beyond.layer}")
+    return Panel(
+        key="recovery_mse", figure="4D", title="Mean squared distance in the plane", marks=tuple(drawn),
+        x=Axis("layer of injection", whole=True), y=Axis("MSE in the plane", from_zero=True),
+        bands="95 % interval over prompts",
+        caption=Caption(
+            "The paper's measure of recovery: squared distance to the reference in the plane, averaged over the "
+            "points, both components and all sublayers after the injection. Over that of points that stay put: "
+            f"{', '.join(ratios)}.",
+            "whether the profile over layers is the model's: only where it lies below that of points that do not move.",
+            "that the layers in the middle recover best, from a minimum there: the profile of points that do not move "
+            "has it too.",
+        ),
+        alt=f"Lines over the layer of injection, for {found.kind}, points that stay put and points with random steps.",
+    )  # fmt: skip
 
 
-def _bands(
-    intervals: Mapping[Any, Mapping[str, Any]], arrays: Mapping[Any, Mapping[str, np.ndarray]]
-) -> dict[Any, dict[str, np.ndarray]]:
-    """The interval (2, S') of each curve that has one, by layer and name."""
-    bands: dict[Any, dict[str, np.ndarray]] = {layer: {} for layer in arrays}
-    for layer, found in intervals.items():
-        for name, values in found.items():
-            argument = f"intervals[{layer!r}][{name!r}]"
-            if name not in arrays.get(layer, {}):
-                raise ValueError(f"{argument} belongs to no curve: pass it under the layer and the name of one.")
-            bands[layer][name] = only_finite(as_interval(argument, values, len(arrays[layer][name]), "value"))
-    return bands
+def effect_panels(found: LayerEffects) -> list[Panel]:
+    """KL and perplexity by the layer that was left out, or exchanged with the next."""
+    what = "left out" if found.kind == "skip" else "exchanged with the next"
+    name = "texts" if len(found.sample) > 1 else "the prompt"
+    own = found.of_text(0) if found.drawn and 0 not in found.drawn else None
+    layers = np.array(found.layers, dtype=float)
+    tokens = counted(int(found.n_tokens[found.sample].sum()), "token")
+    panels = []
+    for i, (key, title, y) in enumerate((
+        ("kl", "KL of the next token", Axis("KL of the next token (nats)", "log")),
+        ("perplexity", "Change of perplexity", Axis("change of perplexity (%)", "symlog", linear_to=10.0)),
+    )):  # fmt: skip
+        of = [getattr(effect, key) for effect in found.effects]
+        value, low, high = (np.array([float(getattr(one, end)) for one in of]) for end in ("value", "low", "high"))
+        unit = " nats" if key == "kl" else " %"
+        words = tuple(f"layer {layer:g}<br>{brief(v, 4)}{unit}" for layer, v in zip(layers, value, strict=True))
+        drawn: list[Mark] = [Line(name=name, x=layers, y=value, low=low, high=high, text=words, marker="circle")]
+        if own is not None:
+            drawn.append(Line(name="the prompt", x=layers, y=array(own[i]), marker="circle", width=0.8))
+        if key == "perplexity":
+            drawn.insert(0, Rule(name="zero", y=0.0, legend=False))
+        panels.append(
+            Panel(
+                key=f"{found.kind}_{key}",
+                figure="4D",
+                title=f"{title}, by the layer {what}",
+                marks=tuple(drawn),
+                x=Axis(f"layer {what}", whole=True),
+                y=y,
+                bands=f"95 % interval over {counted(len(found.sample), 'text')}",
+                caption=Caption(
+                    f"Each layer of the model {what} in turn, on {counted(len(found.sample), 'text')} of {tokens}.",
+                    "which layers the predictions hang on, and which can be missed.",
+                    "what a layer computes: a layer can matter because later ones expect its writes, as those of "
+                    "massive units, and not for what they say.",
+                ),
+                alt=in_words(title, value, [f"layer {layer:g}" for layer in layers]) + ".",
+            )
+        )
+    return panels

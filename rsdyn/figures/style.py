@@ -23,7 +23,7 @@ from rsdyn.figures.colours import LIGHT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 WITHIN, CROSS = LIGHT["within"], LIGHT["cross"]
 GREY = "#999999"
@@ -157,18 +157,19 @@ def number(value: float, form: str = ".1f") -> str:
 
 
 def legend(
-    figure: Figure,
+    figure: Figure | SubFigure,
     title: str | None,
     handles: Sequence[Any] | None = None,
     labels: Sequence[str] | None = None,
     *,
     ncols: int = 3,
     handlelength: float = 1.6,
+    grow: bool = True,
 ) -> None:
     """Put the legend above the panel, the figure's title as its heading: a suptitle would be drawn over it.
 
     It gets ``ncols`` columns, or as many as fit between the figure's edges, and labels wider than that are wrapped.
-    Lines beyond two make the figure higher, so that they take no room from the panels.
+    Lines beyond two make the figure higher, so that they take no room from the panels; not so with ``grow=False``.
     """
     if handles is None or labels is None:
         handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -180,7 +181,8 @@ def legend(
     title = title and wrapped(title, 8)
     columns = np.array_split(np.array([label.count("\n") + 1 for label in labels], dtype=int), ncols)
     n_lines = max(int(column.sum()) for column in columns) + (title.count("\n") if title else 0)
-    figure.set_figheight(figure.get_figheight() + 0.155 * max(0, n_lines - 2))
+    if grow:
+        figure.set_figheight(figure.get_figheight() + 0.155 * max(0, n_lines - 2))
     figure.legend(
         handles,
         labels,

@@ -11,7 +11,8 @@ import torch
 
 from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.errors import UserError
-from rsdyn.figures.of_perturbation import panels
+from rsdyn.figures import static
+from rsdyn.figures.perturbation import perturbation_panels
 from rsdyn.lm.certificate import certify
 from rsdyn.lm.continuing.layer_calls import check_memories
 from rsdyn.lm.given import GivenModel
@@ -59,11 +60,19 @@ class Perturbed:
 
     def plot(self, panel: str = "4D") -> Figure:
         """``4D``, ``recovery_relative`` or ``recovery_cosine``, as a matplotlib figure."""
-        drawn = panels(self.found, self.plane, self.settings)
-        name = f"fig4d_{self.settings.kind}" if panel.upper() == "4D" else panel
-        if name not in drawn:
-            raise UserError(f"panel={panel!r}: there is {', '.join(drawn)}.")
-        return drawn[name]
+        settings = self.settings
+        drawn = perturbation_panels(
+            self.found,
+            steps=settings.steps,
+            name=self.plane.name,
+            ratio=self.plane.ratio,
+            **{name: getattr(settings, name) for name in ("site", "position", "off_plane")},
+        )
+        known = {one.key: one for one in drawn}
+        name = f"fig4d_{settings.kind}" if panel.upper() == "4D" else panel
+        if name not in known:
+            raise UserError(f"panel={panel!r}: there is {', '.join(known)}.")
+        return static.draw(known[name])
 
     def __repr__(self) -> str:
         return "\n".join([*closing_table(self.found), "", *self.notes])

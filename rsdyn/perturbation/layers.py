@@ -6,10 +6,11 @@ little that later layers read; two that can change places do not build on each o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,6 +96,14 @@ class LayerEffects:
         """One text's own KL and change of perplexity in per cent, ``(layers,)`` each."""
         n = self.n_tokens[number]
         return self.kl[number] / n, 100 * torch.expm1((self.loss[number] - self.plain[number]) / n)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], kind: str, *, drawn: bool) -> LayerEffects:
+        """What :meth:`arrays` gave, read back; ``KeyError`` where an array is missing."""
+        names = {"n_tokens": "n_tokens", "plain": "plain_loss", "loss": "loss", "kl": "kl"}
+        parts = {field: torch.from_numpy(np.asarray(arrays[name])) for field, name in names.items()}
+        sample = tuple(int(i) for i in arrays["sample"]) if drawn else ()
+        return cls(kind, [int(layer) for layer in arrays["layers"]], **parts, drawn=sample)
 
     def arrays(self) -> dict[str, Any]:
         """Everything as arrays, a row a text."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -190,6 +191,32 @@ class Found:
         if self.reference is not None:
             out["reference"] = self.reference.numpy()
         return out
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], summary: Mapping[str, Any]) -> Found:
+        """What :meth:`arrays` gave, read back; numbers that no array has are those of ``summary.json``.
+
+        Raises:
+            KeyError: where an array is missing.
+        """
+        n = len(arrays["reference"])
+        sample = [int(i) for i in arrays["sample"]] if "sample" in arrays else []
+        drawn = tuple(sample) if summary.get("n_drawn") else ()
+        found = cls(str(summary["kind"]), int(summary["n_prompts"]), int(summary["n_points"]), {}, drawn)
+        found.reference = torch.from_numpy(np.asarray(arrays["reference"]))
+        for row in summary["rows"]:
+            at = int(row["layer"]), str(row["condition"])
+            curves = np.asarray(arrays[f"{_folder(at)}/relative_curve"])
+            found.sublayers[at[0]] = n - curves.shape[1]
+            has = np.flatnonzero(~np.isnan(curves).all(1)) if len(curves) > 1 else np.arange(len(curves))
+            found.prompts[at] = has.tolist()
+            for name in (*SCALARS, "relative_curve", "cosine_curve"):
+                if (key := f"{_folder(at)}/{name}") in arrays:
+                    found.values.setdefault(at, {})[name] = [*torch.from_numpy(np.asarray(arrays[key])[has])]
+            for name in ("relative", "cosine", "kl", "latents"):
+                if (key := f"{_folder(at)}/points_{name}") in arrays:
+                    found.of_points.setdefault(at, {})[name] = torch.from_numpy(np.asarray(arrays[key]))
+        return found
 
     def _of_every_prompt(self, at: At, values: list[Tensor], none: Tensor) -> list[Tensor]:
         of = dict(zip(self.prompts[at], values, strict=True))

@@ -9,7 +9,7 @@ from rsdyn.analysis.finding import Value
 from rsdyn.report.panels import html_table, notes
 from rsdyn.report.reading import RunFiles
 
-# a figure's file -> what it shows; drawn by figures/of_jacobians.py
+# a figure's file -> what it shows; drawn by figures/jacobians.py
 FIGURES = {
     "jacobian_eigenvalues": "Eigenvalues of one text's Jacobians in the plane, beside those of the nulls.",
     "jacobian_antisymmetric": "Antisymmetric share of the update: 1 is a rotation, 0 symmetric, one half chance.",

@@ -201,7 +201,7 @@ def test_the_command(words, tmp_path, capsys, monkeypatch):
 
     # what is measured is not measured again, and more texts go on from it
     monkeypatch.setattr("rsdyn.commands.jacobians.measure_text", lambda *a, **k: pytest.fail("measured again"))
-    monkeypatch.setattr("rsdyn.figures.of_jacobians.panels", lambda *a: {})  # drawn once is enough
+    monkeypatch.setattr("rsdyn.commands.analyze.jacobian_panels", lambda *a: [])  # drawn once is enough
     again = tmp_path / "again"
     assert run(words, **{"run.dir": again}) == 0
     same = json.loads((again / "summary.json").read_text())["jacobian"]

@@ -146,7 +146,7 @@ def test_it_says_how_to_read_every_figure_that_the_scripts_write():
     named = set(re.findall(r"`(\w+?)(?:_\.\.\.)?`", table)) - {"nearer", "contraction"}
     sources = [
         ROOT / name
-        for name in ("rsdyn/commands/train.py", "rsdyn/figures/of_analysis.py", "rsdyn/figures/of_perturbation.py")
+        for name in ("rsdyn/commands/train.py", "rsdyn/figures/of_analysis.py", "rsdyn/figures/perturbation.py")
     ]
     text = "".join(path.read_text() for path in sources)
     written = set(re.findall(r'"(fig\d\w+?)(?:_\{[^"]*)?"', text)) | {"loss"}

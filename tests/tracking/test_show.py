@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy  # noqa: E402
 
 from rsdyn import figures  # noqa: E402
 from rsdyn.commands import analyze, perturb, train  # noqa: E402
+from rsdyn.figures import static  # noqa: E402
 from rsdyn.labels import NAMES  # noqa: E402
 from rsdyn.report.figure3 import figure3  # noqa: E402
 from rsdyn.report.reading import read_run  # noqa: E402
@@ -31,9 +32,11 @@ CONDITIONS = ("original", "token_shuffled")
 NULLS = ("layer_shuffle", "increment_shuffle_windowed", "token_shuffled")
 
 
-def small(figure, folder, name):
+def small(figure, folder, name=None):
     """A small picture: what takes seconds, and is looked at elsewhere, is how large it is."""
     folder.mkdir(exist_ok=True)
+    if name is None:
+        figure, name = static.draw(figure), figure.key
     figure.savefig(folder / f"{name}.png", dpi=20)
 
 
@@ -42,6 +45,7 @@ def run(script, words):
         warnings.simplefilter("always")
         patch.setenv("RSDYN_RUN_DIR", "")
         patch.setattr(figures, "save", small)
+        patch.setattr(static, "save", small)
         assert script.main(words) == 0
     return [str(w.message) for w in said if "W&B" in str(w.message)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -104,6 +104,43 @@ def distinct(x: Tensor) -> tuple[np.ndarray, int]:
         raise ValueError("x: it holds NaN or infinities. Leave those samples or units out.")
     kept = np.unique(rows, axis=0)
     return kept, len(rows) - len(kept)
+
+
+def nearest_distances(x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of different states ``(N, D)`` to their ``k`` nearest others, rising, and which these are, ``(N, k)``.
+
+    By products of float64 about the mean: one matrix product where subtracting first reads every pair's units.
+    """
+    about = torch.from_numpy(x - x.mean(0))
+    square = about.square().sum(1)
+    away = (square[:, None] + square[None, :] - 2 * about @ about.T).clamp_(min=0)
+    away.fill_diagonal_(torch.inf)
+    found = away.topk(min(k, len(x) - 1), dim=1, largest=False)
+    return found.values.sqrt().numpy(), found.indices.numpy()
+
+
+class IntrinsicDimension(NamedTuple):
+    """Intrinsic dimensions of some states, and how many of the states were repeated ones and left out."""
+
+    twonn: float
+    mle: float
+    repeated: int
+
+
+def intrinsic_dimension(x: Tensor, k: int = 20) -> IntrinsicDimension:
+    """:func:`twonn` and :func:`mle` of ``x`` ``(N, D)``, from one search for neighbours.
+
+    Raises as they do.
+    """
+    kept, repeated = distinct(x)
+    if len(kept) < LEAST_STATES:
+        return IntrinsicDimension(math.nan, math.nan, repeated)
+    distances, which = nearest_distances(kept, k)
+    estimators = _scikit_dimension()
+    by_two = estimators.TwoNN(dist=True).fit(distances[:, :2]).dimension_
+    near = distances[:, 0] > 0  # of two states that differ by rounding alone the product may give 0
+    local = estimators.MLE().fit(kept[near], precomputed_knn_arrays=(distances[near], which[near]))
+    return IntrinsicDimension(float(by_two), float(local.dimension_), repeated)
 
 
 def twonn(x: Tensor) -> float:

@@ -7,6 +7,8 @@ are independent, and it can be a little below 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -69,15 +71,97 @@ def centred_gram(x: Tensor) -> Tensor:
     ``(N, N)`` float64. Each entry loses its row's and column's sums over ``N - 2`` and gains the whole sum over
     ``(N - 1)(N - 2)``; the mean product of two such matrices over ``N (N - 3)`` is the unbiased HSIC.
     """
-    n = len(x)
-    if n < LEAST:
-        raise ValueError(f"x has {n} samples: the debiased estimator needs at least {LEAST}.")
-    x = x.to(torch.float64)
-    x = x - x.mean(0)
-    gram = (x @ x.T).fill_diagonal_(0)
+    gram, n = _hollow_gram(x), len(x)
     rows = gram.sum(0)
     gram -= (rows[:, None] + rows[None, :]) / (n - 2) - rows.sum() / ((n - 1) * (n - 2))
     return gram.fill_diagonal_(0)
+
+
+def hollow_grams(x: Tensor) -> Tensor:
+    """The Gram matrices of the sublayers of ``(N, S, D)``, each of length 1 and without its diagonal: ``(S, N, N)``.
+
+    Float32, for the functions that take pairs of them; zero where a sublayer is constant.
+    """
+    n, s, _ = x.shape
+    out = torch.empty(s, n, n, dtype=torch.float32, device=x.device)
+    for k in range(s):
+        gram = _hollow_gram(x[:, k])
+        size = gram.norm()
+        out[k] = (gram / torch.where(size > 0, size, 1.0)).to(torch.float32)
+    return out
+
+
+def without_each_group(grams: Tensor, others: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """Debiased CKA of pairs of :func:`hollow_grams`, of all samples and without each group of them.
+
+    Everything that the estimator takes of a subset are sums over blocks of the two matrices, so each pair is read once
+    and not once per group.
+
+    Args:
+        grams, others: ``(P, N, N)``, the pairs.
+        group: ``(N,)``, the group of each sample.
+
+    Returns:
+        ``(P,)`` of all samples, and ``(G, P)`` without each group in rising order, float64; NaN where fewer than four
+        samples are left, or the states are constant. One group gives ``(0, P)``.
+    """
+    known = group.unique()
+    n, n_pairs = len(group), len(grams)
+    member = (group[:, None] == known).to(grams.device, torch.float32)  # (N, G)
+    left = [n, *(n - int((group == g).sum()) for g in known)] if len(known) > 1 else [n]
+    found = torch.empty(len(left), n_pairs, dtype=torch.float64, device=grams.device)
+    for p, (k, m) in enumerate(zip(grams, others, strict=True)):
+        pairs = {"km": (k, m), "kk": (k, k), "mm": (m, m)}
+        blocks = {name: (member.T @ (a * b) @ member).to(torch.float64) for name, (a, b) in pairs.items()}
+        rows = {"k": (k @ member).to(torch.float64), "m": (m @ member).to(torch.float64)}  # (N, G)
+        each = {name: _hsic(blocks[name], rows[name[0]], rows[name[1]], member, left) for name in pairs}
+        sizes = (each["kk"] * each["mm"]).clamp(min=0).sqrt()
+        found[:, p] = each["km"] / torch.where(sizes > 1e-12, sizes, torch.nan)
+    return found[0], found[1:]
+
+
+def _hsic(blocks: Tensor, of_k: Tensor, of_m: Tensor, member: Tensor, left: Sequence[int]) -> Tensor:
+    """Unbiased HSIC, times N (N - 3), of all samples and without each group (Song et al. 2012, equation 5)."""
+    member = member.to(torch.float64)
+    out = []
+    for g, n in enumerate(left, start=-1):  # -1: all samples
+        if n < LEAST:
+            out.append(torch.tensor(torch.nan, dtype=torch.float64, device=blocks.device))
+            continue
+        stays = torch.ones(len(blocks), dtype=torch.float64, device=blocks.device)
+        if g >= 0:
+            stays[g] = 0
+        inside = member @ stays
+        k, m = (of_k @ stays) * inside, (of_m @ stays) * inside
+        trace = stays @ blocks @ stays
+        whole = k.sum() * m.sum() / ((n - 1) * (n - 2))
+        out.append(trace + whole - 2 / (n - 2) * (k @ m))
+    return torch.stack(out)
+
+
+def permuted_floor(grams: Tensor, others: Tensor, *, n: int = 5, seed: int = 0) -> Tensor:
+    """Debiased CKA of pairs of :func:`hollow_grams` whose samples do not belong together, ``(n, P)``.
+
+    Those of the second are permuted, by an order of its own for each value: what unrelated states of these spectra
+    give. The mean is 0; the spread is what a similarity must stand above.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.empty(n, len(grams), dtype=torch.float64, device=grams.device)
+    one = torch.zeros(grams.shape[-1], dtype=torch.int64)
+    for p, (k, m) in enumerate(zip(grams, others, strict=True)):
+        for i in range(n):
+            order = torch.randperm(len(k), generator=generator).to(k.device)
+            found[i, p] = without_each_group(k[None], m[order][:, order][None], one)[0][0]
+    return found
+
+
+def _hollow_gram(x: Tensor) -> Tensor:
+    """Products of all pairs of different states ``(N, D)``, about their mean, which the estimator does not see."""
+    if len(x) < LEAST:
+        raise ValueError(f"x has {len(x)} samples: the debiased estimator needs at least {LEAST}.")
+    x = x.to(torch.float64)
+    x = x - x.mean(0)
+    return (x @ x.T).fill_diagonal_(0)
 
 
 def _flat_grams(x: Tensor) -> Tensor:

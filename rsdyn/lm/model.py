@@ -20,7 +20,7 @@ from rsdyn.lm.batches import PACKED, SORTED, batches_apart, make_batches
 from rsdyn.lm.head import behind_the_layers
 from rsdyn.lm.packing import NotPackedError, Row, one_row, packed_attention
 from rsdyn.lm.sites import RESID_PRE, find_sites, sublayer_index
-from rsdyn.lm.tracing import stream_of
+from rsdyn.lm.tracing import output_of, stream_of
 from rsdyn.threads import side_by_side
 
 if TYPE_CHECKING:
@@ -148,6 +148,10 @@ class LanguageModel:
         What comes behind the LM head (soft-capping, a scale) is the model's own. Raises ``ValueError`` when the model
         was loaded without its LM head.
         """
+        return self.logits(final).log_softmax(-1)
+
+    def logits(self, final: Tensor) -> Tensor:
+        """Next-token logits ``(..., V)``, float32, of states behind the last layer ``(..., D)``; as `log_probs`."""
         if self._tail is None:
             raise ValueError(
                 f"log_probs: {self.name} was loaded without its LM head, and only the stream can be had. "
@@ -157,7 +161,7 @@ class LanguageModel:
         with self.evaluating(), torch.set_grad_enabled(torch.is_grad_enabled() and final.requires_grad):
             # through the class, since a model spread over devices has its forward replaced by one bound to the original
             logits = type(self._tail).forward(self._tail, inputs_embeds=final.reshape(1, -1, self.n_units)).logits
-        return logits.float().log_softmax(-1).view(*final.shape[:-1], -1)
+        return logits.float().view(*final.shape[:-1], -1)
 
     def record(
         self,
@@ -167,6 +171,7 @@ class LanguageModel:
         batch_tokens: int = 1024,
         dtype: torch.dtype | None = None,
         first_index: int = 0,
+        final: bool = False,
         on_batch: Callable[[int], object] = lambda n: None,
     ) -> Tensor:
         """The trajectories of the last token of each sequence: ``(B, S, D)`` on the CPU (METHOD section 2).
@@ -179,6 +184,7 @@ class LanguageModel:
                 least). What goes together depends on ``sequences``, this number and ``layout`` alone.
             dtype: of the result; default the model's.
             first_index: index of ``sequences[0]`` in its corpus, for messages.
+            final: also record the state behind the last layer, ahead of the final norm: ``(B, S + 1, D)``.
             on_batch: called with the number of sequences after each batch.
 
         With ``layout`` packed, sequences stand end to end in one row, without padding, and attend to themselves alone
@@ -192,7 +198,7 @@ class LanguageModel:
         self._check_lengths(lengths, first_index)
         at = [np.array([n - 1]) for n in lengths] if positions is None else positions
         ends = np.cumsum([len(tokens) for tokens in at])
-        out = torch.empty(int(ends[-1]), self.n_sublayers, self.n_units, dtype=dtype or self.dtype)
+        out = torch.empty(int(ends[-1]), self.n_sublayers + final, self.n_units, dtype=dtype or self.dtype)
         layout, apart = SORTED if self.n_edits else self.layout.name, longrope_length(self.config)
         batches = make_batches(lengths, batch_tokens, layout, apart)
         if self.n_edits and (len(batches) > 1 or len(set(lengths)) > 1):
@@ -206,7 +212,7 @@ class LanguageModel:
             into = np.concatenate([np.arange(ends[i] - len(at[i]), ends[i]) for i in rows])
             self._record_batch([sequences[i] for i in rows], [at[i] for i in rows], out, torch.from_numpy(into), layout)
 
-        with self.evaluating(), packed_attention(self.base) if layout == PACKED else nullcontext(), self._hooks():
+        with self.evaluating(), packed_attention(self.base) if layout == PACKED else nullcontext(), self._hooks(final):
             for group in batches_apart(batches, lengths, apart):
                 work = side_by_side(record, group, self.device, one_by_one=self.is_spread)
                 # closed before the hooks go, so that no thread is left running without them after an exception
@@ -221,9 +227,11 @@ class LanguageModel:
             sublayer, row = (~of_sequence).T.nonzero()[0].tolist()
             layer, site = divmod(sublayer, len(self.sites.names))
             token = "" if positions is None else f", token {at[number][row]}"
+            place = f"sublayer {sublayer} ({self.sites.names[site]} of layer {layer})"
+            place = place if sublayer < self.n_sublayers else "behind the last layer"
             raise NonFiniteError(
-                f"the stream of {self.name} is not finite at sequence {first_index + number}{token}, sublayer "
-                f"{sublayer} ({self.sites.names[site]} of layer {layer}), in {self.dtype} stored as {out.dtype}. "
+                f"the stream of {self.name} is not finite at sequence {first_index + number}{token}, {place}, in "
+                f"{self.dtype} stored as {out.dtype}. "
                 "Nothing of it was written. Check the weights, or compute in a wider type (lm.dtype=float32)."
             )
         return out
@@ -246,7 +254,7 @@ class LanguageModel:
         # buffer of its own first, since to wait for it at each site takes longer; a CPU needs none.
         buffer, rows_there = out, into
         if self.device.type != "cpu":
-            shape = (len(into), self.n_sublayers, self.n_units)
+            shape = (len(into), out.shape[1], self.n_units)
             buffer = torch.empty(shape, dtype=self.dtype, device=self.device)
             rows_there = torch.arange(len(into), device=self.device)
         sites = buffer.unbind(1)
@@ -260,27 +268,36 @@ class LanguageModel:
         ids = ids.view(-1, width).to(self.device)
         if is_packed:
             with one_row(lengths) as row:
-                self._forward(ids, take, row)
+                self._forward(ids, take, len(sites), row)
         else:
-            self._forward(ids, take)
+            self._forward(ids, take, len(sites))
         if buffer is not out:
             out[into] = buffer.to("cpu").to(out.dtype)
 
     @contextmanager
-    def _hooks(self) -> Iterator[None]:
-        """Hooks at every site while the context lasts, and none afterwards, whatever happens."""
+    def _hooks(self, final: bool) -> Iterator[None]:
+        """Hooks at every site while the context lasts, and none afterwards, whatever happens.
+
+        The last one stops the forward: at the last site, or with ``final`` behind the last layer, as site ``S``.
+        """
+
+        def take(sublayer: int, stream: Tensor) -> None:
+            # some families flatten the tokens of all rows into one dimension themselves
+            self._running.take(sublayer, stream.reshape(self._running.n_tokens, self.n_units))
+            self._running.fired += 1
+            if sublayer == self.n_sublayers - 1 + final:
+                raise _StopForwardError
 
         def hook(sublayer: int) -> Any:
             def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                # some families flatten the tokens of all rows into one dimension themselves
-                self._running.take(sublayer, stream_of(args, kwargs).reshape(self._running.n_tokens, self.n_units))
-                self._running.fired += 1
-                if sublayer == self.n_sublayers - 1:
-                    raise _StopForwardError
+                take(sublayer, stream_of(args, kwargs))
 
             return pre_hook
 
         handles = [m.register_forward_pre_hook(hook(s), with_kwargs=True) for s, m in enumerate(self.sites.modules)]
+        if final:
+            behind = self.sites.layers[-1]
+            handles.append(behind.register_forward_hook(lambda m, a, out: take(self.n_sublayers, output_of(out))))
         try:
             yield
         finally:
@@ -300,10 +317,11 @@ class LanguageModel:
                     "it. Truncate the sequences."
                 )
 
-    def _forward(self, ids: Tensor, take: Callable[[int, Tensor], None], row: Row | None = None) -> None:
+    def _forward(self, ids: Tensor, take: Callable[[int, Tensor], None], n_sites: int, row: Row | None = None) -> None:
         """One forward over ``ids`` ``(B, T)``, or over a packed row of them, inside :meth:`_hooks`.
 
-        ``take(sublayer, stream (B T, D))`` is called at each site, in order, in this thread; at the last one it stops.
+        ``take(sublayer, stream (B T, D))`` is called at each of ``n_sites``, in order, in this thread; at the last one
+        it stops.
         """
         self._running.take, self._running.fired, self._running.n_tokens = take, 0, ids.numel()
         places = {}
@@ -311,9 +329,10 @@ class LanguageModel:
             places["position_ids"] = torch.cat([torch.arange(stop - start) for start, stop in row.bounds])[None]
         with suppress(_StopForwardError):
             self.base(input_ids=ids, use_cache=False, **{k: v.to(ids.device) for k, v in places.items()})
-        if self._running.fired != self.n_sublayers:
-            raise RuntimeError(f"{self._running.fired} of {self.n_sublayers} sites of {self.name} were reached.")
-        attending = self.n_layers - (len(self.sites.names) == 1)  # it stops before the last layer's parallel attention
+        if self._running.fired != n_sites:
+            raise RuntimeError(f"{self._running.fired} of {n_sites} sites of {self.name} were reached.")
+        stops_early = len(self.sites.names) == 1 and n_sites == self.n_sublayers
+        attending = self.n_layers - stops_early  # it stops before the last layer's parallel attention
         if row is not None and row.calls != attending:
             raise NotPackedError(f"{row.calls} of {attending} layers called the attention function that it was given")
 

@@ -57,7 +57,10 @@ def cka_map(x: Tensor, y: Tensor | None = None) -> Tensor:
     if y is not None and len(x) != len(y):
         raise ValueError(f"x has {len(x)} samples and y {len(y)}: they must be the same samples, row by row.")
     a = _flat_grams(x)
-    b = a if y is None else _flat_grams(y)
+    return _products_of(a, a if y is None else _flat_grams(y))
+
+
+def _products_of(a: Tensor, b: Tensor) -> Tensor:
     products = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
     for left, right in zip(a.split(_BLOCK, dim=1), b.split(_BLOCK, dim=1), strict=True):
         products += left @ right.T  # float32 products, summed in float64
@@ -71,8 +74,12 @@ def centred_gram(x: Tensor) -> Tensor:
     ``(N, N)`` float64. Each entry loses its row's and column's sums over ``N - 2`` and gains the whole sum over
     ``(N - 1)(N - 2)``; the mean product of two such matrices over ``N (N - 3)`` is the unbiased HSIC.
     """
-    gram, n = _hollow_gram(x), len(x)
-    rows = gram.sum(0)
+    return _unbiased(_hollow_gram(x))
+
+
+def _unbiased(gram: Tensor) -> Tensor:
+    """A Gram matrix without its diagonal, centred; in place."""
+    n, rows = len(gram), gram.sum(0)
     gram -= (rows[:, None] + rows[None, :]) / (n - 2) - rows.sum() / ((n - 1) * (n - 2))
     return gram.fill_diagonal_(0)
 
@@ -89,6 +96,18 @@ def hollow_grams(x: Tensor) -> Tensor:
         size = gram.norm()
         out[k] = (gram / torch.where(size > 0, size, 1.0)).to(torch.float32)
     return out
+
+
+def map_of(grams: Tensor) -> Tensor:
+    """Debiased CKA between all of ``S`` :func:`hollow_grams`, ``(S, S)`` float64; NaN where a sublayer is constant."""
+    s, n, _ = grams.shape
+    above = torch.triu_indices(n, n, 1, device=grams.device)
+    flat = torch.empty(s, above.shape[1], dtype=torch.float32, device=grams.device)
+    for out, gram in zip(flat, grams, strict=True):
+        centred = _unbiased(gram.to(torch.float64))[above[0], above[1]]
+        size = centred.norm()
+        out.copy_(centred / torch.where(size > 0, size, torch.nan))
+    return _products_of(flat, flat)
 
 
 def without_each_group(grams: Tensor, others: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,22 +35,18 @@ class StepProducts(NamedTuple):
 
     def __add__(self, other: StepProducts) -> StepProducts:  # type: ignore[override]
         """Of the units of both."""
-        return StepProducts(
-            self.of_path + other.of_path, self.of_place + other.of_place, self.n_units + other.n_units
-        )
+        return StepProducts(self.of_path + other.of_path, self.of_place + other.of_place, self.n_units + other.n_units)
 
 
 def step_products(x: Tensor, units: Tensor | None = None) -> StepProducts:
     """Products of the steps of trajectories ``(N, S, D)``, over the ``units`` ``(D,)`` that count; default all.
 
-    Raises ``ValueError`` for another shape, fewer than three sublayers, or no unit.
+    Raises ``ValueError`` for another shape, or fewer than three sublayers.
     """
     if x.ndim != 3 or x.shape[1] < 3:
         raise ValueError(f"x of shape {tuple(x.shape)}: give (N, S, D) with at least three sublayers.")
     n, s, d = x.shape
     counted = d if units is None else int(units.sum())
-    if counted == 0:
-        raise ValueError(f"units: none of {d} is left to measure; mark at least one.")
     of_path = torch.empty(n, s - 1, s - 1, dtype=torch.float64, device=x.device)
     rows = max(1, (1 << 22) // (s * d))
     for part, out in zip(x.split(rows), of_path.split(rows), strict=True):
@@ -155,9 +151,7 @@ def curvature_test(
     return _normal_test(value, math.pi / 2, std)
 
 
-def straightness_test(
-    products: StepProducts, null: StepNull, *, scale: Tensor | None = None
-) -> StepTest:
+def straightness_test(products: StepProducts, null: StepNull, *, scale: Tensor | None = None) -> StepTest:
     """Mean over sequences of the *squared* straightness, against ``rotated_steps`` or ``random_walk``.
 
     Squared, since that is linear in the products of different steps, which both null models make zero on average: the

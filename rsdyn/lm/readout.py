@@ -103,7 +103,7 @@ def open_lens(path: str | None, *, n_sublayers: int, n_units: int, sites_per_lay
     lens = JacobianLens.load(file)
     n_layers = n_sublayers // sites_per_layer
     if lens.d_model != n_units:
-        raise UserError(f"{file}: a lens of {lens.d_model} units, and this model has {n_units}. Fit one for this model.")
+        raise UserError(f"{file}: a lens of {lens.d_model} units, and this model has {n_units}. Fit one for it.")
     if lens.source_layers[-1] > n_layers - 1:
         raise UserError(
             f"{file}: a lens of layers up to {lens.source_layers[-1]}, and this model has {n_layers}, from 0 on. Fit "

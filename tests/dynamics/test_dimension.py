@@ -149,3 +149,37 @@ def test_what_has_no_dimension_is_refused():
         dimension.twonn(torch.full((30, 4), torch.nan))
     with pytest.raises(ValueError, match="k=1"):
         dimension.mle(torch.randn(30, 4), k=1)
+
+
+def test_one_table_of_distances_gives_what_the_library_gives():
+    """Against scikit-dimension on the states themselves, of all of them and without each group; repeated ones once."""
+    skdim = pytest.importorskip("skdim")
+    x = planted(200, 4, 30)
+    x[:, 7] += 24000  # as a massive unit
+    x = torch.cat([x, x[:40]])
+    group = torch.arange(240) % 5
+    found = dimension.intrinsic_dimension(x, group)
+    assert found.repeated == 40
+    assert found.twonn == pytest.approx(float(skdim.id.TwoNN().fit(x[:200].numpy()).dimension_), rel=1e-5)
+    assert found.mle == pytest.approx(float(skdim.id.MLE().fit(x[:200].numpy()).dimension_), rel=1e-5)
+    for g in range(5):
+        rest = x[:200][group[:200] != g]
+        assert float(found.twonn_groups[g]) == pytest.approx(dimension.twonn(rest), rel=1e-5)
+        assert float(found.mle_groups[g]) == pytest.approx(dimension.mle(rest), rel=1e-5)
+
+
+def test_few_or_equal_states_have_no_intrinsic_dimension():
+    pytest.importorskip("skdim")
+    found = dimension.intrinsic_dimension(torch.ones(30, 4), torch.arange(30) % 3)
+    assert math.isnan(found.twonn) and math.isnan(found.mle) and found.repeated == 29
+    assert found.twonn_groups.isnan().all() and len(found.twonn_groups) == 3
+    assert math.isnan(dimension.intrinsic_dimension(planted(9, 2, 5)).twonn)  # fewer than neighbours
+    assert dimension.intrinsic_dimension(planted(12, 2, 5)).mle > 0
+
+
+def test_entropies_of_variances_are_those_of_the_states():
+    x = planted(50, 6, 20)
+    variances = spectrum(x - x.mean(0))
+    rank, entropy = dimension.rank_of_variances(variances), dimension.entropy_of_variances(variances)
+    assert float(rank) == pytest.approx(float(dimension.effective_rank(x)), rel=1e-5)
+    assert float(entropy) == pytest.approx(float(dimension.matrix_entropy(x)), rel=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rsdyn.dynamics.similarity import cka, cka_map
+from rsdyn.dynamics.similarity import cka, cka_map, hollow_grams, map_of, permuted_floor, without_each_group
 
 
 def drawn(*shape, seed=0):
@@ -85,3 +85,39 @@ def test_mistakes():
         cka(drawn(5, 2, 2), drawn(5, 2))
     with pytest.raises(ValueError, match=r"give \(N, S, D\)"):
         cka_map(drawn(5, 2))
+
+
+# -- from Gram matrices ------------------------------------------------------------------------------------------------
+
+
+def test_without_each_group_is_the_estimator_of_the_others():
+    x, y = drawn(60, 4, 9).cumsum(1), drawn(60, 4, 7, seed=3)
+    y[:, 2, :4] += x[:, 2, :4]
+    group = torch.arange(60) % 7 * 10
+    found, without = without_each_group(hollow_grams(x), hollow_grams(y), group)
+    assert without.shape == (7, 4)
+    for s in range(4):
+        assert float(found[s]) == pytest.approx(float(cka(x[:, s], y[:, s])), abs=2e-6)
+        for g in range(7):
+            rest = group != 10 * g
+            assert float(without[g, s]) == pytest.approx(float(cka(x[rest, s], y[rest, s])), abs=3e-6)
+    assert without_each_group(hollow_grams(x), hollow_grams(y), torch.zeros(60))[1].shape == (0, 4)
+
+
+def test_the_map_of_grams_is_the_map():
+    x = drawn(40, 5, 8).cumsum(1)
+    x[:, 3] = 1.0
+    torch.testing.assert_close(map_of(hollow_grams(x)), cka_map(x), rtol=0, atol=1e-6, equal_nan=True)
+    found, without = without_each_group(hollow_grams(x)[:-1], hollow_grams(x)[1:], torch.arange(40) % 3)
+    assert found.isnan().tolist() == [False, False, True, True] and without[:, 2:].isnan().all()
+
+
+def test_the_floor_is_at_zero_and_its_spread_is_that_of_permuted_pairs():
+    x = drawn(80, 6, 30).cumsum(1)
+    grams = hollow_grams(x)
+    floor = permuted_floor(grams[:-1], grams[1:], n=20)
+    assert floor.shape == (20, 5) and abs(float(floor.mean())) < 0.01
+    orders = [torch.randperm(80, generator=torch.Generator().manual_seed(i)) for i in range(60)]
+    direct = torch.stack([cka(x[:, 2], x[order, 3]) for order in orders])
+    assert float(floor[:, 2].std()) == pytest.approx(float(direct.std()), rel=0.5)
+    assert float(cka(x[:, 2], x[:, 3])) > 10 * float(floor.abs().max())

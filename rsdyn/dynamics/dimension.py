@@ -251,6 +251,6 @@ def _scikit_dimension() -> Any:
         from skdim import id as estimators
     except ImportError as error:
         raise UserError(
-            "intrinsic dimensions need the package scikit-dimension: pip install 'rsdyn[geometry]'."
+            "intrinsic dimensions need the package scikit-dimension: pip install scikit-dimension."
         ) from error
     return estimators

@@ -130,7 +130,6 @@ def _ruptures() -> Any:
         import ruptures
     except ImportError as error:
         raise UserError(
-            "phases over depth need the package ruptures: pip install 'rsdyn[geometry]', or leave phases out of the "
-            "measures."
+            "phases over depth need the package ruptures: pip install ruptures, or leave phases out of the measures."
         ) from error
     return ruptures

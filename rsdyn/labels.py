@@ -1,5 +1,10 @@
 """What conditions, null models and the columns of a perturbation's table are called, wherever people read them."""
 
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
 STREAMS = {"shuffled": "token_shuffled"}  # a data.condition -> what analyze.py and the null model call the same stream
 
 # Null models of rotations that are made of the stream itself: a ladder, from the one that keeps most to the paper's.
@@ -49,6 +54,26 @@ COLUMNS = {
     "nearer": "nearer",
     "contraction": "contraction",
 }
+
+
+# Names of folders that many trainings have, each with other weights in it.
+_ONE_OF_MANY = re.compile(
+    r"(.*[-_])?(checkpoint|ckpt|step|epoch|iter|iteration)s?[-_=.]?\d+|\d+"
+    r"|(checkpoint|ckpt)s?|(hf|model|models|weights|final|last|latest|best|main|output|outputs|export)([-_]model)?",
+    re.IGNORECASE,
+)
+
+
+def folder_label(folder: str | Path, levels: int = 0) -> str:
+    """What a model in a folder is called: the folder's name.
+
+    Where many trainings have a folder of that name, such as ``checkpoint-500``, the one above stands before it. At
+    least ``levels`` folders above are named, for who has to tell two of one name apart.
+    """
+    parts = Path(folder).expanduser().resolve().parts[1:]
+    while levels + 1 < len(parts) and _ONE_OF_MANY.fullmatch(parts[-levels - 1]):
+        levels += 1
+    return "/".join(parts[-levels - 1 :]) or str(folder)
 
 
 def stream_name(condition: str) -> str:

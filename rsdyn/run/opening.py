@@ -74,6 +74,7 @@ def open_lm(run: Run) -> LMSource:
         trust_remote_code=lm_config.trust_remote_code,
         device_map=lm_config.device_map,
         tokenizer=lm_config.tokenizer,
+        label=lm_config.label,
     )
     stored = "" if lm.gguf is None else f", a GGUF file stored as {lm.gguf.stored}"
     run.say(f"LM:   {lm.label} ({lm.config.model_type}), {lm.n_layers} layers of {lm.n_units} units{stored}")

@@ -266,7 +266,7 @@ def _open(script: str, config: Config, stop: Stop) -> Run:
         os.environ[RUN_DIR_VARIABLE] = str(folder)
         sweep(folder / "checkpoints")
     else:
-        name = redact(config.run.name or _last_part(config.lm.name))
+        name = redact(config.run.name or config.lm.label or _last_part(config.lm.name))
         folder = create_run_folder(script, name, config.run.dir)
     run = Run(script, config, folder, started, stop)
     if resume == "auto" and (folder / "checkpoints" / LAST).is_file():

@@ -32,6 +32,7 @@ OTHER = {
     "lm.bos": ("none", "none"),
     "data.chat_template": ("user", "user"),
     "lm.name": ("gpt2", "gpt2"),
+    "lm.label": ("mine", "mine"),
     "lm.revision": ("main", "main"),
     "lm.tokenizer": ("gpt2", "gpt2"),
     "lm.dtype": ("bfloat16", "bfloat16"),

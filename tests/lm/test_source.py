@@ -513,3 +513,13 @@ def test_train_from_a_populated_hub_cache(sharded, tmp_path):
     assert summary["n_sublayers"] == 6
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert provenance["lm"]["commit"] == commit_of(sharded)
+
+
+def test_two_folders_of_one_name_are_told_apart_and_a_label_is_taken(tiny_llama, tmp_path):
+    for run in ("first", "second"):
+        shutil.copytree(tiny_llama, tmp_path / run / "checkpoint-500")
+    labels = [find_lm(str(tmp_path / run / "checkpoint-500")).label for run in ("first", "second")]
+    assert labels == ["first/checkpoint-500", "second/checkpoint-500"]
+    mine = find_lm(str(tmp_path / "first" / "checkpoint-500"), label="mine")
+    assert mine.label == "mine" and mine.without_training(0).label == "mine-untrained"
+    assert mine.identity() == find_lm(str(tmp_path / "first" / "checkpoint-500")).identity()

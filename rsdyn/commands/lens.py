@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 import xxhash
 from tqdm.auto import tqdm
 
 from rsdyn.commands.check import quiet_transformers
 from rsdyn.errors import UserError
-from rsdyn.lm.lens import SKIPPED, JacobianLens, LensFit, text_jacobian
-from rsdyn.lm.model import LanguageModel
+from rsdyn.lm.lens import ESTIMATOR, SKIPPED, LensFit, text_jacobian
+from rsdyn.lm.lens_reading import JACOBIAN, LOGIT, LensComparison, compare_lenses
 from rsdyn.lm.source import find_lm
 from rsdyn.stream.text.corpus import load_rows
 from rsdyn.stream.text.tokens import Sequences, tokenise
 
+SAVE_EVERY = 30  # seconds between two writes of the fit under way: its sums may be large, and a text may take minutes
 HELD_OUT = 20  # texts that the lens is compared with the logit lens on
 
 
@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"rsdyn lens: error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("\nrsdyn lens: stopped; run the same command again to resume", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -83,20 +86,28 @@ def fit(given: argparse.Namespace) -> list[str]:
         )
     used, held_out = texts[: given.texts], texts[given.texts :]
     lm = source.load(head=True)
-    first = xxhash.xxh3_128_hexdigest(used[0].tobytes())  # more texts go on from fewer
-    made_from = repr([source.identity(), given.skip, given.tokens, given.seed, first])
+    first = xxhash.xxh3_128_hexdigest(used[0].tobytes())  # a fit of more texts resumes from one of fewer
+    made_from = repr([ESTIMATOR, source.identity(), given.skip, given.tokens, given.seed, first])
     partial = out.with_name(out.name + ".partial")
     state = LensFit.load(partial, made_from) if partial.is_file() else LensFit.begin(lm)
+    if state.n > len(used):
+        raise UserError(
+            f"--texts {given.texts}: the fit in {partial} has {state.n} texts already, and a text cannot be taken out. "
+            "Ask for as many, or remove it."
+        )
+    saved = time.monotonic()
     for place in tqdm(range(state.n, len(used)), initial=state.n, total=len(used), desc="texts", dynamic_ncols=True):
         state.add(text_jacobian(lm, used[place], skip=given.skip))
-        if place % 5 == 4:
+        if time.monotonic() - saved > SAVE_EVERY:
             state.save(partial, made_from)
+            saved = time.monotonic()
     lens = state.lens()
     lens.save(out)
     state.save(partial, made_from)
     size = out.stat().st_size / 2**20
     lines = [f"{out}: {len(lens.j)} layers of {lens.d_model} units, {lens.n_prompts} texts, {size:.1f} MiB in float16"]
-    return [*lines, *convergence(state), *compare(lm, lens, held_out, given.skip)]
+    compared = compare_lenses(lm, lens, held_out, skip=given.skip)
+    return [*lines, *convergence(state), *comparison(compared)]
 
 
 def _long_enough(sequences: Sequences, skip: int, n: int) -> list[np.ndarray]:
@@ -118,49 +129,45 @@ def convergence(state: LensFit) -> list[str]:
     return lines
 
 
-@torch.no_grad()
-def compare(lm: LanguageModel, lens: JacobianLens, texts: Sequence[np.ndarray], skip: int) -> list[str]:
-    """The lens against the logit lens on texts that it was not fitted on: agreement with the model's own next token.
-
-    At every token from ``skip`` on: the share whose top token is the model's, and KL(model || lens), mean in nats.
-    """
-    n_sites, layers = len(lm.sites.names), lens.source_layers
-    agree, away = torch.zeros(2, len(layers), dtype=torch.float64), torch.zeros(2, len(layers), dtype=torch.float64)
-    count = 0
-    for tokens in texts:
-        at = np.arange(skip, len(tokens))
-        stream = lm.record([tokens], positions=[at], dtype=lm.dtype)
-        ends = _ends(lm, tokens)[at]
-        wanted = lm.log_probs(ends)
-        for k, layer in enumerate(layers):
-            states = stream[:, (layer + 1) * n_sites].to(lm.device)
-            for i, read in enumerate((states, lens.transport(layer, states).to(lm.dtype))):
-                here = lm.log_probs(read)
-                agree[i, k] += float((here.argmax(-1) == wanted.argmax(-1)).sum())
-                away[i, k] += float((wanted.exp() * (wanted - here)).sum())
-        count += len(at)
-    agree, away = agree / count, away / count
-    chosen = sorted({round(f * (len(layers) - 1)) for f in (0, 0.25, 0.5, 0.75, 1)})
-    rows = [f"Against the logit lens, {len(texts)} texts held out, {count} tokens:"]
-    rows.append(
-        f"  {'behind layer':<14}{'top token: logit lens':>23}{'J-lens':>8}{'KL, nats: logit lens':>24}{'J-lens':>8}"
-    )
+def comparison(found: LensComparison) -> list[str]:
+    """Whether the lens reads better than the logit lens, behind some layers and in words."""
+    agreement, kl = found.mean(found.agreement), found.mean(found.kl)
+    lines = [
+        f"Against the logit lens, {len(found.tokens)} texts held out, {int(found.tokens.sum())} tokens: how often the "
+        "top token is the model's own,",
+        "and KL from the model's own distribution in nats.",
+        f"  {'behind layer':<14}{'top token: logit lens':>23}{'J-lens':>9}{'KL: logit lens':>18}{'J-lens':>9}",
+    ]
+    chosen = sorted({round(f * (len(found.layers) - 1)) for f in (0, 0.25, 0.5, 0.75, 1)})
     for k in chosen:
-        cells = f"{100 * agree[0, k]:>21.1f} %{100 * agree[1, k]:>6.1f} %{away[0, k]:>24.2f}{away[1, k]:>8.2f}"
-        rows.append(f"  {layers[k]:<14}{cells}")
-    better = int((away[1] < away[0]).sum())
-    rows.append(f"Nearer to the model's own distribution than the logit lens in {better} of {len(layers)} layers.")
-    return rows
+        shares = f"{100 * agreement[LOGIT, k]:>21.1f} %{100 * agreement[JACOBIAN, k]:>7.1f} %"
+        lines.append(f"  {found.layers[k]:<14}{shares}{kl[LOGIT, k]:>18.2f}{kl[JACOBIAN, k]:>9.2f}")
+    if len(found.tokens) < 2:
+        return [
+            *lines,
+            "One text held out says nothing of others: ask for fewer texts to fit on, or give a longer file.",
+        ]
+    said = [
+        f"{what} {_layers(layers)}" for what, layers in zip(_SAID, found.verdicts().values(), strict=True) if layers
+    ]
+    more = int((agreement[JACOBIAN] > agreement[LOGIT]).sum())
+    return [
+        *lines,
+        f"By the 95 % interval of the difference in KL over texts, it reads {'; '.join(said)}.",
+        f"It names the model's own top token more often behind {more} of {len(found.layers)} layers.",
+    ]
 
 
-def _ends(lm: LanguageModel, tokens: np.ndarray) -> Any:
-    """The states behind the last layer, ``(T, D)``."""
-    from rsdyn.lm.tracing import output_of
+_SAID = ("better than the logit lens", "worse", "not told apart from it")
 
-    found: list[torch.Tensor] = []
-    handle = lm.sites.layers[-1].register_forward_hook(lambda m, a, output: found.append(output_of(output)))
-    try:
-        lm.base(input_ids=torch.from_numpy(tokens)[None].to(lm.device), use_cache=False)
-    finally:
-        handle.remove()
-    return found[0].view(len(tokens), -1)
+
+def _layers(layers: Sequence[int]) -> str:
+    """``layers 0, 3-5``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    told = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return f"behind layer{'s' * (len(layers) > 1)} {told}"

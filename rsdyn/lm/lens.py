@@ -1,9 +1,9 @@
 """The Jacobian lens: a state carried to the end of the depth by the average derivative, and read there.
 
-``J_l = E[d h_final / d h_l]`` over texts and source tokens, summed over targets: the source token and all after it
-(Gurnee et al. 2026, "Verbalizable representations form a global workspace"; estimator and file as in their published
-code). ``h_l`` is the stream behind block ``l``, ``h_final`` that behind the last block, ahead of the final norm: a lens
-reads ``head(norm(J_l h_l))``.
+``J_l = E[d h_final / d h_l]`` over texts and source tokens, summed over targets: the source token and all after it. The
+first tokens of a text and its last one, which has no next token, are neither (Gurnee et al. 2026, "Verbalizable
+representations form a global workspace"; estimator and file as in their published code). ``h_l`` is the stream behind
+block ``l``, ``h_final`` that behind the last block, ahead of the final norm: a lens reads ``head(norm(J_l h_l))``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rsdyn.lm.model import LanguageModel
 from rsdyn.lm.tracing import output_of, stream_of
 
 SKIPPED = 16  # first tokens of a text, of which some are sinks; as in the published code
+ESTIMATOR = 2  # raise it whenever a text would add another derivative: a fit under way is then not resumed
 BLOCK_BYTES = 2**29  # of the activations of the copies of a text that are differentiated together, about
 
 
@@ -145,7 +146,7 @@ class LensFit:
         return nn.functional.cosine_similarity(self.sums[0].flatten(1), self.sums[1].flatten(1), dim=1)
 
     def save(self, path: str | Path, made_from: str) -> None:
-        """Keep the fit, to go on from; ``made_from`` says of which model and texts."""
+        """Keep the fit, to resume from; ``made_from`` says of which model and texts."""
         content = {"made_from": made_from, "sums": self.sums, "counts": self.counts, "changes": self.changes}
         _write(Path(path), content)
 
@@ -163,15 +164,18 @@ class LensFit:
 def text_jacobian(lm: LanguageModel, tokens: Sequence[int] | np.ndarray, *, skip: int = SKIPPED) -> Tensor:
     """One text's share of a lens, ``(L - 1, D, D)`` float64 on the CPU.
 
-    At ``[l, i, j]``: the derivative of unit ``i`` behind the last layer, summed over all tokens from ``skip`` on, by
-    unit ``j`` behind block ``l`` at one token from ``skip`` on, averaged over these. Copies of the text go through the
-    whole model side by side, as many as memory allows; all rows share one forward.
+    At ``[l, i, j]``: the derivative of unit ``i`` behind the last layer, summed over the tokens from ``skip`` on but
+    the last one, by unit ``j`` behind block ``l`` at one of these tokens, averaged over them. Copies of the text go
+    through the whole model side by side, as many as memory allows; all rows share one forward.
 
-    Raises ``UserError`` for a text of no more than ``skip`` tokens, ``NonFiniteError`` for derivatives that are not.
+    Raises ``UserError`` for a text of no more than ``skip + 1`` tokens, ``NonFiniteError`` for derivatives that are
+    not.
     """
     ids = torch.as_tensor(np.asarray(tokens), dtype=torch.int64)
-    if ids.ndim != 1 or len(ids) <= skip:
-        raise UserError(f"tokens: {len(ids)} of a text, of which the first {skip} are skipped; give a longer one.")
+    if ids.ndim != 1 or len(ids) <= skip + 1:
+        raise UserError(
+            f"tokens: {len(ids)} of a text, of which the first {skip} and the last are skipped; give a longer one."
+        )
     n_sites, n_units = len(lm.sites.names), lm.n_units
     inner = int(getattr(lm.config, "intermediate_size", None) or 4 * n_units)
     of_copy = lm.n_layers * len(ids) * (10 * n_units + 4 * inner) * lm.dtype.itemsize
@@ -192,14 +196,14 @@ def text_jacobian(lm: LanguageModel, tokens: Sequence[int] | np.ndarray, *, skip
         last = lm.sites.layers[-1].register_forward_hook(lambda m, a, output: final.append(output_of(output)))
         hooks.callback(last.remove)
         lm.base(input_ids=ids.expand(copies, -1).to(lm.device), use_cache=False)
-        ends = final[0].view(copies, len(ids), n_units)[:, skip:]
+        ends = final[0].view(copies, len(ids), n_units)[:, skip:-1]
         starts = list(range(0, n_units, copies))
         for start in starts:
             dims = torch.arange(start, min(start + copies, n_units), device=ends.device)
             total = ends[torch.arange(len(dims)), :, dims].sum()
             pulled = torch.autograd.grad(total, behind, retain_graph=start != starts[-1])
             for layer, grad in enumerate(pulled):
-                rows = grad.view(copies, len(ids), n_units)[: len(dims), skip:].mean(1, dtype=torch.float64)
+                rows = grad.view(copies, len(ids), n_units)[: len(dims), skip:-1].mean(1, dtype=torch.float64)
                 out[layer, start : start + len(dims)] = rows.cpu()
     if not torch.isfinite(out).all():
         raise NonFiniteError(f"the derivatives of {lm.name} are not finite, in {lm.dtype}. Compute in float32.")

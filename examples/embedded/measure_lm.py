@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from examples.embedded.train_lm import read_rows
+from examples.embedded.make_text import read_jsonl
 from rsdyn.embedded import MODEL, TEXT
 
 
@@ -85,12 +85,12 @@ def report(data: Path, work: Path, model_folder: Path, text: Path) -> dict:
     tokenizer = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(model_folder, local_files_only=True, dtype=torch.float32).eval()
     context = model.config.max_position_embeddings
-    shipped = read_rows(text)
+    shipped = read_jsonl(text)
     encoded = tokenizer([row["text"] for row in shipped])["input_ids"]
     rows = [row for row, sequence in zip(shipped, encoded, strict=True) if len(sequence) <= context]
     ids = [sequence for sequence in encoded if len(sequence) <= context]
     counts = CountModels(
-        tokenizer([row["text"] for row in read_rows(data / "train.jsonl")])["input_ids"], len(tokenizer)
+        tokenizer([row["text"] for row in read_jsonl(data / "train.jsonl")])["input_ids"], len(tokenizer)
     )
     losses = {"model": model_losses(model, ids), **dict(zip(("unigram", "bigram"), counts.losses(ids), strict=True))}
     tokens = np.array([len(sequence) - 1 for sequence in ids])
@@ -107,7 +107,7 @@ def report(data: Path, work: Path, model_folder: Path, text: Path) -> dict:
     sources = defaultdict(list)
     for index, row in enumerate(rows):
         sources[row["source"]].append(index)
-    log = read_rows(work / "log.jsonl")
+    log = read_jsonl(work / "log.jsonl")
     curve = [log[index] for index in np.unique(np.linspace(0, len(log) - 1, min(12, len(log))).round().astype(int))]
     return {
         "parameters": model.num_parameters(),

@@ -14,8 +14,10 @@ from examples.embedded.make_text import (
     interleave,
     is_prose,
     pod_paragraphs,
+    read_jsonl,
     read_wesnoth,
     split,
+    without,
 )
 from examples.embedded.measure_lm import CountModels, model_losses, sample
 from examples.embedded.train_lm import (
@@ -23,7 +25,6 @@ from examples.embedded.train_lm import (
     main,
     make_model,
     pack,
-    read_rows,
     schedule,
     shorten,
     train_tokenizer,
@@ -83,7 +84,7 @@ def test_tokenizer_prepends_exactly_one_bos_and_restores_the_text(tokenizer):
 
 
 def test_text_holds_enough_rows_in_the_papers_range_from_a_mix_of_sources():
-    rows = read_rows(TEXT)
+    rows = read_jsonl(TEXT)
     texts = [row["text"] for row in rows]
     assert TEXT.stat().st_size <= 2.5e6
     assert sum(100 < len(text) < 500 for text in texts) >= 4500
@@ -94,7 +95,7 @@ def test_text_holds_enough_rows_in_the_papers_range_from_a_mix_of_sources():
 
 def test_loss_is_what_the_report_says_and_below_unigram_and_bigram(model, tokenizer, report):
     context = model.config.max_position_embeddings
-    ids = [ids for row in read_rows(TEXT)[:220] if len(ids := tokenizer(row["text"])["input_ids"]) <= context][:200]
+    ids = [ids for row in read_jsonl(TEXT)[:220] if len(ids := tokenizer(row["text"])["input_ids"]) <= context][:200]
     loss = model_losses(model, ids).sum() / sum(len(sequence) - 1 for sequence in ids)
     stated = report["first_200"]
     assert loss == pytest.approx(stated["model_nats_per_token"], rel=0.01)
@@ -225,10 +226,15 @@ def test_training_makes_a_model_that_loads_and_resumes(tmp_path):
         "--model",
         str(folder),
     ]
-    main([*command, "--steps", "3"])
-    main([*command, "--steps", "10"])
+    main([*command, "--steps", "3", "--save", "0", "3"])
+    main([*command, "--steps", "10", "--save", "0", "8"])
     main([*command, "--export"])
-    log = read_rows(work / "log.jsonl")
+    kept = read_jsonl(work / "saved.jsonl")
+    assert [entry["step"] for entry in kept] == [0, 3, 8] and kept[0]["valid"] > kept[-1]["valid"] + 0.2
+    for entry in kept:
+        saved = AutoModelForCausalLM.from_pretrained(work / "saved" / f"step-{entry['step']}", local_files_only=True)
+        assert saved.dtype == torch.bfloat16
+    log = read_jsonl(work / "log.jsonl")
     assert [entry["step"] for entry in log] == list(range(1, len(log) + 1)) and len(log) > 10
     assert log[-1]["valid"] < log[0]["valid"] - 0.2
     trained = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
@@ -240,9 +246,17 @@ def test_training_makes_a_model_that_loads_and_resumes(tmp_path):
     # two processes go on from the exported model: its loss is where they start
     command[1] = str(tmp_path / "again")
     main([*command, "--start", str(folder), "--processes", "2", "--steps", "2", "--share", "0.01", "--threads", "1"])
-    again = read_rows(tmp_path / "again" / "log.jsonl")
+    again = read_jsonl(tmp_path / "again" / "log.jsonl")
     assert [entry["step"] for entry in again] == [1, 2, 3]
     assert again[0]["valid"] == pytest.approx(log[-1]["valid"], abs=0.02)
+
+
+def test_documents_that_must_stay_unseen_are_left_out():
+    rows = [{"text": f"{d} {i}", "source": "s", "document": d} for d in "abc" for i in range(2)]
+    documents = [rows[:2], rows[2:4], rows[4:]]
+    unseen = [rows[0], {"text": rows[2]["text"], "source": "other", "document": "x"}]
+    assert without(documents, unseen) == [[rows[3]], rows[4:]]
+    assert without(documents, rows) == [] and without(documents, []) == documents
 
 
 def test_rows_are_packed_in_document_order_with_shifted_targets():

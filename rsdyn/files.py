@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
@@ -13,7 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy import ndarray
 
 _TEMPORARY = re.compile(r"\.(?P<target>[A-Za-z0-9][A-Za-z0-9._-]*)\.[0-9a-f]{16}\.tmp")
 
@@ -94,6 +98,8 @@ def temporaries(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 CONFIG, PROVENANCE, SUMMARY, LOCK = "config.yaml", "provenance.json", "summary.json", ".lock"
+RESULTS = "results.npz"
+LAYOUT = 2  # of results.npz and summary.json; 1, without a number, had flat names such as original/r_mean_interval
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -110,6 +116,16 @@ def write_json(path: str | Path, obj: Any) -> None:
     paths, dates, enums and dataclasses become what they print as. Raises TypeError, naming the place, for the rest.
     """
     write_text(path, json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_results(folder: Path, arrays: Mapping[str, ndarray], summary: Mapping[str, Any]) -> None:
+    """Write ``results.npz`` and then ``summary.json``, each whole, with the number of their layout."""
+    import numpy as np  # which a mistyped key need not wait for
+
+    packed = io.BytesIO()
+    np.savez_compressed(packed, layout=np.array(LAYOUT), **arrays)
+    publish(folder / RESULTS, [packed.getbuffer()])
+    write_json(folder / SUMMARY, {"layout": LAYOUT, **summary})
 
 
 def plain(obj: Any, place: str = "value") -> Any:

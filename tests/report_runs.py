@@ -53,10 +53,11 @@ def altered(run: Path, to: Path, *, summary=None, provenance=None, arrays=None) 
 
 def with_massive_units(arrays: dict) -> None:
     """Give an analysis two massive units, without which every curve is half as high."""
-    arrays["original/massive_units"] = np.array([3, 5])
-    for name in ("density", "participation", "r_mean", "cosine", "speed", "mi_mean", "ev", "dimensions"):
-        arrays[f"original/{name}_without_massive"] = arrays[f"original/{name}"] / 2
-    arrays["original/pca_ratio_without_massive"] = arrays["original/pca_ratio"] / 2
+    arrays["original/flags/massive_units"] = np.array([3, 5])
+    for name in ("activations/density", "activations/participation", "correlation/mean", "cosine/mean",
+                 "velocity/speed", "mutual_information/mean", "pca/over_depth/explained", "pca/over_depth/dimensions",
+                 "pca/ratio"):  # fmt: skip
+        arrays[f"original/{name}/without_massive"] = arrays[f"original/{name}"] / 2
 
 
 def resized(arrays: dict, sizes: dict[int, int]) -> dict:

@@ -549,18 +549,12 @@ def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
         without_massive = {
             "dimensions_without_massive": dimension.participation(dims.without_massive),
             "components_90_without_massive": dimension.components_for(dims.without_massive, 0.9),
-            "pca_ratio_without_massive": probe.pca_without_massive.explained_variance_ratio,
-            "pca_components_without_massive": probe.pca_without_massive.components.T[:10],
             "ev_without_massive": unexplained(
                 probe.residual_without_massive, of_units(usable & ~probe.massive, probe.total)
             ),
         }
-    control = _control(probe, seed)
-    out: Results = {
+    return components(probe, seed) | {
         "n_kept": len(share.x),
-        "pca_ratio": pca.explained_variance_ratio,
-        "pca_components": pca.components.T[:10],
-        "pca_massive_loadings": pca.components[probe.massive].T.square(),
         "latent_mean": probe.latents.mean,
         "latent_samples": probe.latent_samples,
         **_with_interval("ev", ev, ev_without),
@@ -569,9 +563,25 @@ def principal_components(probe: ResidualStreamProbe, seed: int) -> Results:
         "dimensions_left_out": dimension.participation(dims.left_out),
         "components_90_left_out": dimension.components_for(dims.left_out),
         "ev_left_out": torch.stack([ev, *_explained_left_out(probe)]),
-        **control,
         **without_massive,
     }
+
+
+def components(probe: ResidualStreamProbe, seed: int) -> Results:
+    """The components themselves, which one pass gives, and the control that stands beside their plane."""
+    pca = probe.pca
+    assert pca is not None
+    out: Results = {
+        "pca_ratio": pca.explained_variance_ratio,
+        "pca_components": pca.components.T[:10],
+        "pca_massive_loadings": pca.components[probe.massive].T.square(),
+        **_control(probe, seed),
+    }
+    if (few := probe.pca_without_massive) is not None:
+        out |= {
+            "pca_ratio_without_massive": few.explained_variance_ratio,
+            "pca_components_without_massive": few.components.T[:10],
+        }
     if len(probe.half_pca) == 2:
         a, b = (half.components for half in probe.half_pca)
         out["half_angles"] = torch.rad2deg(torch.arccos(torch.linalg.svdvals(a.T @ b).clamp(-1, 1)))

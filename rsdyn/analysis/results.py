@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-LAYOUT = 2  # of results.npz and summary.json; 1, without a number, had flat names such as r_mean_interval
-
 
 @dataclass(frozen=True, eq=False)
 class Measured:
@@ -425,7 +423,7 @@ T = TypeVar("T")
 
 
 def curves(found: object, name: str = "") -> Iterator[tuple[str, Measured]]:
-    """Everything measured with an interval in a result, by its path of fields, such as ``correlation.mean``.
+    """Everything measured with an interval in a result, by its path of fields, such as ``correlation/mean``.
 
     The variant without massive units is part of a value and no value of its own.
     """
@@ -433,10 +431,10 @@ def curves(found: object, name: str = "") -> Iterator[tuple[str, Measured]]:
         yield name, found
     elif is_dataclass(found) and not isinstance(found, type):
         for f in fields(found):
-            yield from curves(getattr(found, f.name), f"{name}.{f.name}" if name else f.name)
+            yield from curves(getattr(found, f.name), f"{name}/{f.name}" if name else f.name)
     elif isinstance(found, dict):
         for key, value in found.items():
-            yield from curves(value, f"{name}.{key}")
+            yield from curves(value, f"{name}/{key}")
 
 
 def each_tensor(found: T, change: Callable[[Tensor], Tensor]) -> T:

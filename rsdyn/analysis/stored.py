@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsdyn.analysis.results import LAYOUT, AnalysisResults, ConditionResults, Measured
+from rsdyn.analysis.results import AnalysisResults, ConditionResults, Measured
 from rsdyn.errors import UserError
 
 T = TypeVar("T")
@@ -26,8 +26,8 @@ NAMED = "conditions"  # the field whose keys begin the names, and whose order is
 
 
 def flatten(results: AnalysisResults) -> dict[str, np.ndarray]:
-    """The results of a run as arrays by name, with the number of this layout and the conditions' names in order."""
-    found: dict[str, np.ndarray] = {"layout": np.array(LAYOUT), NAMED: np.array(list(results.conditions))}
+    """The results of a run as arrays by name, with the conditions' names in order."""
+    found: dict[str, np.ndarray] = {NAMED: np.array(list(results.conditions))}
     for f in fields(results):
         if f.name != NAMED:
             found |= flatten_part(getattr(results, f.name), f.name)
@@ -57,21 +57,12 @@ def _leaves(found: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
         yield name, np.asarray(found)
 
 
-def check_layout(arrays: Mapping[str, Any], where: str) -> None:
-    """Raise ``UserError`` where arrays, or a summary, are not of this layout; ``where`` names them."""
-    layout = int(arrays["layout"]) if "layout" in arrays else 1
-    if layout != LAYOUT:
-        cure = "Update rsdyn." if layout > LAYOUT else AGAIN
-        raise UserError(f"{where}: its results have layout {layout}, and this version reads layout {LAYOUT}. {cure}")
-
-
 def unflatten(arrays: Arrays, where: str = "results.npz") -> AnalysisResults:
     """The results of a run from what :func:`flatten` gave, to the bit.
 
     Raises:
-        UserError: for another layout, or where an array is missing; ``where`` names the file.
+        UserError: where an array is missing; ``where`` names the file.
     """
-    check_layout(arrays, where)
     tree, kinds = _Tree(arrays, where), _kinds(AnalysisResults)
     parts = {f.name: _read(kinds[f.name], tree.at(f.name)) for f in fields(AnalysisResults) if f.name != NAMED}
     names: tuple[str, ...] = _read(tuple[str, ...], tree.at(NAMED))

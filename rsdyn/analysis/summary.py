@@ -1,34 +1,37 @@
-"""What of an analysis is kept: arrays for ``results.npz``, numbers and sentences for ``summary.json`` and the page."""
+"""What ``summary.json`` and the page have of an analysis beside its findings: counts, curves, sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
+from torch import Tensor
 
+from rsdyn.analysis.results import AnalysisResults, ConditionResults, curves
 from rsdyn.analysis.settings import MASSIVE
 from rsdyn.analysis.words import flags_in_words, massive_in_words, plane_in_words, positions_in_words, rotation_in_words
 
 Results = Mapping[str, Mapping[str, Any]]
 
 
-def arrays_of(results: Results) -> dict[str, np.ndarray]:
-    """Every array of every condition, by ``condition/name``."""
-    return {f"{c}/{k}": np.asarray(v) for c, r in results.items() for k, v in r.items() if hasattr(v, "numpy")}
+def curves_of(found: ConditionResults) -> dict[str, Tensor]:
+    """The curves over depth of one stream, by the names that they have in ``results.npz``."""
+    known: dict[str, Tensor] = {}
+    for path, curve in curves(found):
+        if curve.value.ndim == 1:
+            known[path] = curve.value
+            if curve.without_massive is not None:
+                known[f"{path}/without_massive"] = curve.without_massive.value
+    return known
 
 
-def scalars_of(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers, texts and lists of units of one condition; what is longer is in ``results.npz``."""
-    out = {}
-    for name, value in results.items():
-        if not hasattr(value, "numpy"):
-            out[name] = value
-        elif value.ndim == 0:
-            out[name] = float(value)
-        elif name.endswith("_units"):
-            out[name] = value
-    return out
+def numbers_of(found: AnalysisResults) -> dict[str, Any]:
+    """Counts and curves of each stream, as ``summary.json`` has them."""
+    return {
+        "counts": {c: asdict(r.counts) for c, r in found.conditions.items()},
+        "curves": {c: curves_of(r) for c, r in found.conditions.items()},
+    }
 
 
 def in_words(

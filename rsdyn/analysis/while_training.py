@@ -82,7 +82,7 @@ class RideAlong(L.Callback):
         probe = self.probe
         probe.between_passes()
         if probe.pca is not None:
-            self.results["pca_ratio"] = probe.pca.explained_variance_ratio
+            self.results |= analysis.components(probe, self.seed)
         probe.second = None  # what PCA leaves unexplained takes a second pass
         probe.finish()
         out = analysis.counts(probe) | analysis.flags(probe, datamodule.stream.dtype)

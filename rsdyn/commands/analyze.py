@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 
 from rsdyn import figures
@@ -22,22 +21,25 @@ from rsdyn.analysis import jacobian_table
 from rsdyn.analysis import measures as analysis
 from rsdyn.analysis.checks import check_settings, streams_wanted
 from rsdyn.analysis.findings import findings
+from rsdyn.analysis.flat import flat_results, typed_results
 from rsdyn.analysis.jacobians import JacobianResult, claims
 from rsdyn.analysis.left_out import as_json as left_out_json
 from rsdyn.analysis.left_out import as_markdown as left_out_markdown
 from rsdyn.analysis.left_out import without_largest
 from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.analysis.results import AnalysisResults
 from rsdyn.analysis.seeds import with_seeds
 from rsdyn.analysis.settings import JACOBIAN
+from rsdyn.analysis.stored import flatten
 from rsdyn.analysis.streams import compare_streams, measures_of
-from rsdyn.analysis.summary import arrays_of, in_words, scalars_of
+from rsdyn.analysis.summary import in_words, numbers_of
 from rsdyn.analysis.table import as_json, as_markdown, as_text
 from rsdyn.commands.jacobians import check_continues, measure_jacobians
 from rsdyn.errors import UserError
 from rsdyn.figures import static
 from rsdyn.figures.jacobians import jacobian_panels
-from rsdyn.figures.of_analysis import panels, portrait_units, sublayer_curves
-from rsdyn.files import write_json, write_text
+from rsdyn.figures.of_analysis import panels, portrait_units
+from rsdyn.files import write_results, write_text
 from rsdyn.report import write_report
 from rsdyn.run.opening import (
     Source,
@@ -137,13 +139,16 @@ def analyze(run: Run) -> None:
 
     results = {c: _on_cpu(r) for c, r in results.items()}
     results = with_seeds(results, {w.name: w.condition for w in wanted.values()})
-    drawn = _draw(run, trainer, results, sites, jacobians)
+    found = AnalysisResults(
+        {c: typed_results(r) for c, r in results.items()}, tuple(measures), sites, first.n_sublayers, first.n_units
+    )
+    drawn = _draw(run, trainer, found, jacobians)
     clock.done("figures")
     if trainer.is_global_zero:
         summary = {
             "lm": source.lm.label,
             "text": source.text,
-            "conditions": list(results),
+            "conditions": list(found.conditions),
             "untrained_seeds": sum(w.condition == "untrained" for w in wanted.values()),
             "measures": list(settings.measures),
             "n_sequences": n_samples,
@@ -155,7 +160,7 @@ def analyze(run: Run) -> None:
             "sequences_recorded": sum(n_recorded),
             "processes": trainer.world_size,
         }
-        _report(run, summary, results, list(streams.values()), n_recorded, drawn, clock, jacobians)
+        _report(run, summary, found, list(streams.values()), n_recorded, drawn, clock, jacobians)
     trainer.strategy.barrier()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -184,13 +189,13 @@ class Clock:
         self._last = now
 
 
-def _draw(
-    run: Run, trainer: Any, results: dict[str, dict[str, Any]], sites: int, jacobians: JacobianResult | None
-) -> list[str]:
+def _draw(run: Run, trainer: Any, found: AnalysisResults, jacobians: JacobianResult | None) -> list[str]:
     """Draw the figures, shared out over the processes of the first node, which surely have one disk; their names."""
     settings = run.config.analysis
-    measures = [m for m in settings.measures if m != JACOBIAN]
-    drawn = panels(results, measures, sites_per_layer=sites, units=settings.rotation.units, seed=run.config.seed)
+    drawn = panels(
+        {c: flat_results(r) for c, r in found.conditions.items()}, found.measures,
+        sites_per_layer=found.sites_per_layer, units=settings.rotation.units, seed=run.config.seed,
+    )  # fmt: skip
     if jacobians is not None:
         drawn |= {p.key: static.draw(p) for p in jacobian_panels(jacobians, settings.jacobian.sublayers)}
     for name in list(drawn)[trainer.local_rank :: trainer.num_devices] if trainer.node_rank == 0 else []:
@@ -206,7 +211,7 @@ def _on_cpu(results: dict[str, Any]) -> dict[str, Any]:
 def _report(
     run: Run,
     summary: dict[str, Any],
-    results: dict[str, dict[str, Any]],
+    found: AnalysisResults,
     streams: list[Any],
     n_recorded: list[int],
     drawn: list[str],
@@ -215,6 +220,7 @@ def _report(
 ) -> None:
     """Write results, findings and summary; send them and the figures to W&B; print the findings."""
     conditions, measures, sites = summary["conditions"], summary["measures"], summary["sites_per_layer"]
+    results = {c: flat_results(r) for c, r in found.conditions.items()}
     main = results[conditions[0]]
     table = findings(results, measures, sites)
     largest = without_largest(results, measures, sites)
@@ -222,21 +228,18 @@ def _report(
     notes = in_words(
         results, measures, n_sublayers=summary["n_sublayers"], sites_per_layer=sites, several_tokens=several
     )
-    arrays: dict[str, Any] = arrays_of(results)
+    arrays = flatten(found)
     if jacobians is not None:
         arrays |= jacobians.arrays()
         summary[JACOBIAN] = jacobian_table.as_json(jacobians, claims(jacobians))
-    np.savez_compressed(run.folder / "results.npz", **arrays)
-    curves = {c: sublayer_curves(r) for c, r in results.items()}
     summary |= {
+        **numbers_of(found),
         "findings": as_json(table),
         "without_largest": None if largest is None else left_out_json(largest),
         "in_words": notes,
-        "scalars": {c: scalars_of(r) for c, r in results.items()},
-        "curves": curves,
         "seconds": {"total": time.time() - run.started, "parts": clock.parts},
     }
-    write_json(run.folder / "summary.json", summary)
+    write_results(run.folder, arrays, summary)
     write_report(run.folder)
     counted = f", {summary['n_trajectories']} trajectories" if several else ""
     title = f"# {summary['lm']} on {summary['text']}, {summary['n_sequences']} sequences{counted}\n\n"
@@ -283,8 +286,6 @@ def analyze_jacobians(run: Run, source: Source) -> None:
     for panel in panels_of_it:
         static.save(panel, run.folder / "figures")
     clock.done("figures")
-    arrays: dict[str, Any] = result.arrays()
-    np.savez_compressed(run.folder / "results.npz", **arrays)
     table = claims(result)
     summary = {
         "lm": source.lm.label,
@@ -301,12 +302,12 @@ def analyze_jacobians(run: Run, source: Source) -> None:
         "processes": 1,
         "findings": [],
         "in_words": [],
-        "scalars": {"original": {}},
-        "curves": {"original": {}},
+        "counts": {},
+        "curves": {},
         "seconds": {"total": time.time() - run.started, "parts": clock.parts},
         JACOBIAN: jacobian_table.as_json(result, table),
     }
-    write_json(run.folder / "summary.json", summary)
+    write_results(run.folder, result.arrays(), summary)
     write_report(run.folder)
     title = f"# {summary['lm']} on {summary['text']}\n"
     write_text(run.folder / "findings.md", title + _jacobians_in_markdown(result))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
-
 from rsdyn.figures import static
 from rsdyn.figures.perturbation import effect_panels
-from rsdyn.files import write_json
+from rsdyn.files import write_results
 from rsdyn.lm.certificate import certify
 from rsdyn.perturbation.layers import LayerEffects, changed_layers, measure_layers
 from rsdyn.perturbation.prompts import layers_of, prompts_of
@@ -45,7 +43,6 @@ def _report(run: Run, source: Source, found: LayerEffects) -> None:
     panels = effect_panels(found)
     for panel in panels:
         static.save(panel, run.folder / "figures")
-    np.savez_compressed(run.folder / "results.npz", **found.arrays())
     notes = effects_words(found)
     summary = {
         **source.facts(),
@@ -59,7 +56,7 @@ def _report(run: Run, source: Source, found: LayerEffects) -> None:
         "in_words": notes,
         "seconds": {"total": time.time() - run.started},
     }
-    write_json(run.folder / "summary.json", summary)
+    write_results(run.folder, found.arrays(), summary)
     run.say()
     for line in [*effects_table(found), "", *notes, ""]:
         run.say(line)

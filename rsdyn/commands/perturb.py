@@ -13,12 +13,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from rsdyn.commands.change_layers import change_layers
 from rsdyn.figures import static
 from rsdyn.figures.perturbation import perturbation_panels
-from rsdyn.files import write_json
+from rsdyn.files import write_results
 from rsdyn.lm.certificate import certify
 from rsdyn.lm.continuing.continuation import run_reference
 from rsdyn.lm.continuing.layer_calls import check_memories
@@ -102,7 +100,6 @@ def _report(run: Run, source: Source, stream: TrajectoryStream, plane: Plane, fo
     )
     for panel in panels:
         static.save(panel, run.folder / "figures")
-    np.savez_compressed(run.folder / "results.npz", **found.arrays())
     notes = words(found, plane)
     summary = {
         **source.facts(),
@@ -120,7 +117,7 @@ def _report(run: Run, source: Source, stream: TrajectoryStream, plane: Plane, fo
         "in_words": notes,
         "seconds": {"total": time.time() - run.started},
     }
-    write_json(run.folder / "summary.json", summary)
+    write_results(run.folder, found.arrays(), summary)
     run.say()
     for line in [*closing_table(found), "", *notes, ""]:
         run.say(line)

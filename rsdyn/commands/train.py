@@ -18,6 +18,10 @@ import torch
 
 from rsdyn import figures
 from rsdyn.analysis.checks import check_settings
+from rsdyn.analysis.flat import flat_results, typed_results
+from rsdyn.analysis.results import ConditionResults
+from rsdyn.analysis.stored import flatten_part
+from rsdyn.analysis.summary import curves_of
 from rsdyn.analysis.while_training import RideAlong
 from rsdyn.autoencoder.model import read_checkpoint
 from rsdyn.autoencoder.summary import dimensions_filled
@@ -26,8 +30,7 @@ from rsdyn.autoencoder.widths import MARGIN, default_layers, is_starved
 from rsdyn.config.schema import named_by_keys
 from rsdyn.config.trainer_options import check_max_steps
 from rsdyn.errors import UserError
-from rsdyn.figures.of_analysis import sublayer_curves
-from rsdyn.files import write_json
+from rsdyn.files import write_results
 from rsdyn.labels import stream_name
 from rsdyn.report import write_report
 from rsdyn.run.checkpoints import LAST, BestCheckpoint, LastCheckpoint, check_checkpoint, take_best_along
@@ -178,7 +181,8 @@ def train(run: Run) -> None:
             "history": {"train": history.train, "val": history.val, "lr": history.lr},
             "checkpoint": str(Path(best.best_model_path).relative_to(run.folder)),
         }
-        measured = riding[0].results if riding else {}
+        flat = riding[0].results if riding else {}
+        measured = typed_results(flat) if flat else None
         _report(run, stream, module, history, summary, results, measured)
     trainer.strategy.barrier()
     if torch.distributed.is_initialized():
@@ -240,7 +244,7 @@ def _report(
     history: Any,
     summary: dict[str, Any],
     results: dict[str, Any],
-    measured: dict[str, Any],
+    measured: ConditionResults | None,
 ) -> None:
     """Write results, figures and summary; send them to W&B; print the closing table."""
     n_sites = len(stream.lm.site_names)
@@ -266,19 +270,16 @@ def _report(
     }
     for name, figure in panels.items():
         figures.save(figure, run.folder / "figures", name)
-    np.savez_compressed(
-        run.folder / "results.npz",
-        widths=np.array(module.autoencoder.widths),
-        **{k: v.numpy() for k, v in results.items() if hasattr(v, "numpy")},
-        **{f"analysis/{k}": v.numpy() for k, v in measured.items() if hasattr(v, "numpy")},
-    )
-    if measured:
-        summary["analysis"] = sublayer_curves(measured)
-    write_json(run.folder / "summary.json", summary)
+    arrays = {"widths": np.array(module.autoencoder.widths)}
+    arrays |= {k: v.numpy() for k, v in results.items() if hasattr(v, "numpy")}
+    if measured is not None:
+        arrays |= flatten_part(measured, "analysis")
+        summary["analysis"] = curves_of(measured)
+    write_results(run.folder, arrays, summary)
     write_report(run.folder)
     recorded = [summary["sequences_recorded"]]
     shared = show.Shared(run.logger, run.folder, [stream], recorded, list(panels), run.config.tracking.artifacts)
-    show.training(shared, summary=summary, results=results, measured=measured)
+    show.training(shared, summary=summary, results=results, measured=flat_results(measured) if measured else {})
     _closing_table(run, stream, summary, pca_name)
 
 

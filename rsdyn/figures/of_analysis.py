@@ -20,26 +20,8 @@ if TYPE_CHECKING:
 
 Results = Mapping[str, Any]
 LEADING_NULLS = ("innovation_shuffle", "layer_shuffle")  # the one for claims, and the paper's
-CURVES = (
-    "density",
-    "participation",
-    "r_mean",
-    "cosine",
-    "speed",
-    "relative_speed",
-    "mi_mean",
-    "mi_floor",
-    "ev",
-    "dimensions",
-)
 N_DRAWN = 1000  # trajectories behind the mean
 LITERAL = "sum of p log p / (p p), as printed\n(not an information)"
-
-
-def sublayer_curves(results: Results) -> dict[str, list[float]]:
-    """The curves over depth, by name, for W&B and ``summary.json``."""
-    known = (*CURVES, "components_90", "mi_true_mean", *(f"{name}_without_massive" for name in CURVES))
-    return {name: results[name] for name in known if name in results}
 
 
 def panels(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,15 +18,18 @@ from rsdyn.analysis import measures as analysis
 from rsdyn.analysis.checks import check_settings, nulls_of
 from rsdyn.analysis.finding import Finding
 from rsdyn.analysis.findings import findings
+from rsdyn.analysis.flat import typed_results
 from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.analysis.results import AnalysisResults
 from rsdyn.analysis.settings import CONDITIONS, MEASURES, AnalysisConfig, RotationConfig
+from rsdyn.analysis.stored import flatten
 from rsdyn.analysis.streams import compare_streams, measures_of
-from rsdyn.analysis.summary import arrays_of, in_words, scalars_of
+from rsdyn.analysis.summary import in_words, numbers_of
 from rsdyn.analysis.table import as_json, as_text
 from rsdyn.config.schema import Config, to_yaml
 from rsdyn.errors import UserError
-from rsdyn.figures.of_analysis import panels, sublayer_curves
-from rsdyn.files import CONFIG, PROVENANCE, SUMMARY, write_json, write_text
+from rsdyn.figures.of_analysis import panels
+from rsdyn.files import CONFIG, PROVENANCE, write_json, write_results, write_text
 from rsdyn.notebook.quiet import quiet
 from rsdyn.notebook.recording import Origin, read
 from rsdyn.report import report
@@ -185,10 +187,12 @@ class Found(Stream):
             config.analysis = self.settings
             write_text(folder / CONFIG, to_yaml(config))
             write_json(folder / PROVENANCE, {"script": "analyze", "rsdyn": rsdyn.__version__})
-            arrays: dict[str, Any] = arrays_of(self.streams)
-            np.savez_compressed(folder / "results.npz", **arrays)
-            write_json(folder / SUMMARY, self._summary())
+            write_results(folder, flatten(self._found()), self._summary())
             return report([folder], Path(path).expanduser())
+
+    def _found(self) -> AnalysisResults:
+        x, conditions = self.x, {c: typed_results(r) for c, r in self.streams.items()}
+        return AnalysisResults(conditions, tuple(self.settings.measures), x.sites_per_layer, x.shape[1], x.shape[2])
 
     def _summary(self) -> dict[str, Any]:
         x = self.x
@@ -208,8 +212,7 @@ class Found(Stream):
             "processes": 1,
             "findings": as_json(self.findings),
             "in_words": self.notes,
-            "scalars": {c: scalars_of(r) for c, r in self.streams.items()},
-            "curves": {c: sublayer_curves(r) for c, r in self.streams.items()},
+            **numbers_of(self._found()),
             "seconds": {"total": 0.0, "parts": {}},
         }
 

@@ -7,6 +7,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import yaml
 from packaging.version import InvalidVersion, Version
 
 import rsdyn
+from rsdyn.analysis.results import AnalysisResults
+from rsdyn.analysis.stored import unflatten
 from rsdyn.errors import UserError
+from rsdyn.files import LAYOUT
 
 SCRIPTS = ("train", "analyze", "perturb")
 # What a page reads of a summary.json, and of what kind it is: a type, or a list of them as [type].
@@ -103,6 +107,11 @@ class RunFiles:
     arrays: Arrays
     config_text: str = field(repr=False, default="")
 
+    @cached_property
+    def results(self) -> AnalysisResults:
+        """What an analysis measured of its streams."""
+        return unflatten(self.arrays, str(self.arrays.path))
+
     @property
     def name(self) -> str:
         return self.folder.name
@@ -175,6 +184,9 @@ def read_run(folder: str | Path) -> RunFiles:
     lacking = [key for key in needed if key not in summary]
     if lacking:
         raise UserError(f"{folder}: summary.json has no {', '.join(lacking)}, which {script}.py writes. {AGAIN}")
+    layout = summary.get("layout", 1)  # before 2, none was written
+    if layout != LAYOUT:
+        raise UserError(f"{folder}: its results have layout {layout}, and this rsdyn reads layout {LAYOUT}. {AGAIN}")
     for key, kind in needed.items():
         if not _is_of(summary[key], kind):
             words = f"a list of {kind[0].__name__}" if isinstance(kind, list) else kind.__name__

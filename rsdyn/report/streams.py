@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from rsdyn.analysis.flat import flat_results
+from rsdyn.analysis.settings import JACOBIAN
 from rsdyn.figures.colours import look_of
 from rsdyn.labels import NAMES
 from rsdyn.report import plots
 from rsdyn.report.plots import RUNS, Control, band, line
-from rsdyn.report.reading import Arrays, RunFiles
+from rsdyn.report.reading import RunFiles
 
 MASSIVE = Control("massive", "massive units", [("with", "with"), ("without", "without")], "with", kind="switch")
 
@@ -29,7 +31,7 @@ class Stream:
     label: str
     condition: str
     run: RunFiles
-    arrays: Arrays
+    arrays: Mapping[str, np.ndarray]
     colour: str
     dash: str
     main: bool
@@ -51,7 +53,8 @@ class Stream:
         return measure in self.run.summary["measures"]
 
     def scalar(self, name: str) -> Any:
-        return self.run.summary.get("scalars", {}).get(self.condition, {}).get(name)
+        found = self.arrays.get(name)
+        return None if found is None else found.item()
 
 
 def streams_of(runs: Sequence[RunFiles]) -> list[Stream]:
@@ -76,7 +79,7 @@ def streams_of(runs: Sequence[RunFiles]) -> list[Stream]:
                     label=label,
                     condition=condition,
                     run=run,
-                    arrays=run.arrays.under(f"{condition}/"),
+                    arrays=_arrays(run, condition),
                     colour=look_of(condition).token if one else RUNS[i % len(RUNS)],
                     dash=look_of(condition).dash,
                     main=one and j == 0,
@@ -84,6 +87,12 @@ def streams_of(runs: Sequence[RunFiles]) -> list[Stream]:
                 )
             )
     return found
+
+
+def _arrays(run: RunFiles, condition: str) -> dict[str, np.ndarray]:
+    if run.summary["measures"] == [JACOBIAN]:
+        return {}
+    return {name: np.asarray(x) for name, x in flat_results(run.results.conditions[condition]).items()}
 
 
 def pick(name: str, label: str, streams: Sequence[Stream]) -> list[Control]:

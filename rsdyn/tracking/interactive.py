@@ -20,7 +20,7 @@ from rsdyn.report.figure3 import figure3
 from rsdyn.report.figure4 import figure4
 from rsdyn.report.figure4d import layer_effects
 from rsdyn.report.plots import Control, Plot, packed
-from rsdyn.report.reading import Arrays, read_run
+from rsdyn.report.reading import read_run
 from rsdyn.report.streams import streams_of
 from rsdyn.tracking.charts import COLOURS, figure_of
 from rsdyn.tracking.keys import CHARTS
@@ -69,7 +69,7 @@ def _chosen(found: Sequence[Plot]) -> dict[str, Figure]:
     return {name: figure_of(named[name]) for name in CHARTS if name in named}
 
 
-def _portraits(arrays: Arrays, units: Sequence[int]) -> Plot:
+def _portraits(arrays: Mapping[str, np.ndarray], units: Sequence[int]) -> Plot:
     """Fig. 2A: the path of a unit in the plane of its activation and that one's gradient, by a menu of units."""
     import torch
 
@@ -94,7 +94,7 @@ def _portraits(arrays: Arrays, units: Sequence[int]) -> Plot:
                 [Control("unit", "unit", options, options[0][0])])  # fmt: skip
 
 
-def _by_unit(arrays: Arrays) -> Plot:
+def _by_unit(arrays: Mapping[str, np.ndarray]) -> Plot:
     """Fig. 2C: turns of the units, sorted, beside each one's null, by a menu of null models."""
     turns = -arrays["rotation"]
     kept = chosen_units(-turns)
@@ -124,7 +124,7 @@ def _by_unit(arrays: Arrays) -> Plot:
                 [Control("null", "null model", options, options[0][0])] if options else [])  # fmt: skip
 
 
-def _plane(arrays: Arrays, summary: Mapping[str, Any], config: Mapping[str, Any]) -> Plot:
+def _plane(arrays: Mapping[str, np.ndarray], summary: Mapping[str, Any], config: Mapping[str, Any]) -> Plot:
     """Fig. 4D: from where each point of the first prompt was put to where it is some sublayers later."""
     kind, steps = summary["kind"], int(config["perturb"]["steps"])
     reference = arrays["reference"]

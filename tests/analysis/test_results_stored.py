@@ -11,7 +11,7 @@ from torch import Tensor
 from rsdyn.analysis.results import MEASURES, AnalysisResults, ConditionResults, Measured, curves, each_tensor
 from rsdyn.analysis.settings import MASSIVE
 from rsdyn.analysis.settings import MEASURES as ASKED_FOR
-from rsdyn.analysis.stored import check_layout, flatten, flatten_part, unflatten, unflatten_part
+from rsdyn.analysis.stored import flatten, flatten_part, unflatten, unflatten_part
 from rsdyn.errors import UserError
 
 DTYPES = (torch.float64, torch.float32, torch.int64)
@@ -83,12 +83,8 @@ def test_the_measures_that_can_be_asked_for_are_the_fields_of_the_results():
     assert (*ASKED_FOR, MASSIVE) == MEASURES
 
 
-def test_another_layout_is_refused_and_a_missing_array_named():
+def test_a_missing_array_is_named():
     arrays = flatten(made(AnalysisResults, True))
-    with pytest.raises(UserError, match=r"old\.npz: its results have layout 1, and this version reads layout 2\. Run"):
-        unflatten({k: v for k, v in arrays.items() if k != "layout"}, "old.npz")
-    with pytest.raises(UserError, match=r"layout 3, and this version reads layout 2\. Update rsdyn"):
-        check_layout(arrays | {"layout": np.array(3)}, "new.npz")
     del arrays["ape/activations/mean"]
     with pytest.raises(UserError, match=r"a\.npz: the array 'ape/activations/mean' is missing\. Run the script again"):
         unflatten(arrays, "a.npz")
@@ -96,8 +92,8 @@ def test_another_layout_is_refused_and_a_missing_array_named():
 
 def test_everything_with_an_interval_is_found_by_its_path():
     found = dict(curves(made(ConditionResults, True)))
-    assert {"correlation.mean", "velocity.speed", "pca.over_depth.explained", "rotation.regularity.mean"} <= set(found)
-    assert "cosine.mean.without_massive" not in found
+    assert {"correlation/mean", "velocity/speed", "pca/over_depth/explained", "rotation/regularity/mean"} <= set(found)
+    assert "cosine/mean/without_massive" not in found
     assert all(isinstance(value, Measured) for value in found.values())
 
 

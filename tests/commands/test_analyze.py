@@ -116,20 +116,18 @@ def test_the_findings_are_the_results(default):
     cells = {f["key"]: f["values"] for f in summary["findings"]}
     page = (folder / "findings.md").read_text()
     for condition in ("original", "token_shuffled", "untrained"):
-        r = arrays[f"{condition}/r"]
+        r = arrays[f"{condition}/correlation/units"]
         cell = cells["correlation_first"][condition]
         assert cell["value"] == pytest.approx(np.nanmean(r[0]), rel=1e-9)
         assert cell["low"] < cell["value"] < cell["high"]
         assert f"{cell['value']:.3f} [" in said and f"{cell['value']:.3f} [" in page
-        speed = arrays[f"{condition}/speed"]
+        speed = arrays[f"{condition}/velocity/speed"]
         cell = cells["speed_cross_over_within"][condition]
         assert cell["value"] == pytest.approx(speed[1::2].mean() / speed[0::2].mean(), rel=1e-9)
-        turns = np.abs(arrays[f"{condition}/rotation"]).mean()
+        turns = np.abs(arrays[f"{condition}/rotation/turns"]).mean()
         assert cells["turns"][condition]["value"] == pytest.approx(turns)
-    beyond = [k for k in arrays if k.startswith("original/null_") and k.endswith("_p") and "population" not in k]
-    assert {k.removeprefix("original/null_").removesuffix("_p") for k in beyond} == set(NULLS) - {
-        "layer_shuffle_regradient"
-    }
+    tested = [null for null in NULLS if f"original/rotation/nulls/{null}/p" in arrays]
+    assert tested == [null for null in NULLS if null != "layer_shuffle_regradient"]
     assert "a random walk of equal length turns" in said and "10.74" in said
 
 
@@ -139,18 +137,18 @@ def test_untrained_models_have_a_spread_and_the_largest_units_are_one_set(defaul
     assert summary["untrained_seeds"] == 3
     assert summary["conditions"] == ["original", "token_shuffled", "shuffled_keep_last", "untrained"]
     rows = {f["key"]: f["values"] for f in summary["findings"]}
-    speeds = [arrays["untrained/speed"], *arrays["untrained/speed_seeds"]]
+    speeds = [arrays["untrained/velocity/speed"], *arrays["untrained/velocity/speed/seeds"]]
     ratios = [s[1::2].mean() / s[0::2].mean() for s in speeds]
     found = rows["speed_cross_over_within"]["untrained"]
     assert [found["value"], *found["seeds"]] == pytest.approx(ratios) and len(set(ratios)) == 3
     assert f"seeds {min(ratios):.3f} to {max(ratios):.3f}" in said
     assert rows["speed_cross_over_within"]["original"]["seeds"] == []
-    largest = {c: arrays[f"{c}/largest_units"].tolist() for c in summary["conditions"]}
+    largest = {c: arrays[f"{c}/flags/largest_units"].tolist() for c in summary["conditions"]}
     assert all(units == largest["original"] for units in largest.values())
     left_out = summary["without_largest"]
     assert left_out["counts"] == [0, 1, 2, 4, 8] and left_out["units"] == largest["original"]  # a quarter of 32 units
     stays = np.setdiff1d(np.arange(32), largest["original"][:4])
-    r = arrays["original/r"]
+    r = arrays["original/correlation/units"]
     first = next(row["values"]["original"] for row in left_out["rows"] if row["key"] == "correlation_first")
     assert first[0] == pytest.approx(np.nanmean(r[0])) and first[3] == pytest.approx(np.nanmean(r[0, stays]))
     assert "## Without the largest units" in (folder / "findings.md").read_text()
@@ -167,8 +165,10 @@ def test_a_second_run_reads_the_caches_and_gives_the_same_numbers(default, words
     folder, said = run(words, tmp_path / "again", **{"analysis.measures": "[correlation,rotation]"})
     assert said.count("the LM is not loaded") == 6
     before, after = arrays_of(default[0]), arrays_of(folder)
-    assert {"original/r", "untrained/rotation", "original/null_token_shuffled_p"} <= set(after)
-    assert "original/cosine" not in after and "original/pca_ratio" not in after
+    nulls = "original/rotation/nulls/token_shuffled/p"
+    assert {"original/correlation/units", "untrained/rotation/turns", nulls} <= set(after)
+    assert "original/cosine/mean" not in after and "original/pca/ratio" not in after
+    assert after.pop("measures").tolist() == ["correlation", "rotation"]
     for name, value in after.items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
 
@@ -179,10 +179,17 @@ def test_two_processes_give_what_one_does(default, words, tmp_path):
     assert summary_of(folder)["processes"] == 2 and summary_of(folder)["sequences_recorded"] == 0
     names = {path.name for path in (default[0] / "figures").iterdir()}
     assert {path.name for path in (folder / "figures").iterdir()} == names  # each drawn by one of the two
+    assert_alike(one, two)
+
+
+def assert_alike(one, two):
     assert set(one) == set(two)
     for name, expected in one.items():
         found = two[name]
         assert found.shape == expected.shape, name
+        if expected.dtype.kind == "U":
+            assert found.tolist() == expected.tolist(), name
+            continue
         scale = max(1.0, float(np.nanmax(np.abs(np.where(np.isfinite(expected), expected, 0)), initial=0)))
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * scale, err_msg=name)
 
@@ -210,7 +217,9 @@ def test_the_papers_sum_is_flagged_and_shown_beside_the_true_one(words, tmp_path
     assert analyze.main(argv) == 0
     assert (tmp_path / "a/figures/fig1h_information_kde_mean.png").exists()
     arrays = arrays_of(tmp_path / "a")
-    assert not np.allclose(arrays["original/mi"], arrays["original/mi_true"], rtol=0.5)
+    assert not np.allclose(
+        arrays["original/mutual_information/units"], arrays["original/mutual_information/true_units"], rtol=0.5
+    )
     assert "not a mutual information" in capsys.readouterr().out
     assert "not a mutual information" in (tmp_path / "a/findings.md").read_text()
 
@@ -225,7 +234,7 @@ def test_options_of_rotations_change_them(words, tmp_path):
         "seed": {"analysis.rotation.nulls": "[increment_shuffle_windowed]", "seed": 1},
     }.items():
         assert analyze.main(argv_of(words, **base, **options, **{"run.dir": tmp_path / name})) == 0
-        found[name] = arrays_of(tmp_path / name)["original/null_increment_shuffle_windowed_mean"]
+        found[name] = arrays_of(tmp_path / name)["original/rotation/nulls/increment_shuffle_windowed/mean"]
     assert len({tuple(v) for v in found.values()}) == len(found)
 
 
@@ -295,9 +304,10 @@ def test_the_measures_ride_along_a_training(words, tmp_path):
     assert analyze.main(argv_of(words, **options)) == 0
     assert summary_of(tmp_path / "analyze")["sequences_recorded"] == 0
     rode, alone = arrays_of(tmp_path / "train"), arrays_of(tmp_path / "analyze")
-    for name in ("r", "cosine", "speed", "mi", "density", "rotation", "pca_ratio", "mean"):
+    for name in ("correlation/units", "cosine/mean", "velocity/speed", "mutual_information/units",
+                 "activations/density", "rotation/turns", "pca/ratio", "activations/mean"):  # fmt: skip
         np.testing.assert_allclose(rode[f"analysis/{name}"], alone[f"original/{name}"], rtol=1e-6, atol=1e-8)
-    assert summary["analysis"]["r_mean"] == pytest.approx(list(alone["original/r_mean"]))
+    assert summary["analysis"]["correlation/mean"] == pytest.approx(list(alone["original/correlation/mean"]))
 
 
 def test_an_interrupted_run_says_what_is_kept(words, tmp_path, monkeypatch, capsys):
@@ -340,13 +350,13 @@ def test_every_token_is_measured_and_means_are_transformers_own(words, tmp_path,
     said = capsys.readouterr().out
     x = hidden_states(words, 13)
     arrays, summary = arrays_of(tmp_path / "all"), summary_of(tmp_path / "all")
-    np.testing.assert_allclose(arrays["original/mean"][::2], x.mean(0), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(arrays["original/std"][::2], x.std(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(arrays["original/activations/mean"][::2], x.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(arrays["original/activations/std"][::2], x.std(0), rtol=1e-4, atol=1e-5)
     assert (summary["n_sequences"], summary["n_trajectories"], summary["positions"]) == (13, len(x), "all")
-    scalars = summary["scalars"]["original"]
-    assert (scalars["n_trajectories"], scalars["n_bos"]) == (len(x), 13)
+    counts = summary["counts"]["original"]
+    assert (counts["trajectories"], counts["bos"]) == (len(x), 13)
     assert f"every token of each sequence, {len(x)} trajectories of 13 sequences" in said
-    assert f"13 BOS and {scalars['n_sinks']} sinks of {len(x)} (original)" in " ".join(said.split())
+    assert f"13 BOS and {counts['sinks']} sinks of {len(x)} (original)" in " ".join(said.split())
     assert summary["sequences_recorded"] == 32  # two conditions, a shard of 16 each
     page = (tmp_path / "all" / "findings.md").read_text()
     assert f"13 sequences, {len(x)} trajectories" in page and "13 BOS" in page
@@ -356,7 +366,9 @@ def test_every_token_is_measured_and_means_are_transformers_own(words, tmp_path,
     assert analyze.main(argv_of({k: v for k, v in words.items() if k != "cache.dir"}, **bare, **small)) == 0
     assert summary_of(tmp_path / "bare")["sequences_recorded"] == 64
     again = arrays_of(tmp_path / "bare")
-    np.testing.assert_allclose(again["original/mean"], arrays["original/mean"], rtol=2e-2, atol=2e-2)  # in bf16
+    np.testing.assert_allclose(
+        again["original/activations/mean"], arrays["original/activations/mean"], rtol=2e-2, atol=2e-2
+    )  # in bf16
 
 
 def test_two_processes_keep_the_same_tokens(words, tmp_path):
@@ -366,10 +378,5 @@ def test_two_processes_keep_the_same_tokens(words, tmp_path):
     assert analyze.main(argv_of(words, **options, **{"run.dir": tmp_path / "one"})) == 0
     run(words, tmp_path / "two", **options, **{"trainer.devices": 2})
     one, two = arrays_of(tmp_path / "one"), arrays_of(tmp_path / "two")
-    assert set(one) == set(two)
-    for name, expected in one.items():
-        scale = max(1.0, float(np.nanmax(np.abs(np.where(np.isfinite(expected), expected, 0)), initial=0)))
-        np.testing.assert_allclose(two[name], expected, rtol=1e-6, atol=1e-6 * scale, err_msg=name)
-    found = [summary_of(tmp_path / name)["scalars"]["original"] for name in ("one", "two")]
-    assert found[0]["n_trajectories"] == found[1]["n_trajectories"] == 135
-    assert found[0]["n_bos"] == found[1]["n_bos"] and found[0]["mi_samples"] == found[1]["mi_samples"] == 70
+    assert_alike(one, two)
+    assert one["original/counts/trajectories"] == 135 and one["original/mutual_information/mean/n"] == 70

@@ -161,7 +161,8 @@ def test_findings_are_those_of_the_run(page, runs):
 def test_curves_are_the_results(page, arrays):
     found = arrays["analyze"]
     for plot, name, to_axis in (
-        ("fig1e", "cosine", np.arctanh), ("fig1c", "r_mean", np.arctanh), ("fig1gh", "mi_mean", np.asarray),
+        ("fig1e", "cosine/mean", np.arctanh), ("fig1c", "correlation/mean", np.arctanh),
+        ("fig1gh", "mutual_information/mean", np.asarray),
     ):  # fmt: skip
         for kind, at in (("within layer", slice(0, None, 2)), ("cross layer", slice(1, None, 2))):
             trace = page.trace(plot, f"original text, {kind}")
@@ -170,22 +171,22 @@ def test_curves_are_the_results(page, arrays):
         trace = page.trace(plot, "shuffled tokens")
         np.testing.assert_allclose(numbers(trace["y"]), to_axis(found[f"token_shuffled/{name}"]), rtol=1e-6)
     share = numbers(page.trace("fig1b-participation", "original text")["y"])
-    mean = found["original/mean"]
+    mean = found["original/activations/mean"]
     np.testing.assert_allclose(share, (mean**2).sum(1) ** 2 / (mean**4).sum(1) / 32, rtol=1e-5)
     band = next(t for t in page.plots["fig1f"]["traces"] if t.get("fill") and t["legendgroup"].endswith("within layer"))
-    low, high = found["original/speed_interval"][:, 0::2]
+    low, high = found["original/velocity/speed/interval"][:, 0::2]
     np.testing.assert_allclose(numbers(band["y"]), np.concatenate([high, low[::-1]]), rtol=1e-6)
 
 
 def test_heat_maps_are_sorted_and_complete(page, arrays):
-    mean = arrays["analyze"]["original/mean"]
+    mean = arrays["analyze"]["original/activations/mean"]
     order = np.argsort(mean[-1])
     heat = page.plots["fig1b-mean"]["traces"][0]
     np.testing.assert_allclose(numbers(heat["z"]), mean[:, order].T, rtol=1e-6)
     assert heat["y"] == [f"unit {u}" for u in order]
     pairs = page.plots["fig1d"]["traces"][0]
-    counts = arrays["analyze"]["original/r_all_counts"]
-    below = arrays["analyze"]["original/r_all_below"]
+    counts = arrays["analyze"]["original/correlation/pair_counts"]
+    below = arrays["analyze"]["original/correlation/pairs_below"]
     rows = [int(name.split()[1]) for name in pairs["y"]]
     np.testing.assert_allclose(numbers(pairs["z"]), (counts / 15)[rows], rtol=1e-6)
     np.testing.assert_allclose(counts.sum(1) + below, 15)
@@ -194,24 +195,26 @@ def test_heat_maps_are_sorted_and_complete(page, arrays):
 def test_units_have_their_own_turns_and_nulls(page, arrays):
     stream = page.data["shared"]["units"]["streams"]["0-0"]
     found = arrays["analyze"]
-    np.testing.assert_allclose(numbers(stream["turns"]), -found["original/rotation"], rtol=1e-6)
-    np.testing.assert_allclose(numbers(stream["paths"]), found["original/rotation_mean_trajectory"].T, rtol=1e-6)
+    np.testing.assert_allclose(numbers(stream["turns"]), -found["original/rotation/turns"], rtol=1e-6)
+    np.testing.assert_allclose(numbers(stream["paths"]), found["original/rotation/trajectory"].T, rtol=1e-6)
     assert (
         list(stream["nulls"])[:2] == ["increment_shuffle_scaled", "layer_shuffle"]
         and "token_shuffled" in stream["nulls"]
     )
     for null in ("increment_shuffle_scaled", "layer_shuffle"):
         mine = stream["nulls"][null]
-        np.testing.assert_allclose(numbers(mine["mean"]), -found[f"original/null_{null}_mean"], rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(
+            numbers(mine["mean"]), -found[f"original/rotation/nulls/{null}/mean"], rtol=1e-6, atol=1e-9
+        )
         counts, low, high = (numbers(mine[key]) for key in ("counts", "low", "high"))
         assert (counts.sum(1) == SURROGATES).all()
         # the surrogates drawn again are those of the run's own test: their mean is its mean, but for the bins' width
         width = (high - low) / counts.shape[1]
         centres = low[:, None] + (np.arange(counts.shape[1]) + 0.5) * width[:, None]
-        away = (counts * centres).sum(1) / SURROGATES + found[f"original/null_{null}_mean"]
+        away = (counts * centres).sum(1) / SURROGATES + found[f"original/rotation/nulls/{null}/mean"]
         assert (np.abs(away) <= width / 2 + 1e-6).all()
         second = (counts * centres**2).sum(1) / SURROGATES - ((counts * centres).sum(1) / SURROGATES) ** 2
-        std = found[f"original/null_{null}_std"] * np.sqrt((SURROGATES - 1) / SURROGATES)
+        std = found[f"original/rotation/nulls/{null}/std"] * np.sqrt((SURROGATES - 1) / SURROGATES)
         assert (np.abs(np.sqrt(second) - std) <= width / 2 + 1e-6).all()
 
 
@@ -332,7 +335,7 @@ def test_what_cannot_fit_is_thinned_and_said(runs, monkeypatch):
     assert "Thinned: 10 of the 32 units" in text and "Thinned: 16 of 32 units" in text
     assert numbers(thin.plots["fig1b-mean"]["traces"][0]["z"]).shape == (10, 6)
     stream = thin.data["shared"]["units"]["streams"]["0-0"]
-    r = np.load(runs["analyze"] / "results.npz")["original/rotation"]
+    r = np.load(runs["analyze"] / "results.npz")["original/rotation/turns"]
     kept = numbers(stream["units"])
     assert len(kept) == 16 and {int(r.argmin()), int(r.argmax())} <= set(kept.tolist())
 
@@ -413,16 +416,20 @@ def _broken(runs, tmp_path, how):
         (run / how.removeprefix("no ")).unlink()
     elif how == "half a summary":
         (run / "summary.json").write_text((run / "summary.json").read_text()[:200])
+    elif how in ("layout 1", "layout 9"):
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary.pop("layout") == 2
+        (run / "summary.json").write_text(json.dumps(summary | ({"layout": 9} if how == "layout 9" else {})))
     elif how == "a poor summary":
         (run / "summary.json").write_text('{"lm": "x"}')
     elif how == "not an archive":
         (run / "results.npz").write_bytes(b"PK\x03\x04 nothing")
     elif how == "pickled":
         with np.load(run / "results.npz") as file:
-            np.savez(run / "results.npz", **(dict(file) | {"original/cosine": np.array([{}], dtype=object)}))
+            np.savez(run / "results.npz", **(dict(file) | {"original/cosine/mean": np.array([{}], dtype=object)}))
     elif how == "an array less":
         with np.load(run / "results.npz") as file:
-            np.savez(run / "results.npz", **{k: file[k] for k in file.files if k != "original/speed"})
+            np.savez(run / "results.npz", **{k: file[k] for k in file.files if k != "original/velocity/speed"})
     return run
 
 
@@ -442,9 +449,11 @@ def _broken(runs, tmp_path, how):
         ("no results.npz", "is incomplete: it has no results.npz"),
         ("half a summary", "is not JSON"),
         ("a poor summary", "summary.json has no text, conditions"),
+        ("layout 1", "its results have layout 1, and this rsdyn reads layout 2. Run the script again"),
+        ("layout 9", "its results have layout 9, and this rsdyn reads layout 2. Run the script again"),
         ("not an archive", "is not a results file that can be read"),
-        ("pickled", "'original/cosine' cannot be read"),
-        ("an array less", "the array 'original/speed' is missing"),
+        ("pickled", "'original/cosine/mean' cannot be read"),
+        ("an array less", "the array 'original/velocity/speed' is missing"),
     ],
 )
 def test_a_bad_run_is_one_line_with_its_cure(runs, tmp_path, capsys, how, words):

@@ -122,14 +122,14 @@ def test_it_fits_at_both_widths_in_both_themes(browser, tmp_path, width, dark):
 
 
 def test_a_unit_can_be_chosen_and_its_portrait_is_right(browser, arrays):
-    mean = arrays["analyze"]["original/rotation_mean_trajectory"]
+    mean = arrays["analyze"]["original/rotation/trajectory"]
     for unit in (7, 30):
         choose(browser, "unit", str(unit))
         x, y = (drawn(browser, "fig2a", f"decoded(host.data[0].{axis})") for axis in "xy")
         a, g = mean[:, unit], np.gradient(mean[:, unit])
         np.testing.assert_allclose(x, a - a[0], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(y, g - g[0], rtol=1e-4, atol=1e-5)
-        turns = -arrays["analyze"]["original/rotation"][unit]
+        turns = -arrays["analyze"]["original/rotation/turns"][unit]
         assert said(browser, "fig2a").startswith(f"unit {unit}: ")
         assert float(said(browser, "fig2a").split()[2].replace("\N{MINUS SIGN}", "-")) == pytest.approx(turns, rel=5e-3)
         assert drawn(browser, "fig2a-null", "decoded(host.data.at(-1).x)")[0] == pytest.approx(turns, rel=1e-5)
@@ -138,7 +138,7 @@ def test_a_unit_can_be_chosen_and_its_portrait_is_right(browser, arrays):
     assert said(browser, "fig2a").startswith("unit 12: ")
     choose(browser, "unit", "999")  # there is none: the nearest
     assert said(browser, "fig2a").startswith("unit 31: ")
-    order = np.argsort(-arrays["analyze"]["original/rotation"], kind="stable")
+    order = np.argsort(-arrays["analyze"]["original/rotation/turns"], kind="stable")
     browser.run("document.querySelector('[data-step=\"-1\"]').click()")
     browser.settle()
     assert said(browser, "fig2a").startswith(f"unit {order[list(order).index(31) - 1]}: ")
@@ -152,10 +152,12 @@ def test_the_null_can_be_chosen(browser, arrays):
             browser, "fig2a-null", "host.data.filter((trace) => trace.type === 'bar').map((trace) => decoded(trace.y))"
         )
         assert [sum(counts) for counts in bars] == ([40] if drawn_again else [])
-        p = arrays["analyze"][f"original/null_{null}_p"][7]
+        p = arrays["analyze"][f"original/rotation/nulls/{null}/p"][7]
         assert f"p = {float(f'{p:.2g}'):g}," in said(browser, "fig2a-null")
         middle = drawn(browser, "fig2a-null", "decoded(host.data.at(-2).x)[1]")
-        assert middle == pytest.approx(-arrays["analyze"][f"original/null_{null}_mean"][7], rel=1e-5, abs=1e-6)
+        assert middle == pytest.approx(
+            -arrays["analyze"][f"original/rotation/nulls/{null}/mean"][7], rel=1e-5, abs=1e-6
+        )
     both = browser.run("[...document.querySelectorAll('[data-control=null]')].map((one) => one.value)")
     assert both == ["token_shuffled", "token_shuffled"]
 
@@ -165,10 +167,10 @@ def test_the_stream_can_be_chosen(browser, arrays):
     choose(browser, "stream", "0-1")
     after = drawn(browser, "fig1b-mean", "decoded(host.data[0].z)")
     assert len(drawn(browser, "fig1b-mean", "host.data.map((trace) => trace.type)")) == 1
-    mean = arrays["analyze"]["token_shuffled/mean"]
+    mean = arrays["analyze"]["token_shuffled/activations/mean"]
     np.testing.assert_allclose(np.reshape(after, (32, 6)), mean[:, np.argsort(mean[-1])].T, rtol=1e-5)
     assert before != after
-    share = arrays["analyze"]["token_shuffled/pca_ratio"][0]
+    share = arrays["analyze"]["token_shuffled/pca/ratio"][0]
     assert f"{100 * share:.1f} %" in drawn(browser, "fig4a", "host.layout.xaxis.title.text")
     choose(browser, "stream", "0-0")
     np.testing.assert_array_equal(drawn(browser, "fig1b-mean", "decoded(host.data[0].z)"), before)

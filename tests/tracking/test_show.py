@@ -229,7 +229,7 @@ def test_training_shows_losses_curves_and_the_test(shown, folders):
     assert low == pytest.approx((arrays["latent_distance"] - arrays["latent_distance_std"]).tolist(), rel=1e-5)
     # measured while it recorded (analysis.on_train)
     assert [v for _, v in found.curve("sublayer/cosine/original")] == pytest.approx(
-        arrays["analysis/cosine"].tolist(), rel=1e-6
+        arrays["analysis/cosine/mean"].tolist(), rel=1e-6
     )
     assert found.summary["test/r2_cae"] == pytest.approx(summary["test"]["r2_cae"])
     assert found.summary["best/epoch"] == summary["best_epoch"]
@@ -241,13 +241,13 @@ def test_analysis_shows_every_condition_with_interval_and_null(shown, folders):
     measures = {key.split("/")[1] for row in found.history for key in row if key.startswith("sublayer/")}
     assert measures == {p.measure for p in PANELS if p.script == "analyze"} - {"paper_literal"}
     for condition in CONDITIONS:
-        for series, key, row in (("", "speed", ...), ("_low", "speed_interval", 0), ("_high", "speed_interval", 1)):
+        for series, key, row in (("", "", ...), ("_low", "/interval", 0), ("_high", "/interval", 1)):
             curve = [v for _, v in found.curve(f"sublayer/speed/{condition}{series}")]
-            assert curve == pytest.approx(arrays[f"{condition}/{key}"][row].tolist(), rel=1e-6)
+            assert curve == pytest.approx(arrays[f"{condition}/velocity/speed{key}"][row].tolist(), rel=1e-6)
         null = [v for _, v in found.curve(f"sublayer/mutual_information/{condition}_null")]
-        assert null == pytest.approx(arrays[f"{condition}/mi_floor"].tolist(), rel=1e-6)
+        assert null == pytest.approx(arrays[f"{condition}/mutual_information/floor"].tolist(), rel=1e-6)
         share = [v for _, v in found.curve(f"sublayer/participation/{condition}")]
-        assert share == pytest.approx((arrays[f"{condition}/participation"] / D).tolist(), rel=1e-6)
+        assert share == pytest.approx((arrays[f"{condition}/activations/participation"] / D).tolist(), rel=1e-6)
 
 
 def test_findings_are_numbers_of_the_runs_table_and_rows_of_a_table(shown, folders):
@@ -276,10 +276,11 @@ def test_units_by_rotation_have_every_null_and_the_strongest_first(shown, folder
         sizes = [abs(r["z"]) for r in some if r["z"] is not None]
         assert sizes == sorted(sizes, reverse=True) and sorted(r["unit"] for r in some) == list(range(D))
         for r in some[:5]:
-            assert r["turns"] == pytest.approx(-arrays[f"{condition}/rotation"][r["unit"]])
-            assert r["p"] == pytest.approx(arrays[f"{condition}/null_{null}_p"][r["unit"]])
+            assert r["turns"] == pytest.approx(-arrays[f"{condition}/rotation/turns"][r["unit"]])
+            under = f"{condition}/rotation/nulls/{null}"
+            assert r["p"] == pytest.approx(arrays[f"{under}/p"][r["unit"]])
             for column, name in (("q_normal", "q_normal"), ("q_ranks", "q")):
-                assert r[column] == pytest.approx(arrays[f"{condition}/null_{null}_{name}"][r["unit"]])
+                assert r[column] == pytest.approx(arrays[f"{under}/{name}"][r["unit"]])
             # clockwise: the sign of z is that of turns less the null's
             assert np.sign(r["z"]) == np.sign(r["turns"] - r["null mean"])
 
@@ -293,7 +294,7 @@ def test_the_chart_of_all_units_has_the_q_of_the_findings(shown, folders):
         words = [re.fullmatch(r"unit (\d+)<br>p (.+), q (.+)", text) for text in traces[before + 1]["text"]]
         assert len(words) == D
         for word in words:
-            assert word[3] == f"{arrays[f'original/null_{null}_q_normal'][int(word[1])]:.3g}"
+            assert word[3] == f"{arrays[f'original/rotation/nulls/{null}/q_normal'][int(word[1])]:.3g}"
 
 
 def test_training_on_shuffled_text_has_the_name_that_an_analysis_gives_that_stream(shown, shuffled, folders):
@@ -308,7 +309,9 @@ def test_training_on_shuffled_text_has_the_name_that_an_analysis_gives_that_stre
     (plot,) = [plot for plot in figure3(training, streams, 2, "0") if plot.name == "fig3d-0"]
     (beside,) = [trace for trace in plot.traces if trace["name"].endswith("(analysis)")]
     drawn = np.array(unpacked(beside["y"]), dtype=float)  # what is not finite is None
-    np.testing.assert_allclose(drawn, arrays_of(folders, "analyze")["token_shuffled/ev"], rtol=1e-5)
+    np.testing.assert_allclose(
+        drawn, arrays_of(folders, "analyze")["token_shuffled/pca/over_depth/explained"], rtol=1e-5
+    )
 
 
 def test_perturbation_shows_recovery_by_layer_and_control(shown, folders):

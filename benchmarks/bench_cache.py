@@ -30,13 +30,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from memory import memory_limit, peak
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rsdyn.stream import datamodule
-from rsdyn.stream.cache import Shard, TrajectoryCache
+from rsdyn.stream.cache import Shard, TrajectoryCache, sequence_keys
 
 Row = tuple[str, str, float, float, float | None]  # what, baseline, seconds of both, goal
 
@@ -86,8 +87,9 @@ class Vectors(Dataset):
 
 
 def new_cache(folder: Path, name: str, n: int, args: argparse.Namespace, per_shard: int) -> TrajectoryCache:
-    sizes = {"n_sequences": n, "n_sublayers": args.sublayers, "n_units": args.units, "shard_sequences": per_shard}
-    cache = TrajectoryCache(folder, {"bench": name}, label=name, **sizes)
+    sizes = {"n_sublayers": args.sublayers, "n_units": args.units, "shard_sequences": per_shard}
+    keys = sequence_keys((np.array([i]) for i in range(n)), (b"last" for _ in range(n)))
+    cache = TrajectoryCache(folder, {"bench": name}, label=name, keys=keys, **sizes)
     cache.open()
     return cache
 

@@ -195,10 +195,10 @@ def writers(folder: Path, n: int, seed: int = 0) -> dict:
             stream.open()
             note, real = (notes / f"writer-{number}").open("w", buffering=1), stream._record
 
-            def record(k):
-                note.write(f"{k} {time.monotonic_ns()} ")
+            def record(numbers):
+                note.write(f"{numbers[0] // 5} {time.monotonic_ns()} ")
                 note.flush()
-                shard = real(k)
+                shard = real(numbers)
                 time.sleep(0.005)
                 note.write(f"{time.monotonic_ns()}\n")
                 return shard
@@ -215,7 +215,7 @@ def writers(folder: Path, n: int, seed: int = 0) -> dict:
             with (notes / f"reader-{number}").open("w", buffering=1) as note:
                 while not (notes / "over").exists():
                     for k in range(cache.n_shards):
-                        cache._verified.clear()
+                        cache.store._verified.clear()
                         try:
                             bad += not torch.equal(cache.read(k).activations, values[k])
                             n_reads += 1

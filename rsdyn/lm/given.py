@@ -19,6 +19,7 @@ from rsdyn.lm.head import base_of
 from rsdyn.lm.model import LanguageModel, context_length
 from rsdyn.lm.model_lock import one_at_a_time
 from rsdyn.lm.sites import RESID_PRE, Sites, find_sites, sublayer_index
+from rsdyn.lm.source import shape_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,14 +96,14 @@ class GivenModel:
 
     @cached_property
     def _digest(self) -> str:
-        digest = xxhash.xxh3_128()
+        digest = xxhash.xxh3_128(shape_digest(self.config))
         for key, value in self.base.state_dict().items():
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def identity(self) -> str:
-        """What tells these weights from all others: a digest of every one of them."""
+        """What tells this model from all others: a digest of its config and of every weight."""
         return f"object, xxh3 {self._digest}"
 
     def sublayer(self, layer: int, site: str = RESID_PRE) -> int:

@@ -170,7 +170,7 @@ class LanguageModel:
         positions: Sequence[np.ndarray] | None = None,
         batch_tokens: int = 1024,
         dtype: torch.dtype | None = None,
-        first_index: int = 0,
+        numbers: Sequence[int] | None = None,
         final: bool = False,
         on_batch: Callable[[int], object] = lambda n: None,
     ) -> Tensor:
@@ -183,7 +183,7 @@ class LanguageModel:
             batch_tokens: at most so many tokens, padding included, go through the model together (one sequence at
                 least). What goes together depends on ``sequences``, this number and ``layout`` alone.
             dtype: of the result; default the model's.
-            first_index: index of ``sequences[0]`` in its corpus, for messages.
+            numbers: of each sequence in its corpus, for messages; default from 0 on.
             final: also record the state behind the last layer, ahead of the final norm: ``(B, S + 1, D)``.
             on_batch: called with the number of sequences after each batch.
 
@@ -195,7 +195,8 @@ class LanguageModel:
         edits the last column of each batch.
         """
         lengths = [len(s) for s in sequences]
-        self._check_lengths(lengths, first_index)
+        numbers = range(len(lengths)) if numbers is None else numbers
+        self._check_lengths(lengths, numbers)
         at = [np.array([n - 1]) for n in lengths] if positions is None else positions
         ends = np.cumsum([len(tokens) for tokens in at])
         out = torch.empty(int(ends[-1]), self.n_sublayers + final, self.n_units, dtype=dtype or self.dtype)
@@ -230,7 +231,7 @@ class LanguageModel:
             place = f"sublayer {sublayer} ({self.sites.names[site]} of layer {layer})"
             place = place if sublayer < self.n_sublayers else "behind the last layer"
             raise NonFiniteError(
-                f"the stream of {self.name} is not finite at sequence {first_index + number}{token}, {place}, in "
+                f"the stream of {self.name} is not finite at sequence {numbers[number]}{token}, {place}, in "
                 f"{self.dtype} stored as {out.dtype}. "
                 "Nothing of it was written. Check the weights, or compute in a wider type (lm.dtype=float32)."
             )
@@ -304,15 +305,15 @@ class LanguageModel:
             for handle in handles:
                 handle.remove()
 
-    def _check_lengths(self, lengths: Sequence[int], first_index: int) -> None:
+    def _check_lengths(self, lengths: Sequence[int], numbers: Sequence[int]) -> None:
         """Dynamic scaling of positions begins beyond the context, and depends on the neighbours and the past."""
         limit = self.max_tokens
         if limit is None or not any("dynamic" in rope["rope_type"] for rope in _rope_types(self.config)):
             return
-        for i, length in enumerate(lengths):
+        for number, length in zip(numbers, lengths, strict=True):
             if length > limit:
                 raise UserError(
-                    f"sequence {first_index + i} has {length} tokens, and the positions of {self.name} are scaled "
+                    f"sequence {number} has {length} tokens, and the positions of {self.name} are scaled "
                     f"dynamically beyond {limit}: what is recorded would depend on the sequences beside it and before "
                     "it. Truncate the sequences."
                 )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import xxhash
@@ -43,6 +43,9 @@ from rsdyn.lm.weights import (
     n_parameters,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 log = logging.getLogger(__name__)
 _NOT_OF_THE_SHAPE = (
     "_name_or_path",
@@ -52,6 +55,12 @@ _NOT_OF_THE_SHAPE = (
     "torch_dtype",
     "architectures",
 )
+
+
+def shape_digest(config: PreTrainedConfig) -> str:
+    """Hex digest of what a config says of the arithmetic, and not of names, versions or storage."""
+    shape = {k: v for k, v in config.to_dict().items() if k not in _NOT_OF_THE_SHAPE}
+    return xxhash.xxh3_128_hexdigest(json.dumps(shape, sort_keys=True, default=str).encode())
 
 
 class NoHeadError(UnfitModelError):
@@ -157,9 +166,7 @@ class LMSource:
     def identity(self) -> str:
         """What tells these weights from all others: the Hub's commit, or a digest of the file or the folder's files."""
         if self.untrained is not None:
-            shape = {k: v for k, v in self.config.to_dict().items() if k not in _NOT_OF_THE_SHAPE}
-            text = json.dumps(shape, sort_keys=True, default=str)
-            return f"untrained, seed {self.untrained}, shape xxh3 {xxhash.xxh3_128_hexdigest(text.encode())}"
+            return f"untrained, seed {self.untrained}, shape xxh3 {shape_digest(self.config)}"
         if self.commit is not None:
             return f"commit {self.commit}"
         if self.gguf is not None:

@@ -36,7 +36,7 @@ from rsdyn.run import estimates
 from rsdyn.run.opening import Source, find_text, make_stream, on_gpu, open_lm, processes_here
 from rsdyn.run.script import Run
 from rsdyn.stream.cache import DTYPES as CACHE_DTYPES
-from rsdyn.stream.cache import default_cache_dir, trajectory_bytes
+from rsdyn.stream.cache import default_cache_dir, file_bytes
 from rsdyn.stream.text.positions import Positions
 from rsdyn.stream.text.tokens import split
 
@@ -106,7 +106,7 @@ def make_plan(run: Run, lm: LMSource, source: Source | None) -> Plan:
     positions = Positions(run.config.data.positions, np.array(lengths), seed=run.config.seed)
     _weights(plan, run, lm)
     to_record = _cache(plan, run, lm, source, positions)
-    needs_lm = run.script == "perturb" or any(to_record.values()) or _differentiates(run)
+    needs_lm = run.script == "perturb" or any(map(len, to_record.values())) or _differentiates(run)
     if needs_lm:
         _reach(plan, lm)
     _memory(plan, run, lm, positions, needs_lm=needs_lm)
@@ -152,12 +152,13 @@ def _lengths(plan: Plan, run: Run, source: Source | None) -> list[int]:
     return [tokens] * n
 
 
-def _cache(plan: Plan, run: Run, lm: LMSource, source: Source | None, positions: Positions) -> dict[str, list[int]]:
-    """The cache's size and what of it is there; which shards of each condition are still to record."""
+def _cache(plan: Plan, run: Run, lm: LMSource, source: Source | None, positions: Positions) -> dict[str, np.ndarray]:
+    """The cache's size and what of it is there; which sequences of each condition are still to record."""
     settings, counts = run.config.cache, positions.counts
     n = len(counts)
     each = lm.n_sublayers * lm.n_units * CACHE_DTYPES[settings.dtype].itemsize
-    on_disk = trajectory_bytes(lm.n_sublayers, lm.n_units, CACHE_DTYPES[settings.dtype], marked=not positions.is_last)
+    of_one = file_bytes(1, 0, (lm.n_sublayers, lm.n_units), CACHE_DTYPES[settings.dtype])
+    on_disk = of_one + file_bytes(0, 1, (0, 0), CACHE_DTYPES[settings.dtype]) / counts.mean()
     plan.numbers["bytes_per_trajectory"], plan.numbers["trajectories"] = each, int(counts.sum())
     if _changes_layers(run):
         plan.say("Cache", f"none is needed: perturb.kind={run.config.perturb.kind} records no stream")
@@ -173,27 +174,27 @@ def _cache(plan: Plan, run: Run, lm: LMSource, source: Source | None, positions:
     in_shards = min(n, shards * settings.shard_sequences)  # recording goes by whole shards
     if not settings.enabled:
         plan.say("Cache", "none (cache.enabled=false): the LM runs whenever the stream is read")
-        return {stream.name: list(range(shards)) for stream in _streams(run, lm)}
+        return {stream.name: np.arange(in_shards) for stream in _streams(run, lm)}
     root = Path(settings.dir or default_cache_dir()).expanduser()
-    to_record: dict[str, list[int]] = {}
+    to_record: dict[str, np.ndarray] = {}
     needed = 0
     for condition, kind, untrained_seed in _streams(run, lm):
         if source is None:
-            to_record[condition] = list(range(shards))
-            needed += int(counts[:in_shards].sum()) * on_disk
+            to_record[condition] = np.arange(in_shards)
+            needed += int(counts[:in_shards].sum() * on_disk)
             size = _size(counts[:in_shards].sum() * each)
             plan.say("Cache", f"{condition}: {size} in {root}, if nothing of it is there")
             continue
         stream = make_stream(run, source, kind, untrained_seed=untrained_seed)
         assert stream.cache is not None
-        to_record[condition] = absent = stream.missing(_samples(run))
-        bytes_absent = sum(map(stream.cache.shard_bytes, absent))
+        to_record[condition] = absent = stream.missing_sequences(_samples(run))
+        bytes_absent = stream.cache.n_bytes(absent)
         bytes_all = sum(map(stream.cache.shard_bytes, range(shards)))
         needed += bytes_absent
         plan.say(
             "Cache",
             f"{condition}: {_size(bytes_all)}, of which {_size(bytes_all - bytes_absent)} is there; "
-            f"{stream.n_missing(_samples(run))} of {in_shards} sequences to record, in {stream.cache.folder}",
+            f"{len(absent)} of {in_shards} sequences to record, in {stream.cache.folder}",
         )
     plan.numbers["cache_bytes_missing"] = needed
     free = shutil.disk_usage(_existing(root)).free
@@ -394,14 +395,14 @@ def _autoencoder(plan: Plan, run: Run, lm: LMSource, n: int, shard: int) -> None
 # --- operations -------------------------------------------------------------------------------------------------------
 
 
-def _operations(plan: Plan, run: Run, lm: LMSource, positions: Positions, to_record: dict[str, list[int]]) -> None:
+def _operations(plan: Plan, run: Run, lm: LMSource, positions: Positions, to_record: dict[str, np.ndarray]) -> None:
     config: Any = run.config
-    lengths = positions.lengths.tolist()
+    lengths = positions.lengths
     size = config.cache.shard_sequences
     cost = estimates.forward_cost(lm)
     tokens, recording = 0, 0.0
-    for shard in (shard for shards in to_record.values() for shard in shards):
-        part = lengths[shard * size : (shard + 1) * size]
+    together = (np.split(lengths[absent], np.flatnonzero(np.diff(absent // size)) + 1) for absent in to_record.values())
+    for part in (part.tolist() for parts in together for part in parts if len(part)):
         tokens += sum(part)
         recording += cost.of(part, config.lm.batch_tokens, _layout(config))
     plan.numbers["recording_flops"] = recording

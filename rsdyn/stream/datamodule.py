@@ -307,9 +307,8 @@ class ResidualStreamDataModule(L.LightningDataModule):
 
     def n_own_missing(self) -> int:
         """How many sequences this process still has to record."""
-        cache = self.stream.cache
-        missing = [k for k in self.own_shards if cache is None or not cache.has(k)]
-        return sum(stop - start for start, stop in map(self.stream.bounds, missing))
+        shards = self.stream.missing_sequences() // self.stream.shard_sequences
+        return int(np.isin(shards, self.own_shards).sum())
 
     # -- shards --------------------------------------------------------------------------------------------------------
 

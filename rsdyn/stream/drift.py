@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,14 +24,39 @@ class Canary(NamedTuple):
     sublayer: int
 
 
-def canary_rows(lengths: list[int], batch_tokens: int, layout: str = SORTED, apart: int | None = None) -> list[int]:
+class CanaryRows(NamedTuple):
+    """Sequences of a shard to record again.
+
+    Attributes:
+        rows: their places in the shard.
+        is_whole: whether they are all that went through the model together, so that the same machine gives the same
+            bits.
+    """
+
+    rows: list[int]
+    is_whole: bool
+
+
+def canary_rows(
+    lengths: list[int],
+    batch_tokens: int,
+    layout: str = SORTED,
+    apart: int | None = None,
+    known: np.ndarray | None = None,
+) -> CanaryRows:
     """The sequences of a shard to record again: those that went through the model together, and cost least.
 
-    Together, since what goes along changes the rounding: the same machine must give the same bits. ``layout`` and
-    ``apart`` are those of :func:`rsdyn.lm.batches.make_batches`.
+    Together, since what goes along changes the rounding. ``layout`` and ``apart`` are those of
+    :func:`rsdyn.lm.batches.make_batches`. ``known`` ``(n,)`` says of which sequences the tokens are at hand, at least
+    one (default: all); where no batch is known as a whole, it is the known part of one.
     """
+    known = np.ones(len(lengths), bool) if known is None else known
     batches = make_batches(lengths, batch_tokens, layout, apart)
-    return min(batches, key=lambda rows: tokens_computed(lengths, [rows], layout))
+    whole = [rows for rows in batches if known[rows].all()]
+    if whole:
+        return CanaryRows(min(whole, key=lambda rows: tokens_computed(lengths, [rows], layout)), True)
+    parts = [[i for i in rows if known[i]] for rows in batches]
+    return CanaryRows(min((p for p in parts if p), key=lambda rows: tokens_computed(lengths, [rows], layout)), False)
 
 
 def compare(again: Tensor, cached: Tensor) -> Canary:

@@ -100,9 +100,9 @@ class KeptStream(TrajectoryStream):
     def open(self, samples: int | None = None) -> None:
         """Nothing is to be opened."""
 
-    def missing(self, samples: int | None = None) -> list[int]:
+    def missing_sequences(self, samples: int | None = None) -> np.ndarray:
         """Nothing is missing."""
-        return []
+        return np.empty(0, np.int64)
 
     def shard(self, k: int) -> Shard:
         """Sequences ``k * shard_sequences`` and those after it, as a view of what is in memory."""

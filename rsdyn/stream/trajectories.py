@@ -1,4 +1,4 @@
-"""Any shard of a corpus' trajectories: from the cache when it is there, from the language model when it is not."""
+"""Any shard of a corpus' trajectories: from the cache what is there, from the language model what is not."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsdyn.errors import NonFiniteError, UserError
+from rsdyn.errors import UserError
 from rsdyn.lm.allocator import give_back
 from rsdyn.lm.certificate import Certificate, certify
 from rsdyn.lm.model import EXTRACTOR_VERSION, LanguageModel, longrope_length
 from rsdyn.lm.packing_trial import choose_layout
 from rsdyn.lm.source import LMSource
-from rsdyn.stream.cache import DTYPES, DamagedShardError, Shard, TrajectoryCache
+from rsdyn.stream.cache import DTYPES, DamagedShardError, Shard, TrajectoryCache, sequence_keys
 from rsdyn.stream.drift import canary_rows, compare, tolerance
 from rsdyn.stream.text.positions import Positions, kinds
 from rsdyn.stream.text.tokens import Sequences
@@ -42,7 +44,7 @@ class TrajectoryStream:
         sequences: the corpus.
         positions: which tokens of each sequence, and
         position_seed: the seed of the order in which they are drawn, see :class:`.text.positions.Positions`.
-        made_from: further facts of the text for the cache's manifest (name, split, condition, ...); they enter the key.
+        made_from: further facts of the text for the index of its corpus (name, split, condition, ...).
         cache_dir: the cache folder, or None to keep nothing: then a shard is recorded each time it is asked for.
         dtype: of the stored activations, ``bfloat16`` or ``float32``.
         shard_sequences: sequences a shard.
@@ -87,31 +89,37 @@ class TrajectoryStream:
         self._said = -SAY_AGAIN_SECONDS
         self.cache: TrajectoryCache | None = None
         if cache_dir is not None:
-            fields = {
+            corpus = {
                 "lm": lm.label,
-                "weights": lm.identity(),
-                "tokens": sequences.digest,
-                "sites": list(lm.site_names),
-                "lm_dtype": lm_dtype,
-                "matmul_precision": matmul_precision,
-                "batch_tokens": batch_tokens,
-                "layout": layout,
-                "extractor": EXTRACTOR_VERSION,
-                "trust_remote_code": lm.trust_remote_code,
                 **(made_from or {}),
+                "tokens": sequences.digest,
                 **self.positions.key(),
             }
-            per_shard = [self.n_trajectories(*self.bounds(k)) for k in range(self.n_shards)]
+            condition = str(corpus.pop("condition", "original"))
             self.cache = TrajectoryCache(
                 cache_dir,
-                fields,
-                label=f"{fields['lm']}-{fields.get('condition', 'original')}",
-                n_sequences=self.n_sequences,
+                {
+                    "weights": lm.identity(),
+                    "condition": condition,
+                    "sites": list(lm.site_names),
+                    "lm_dtype": lm_dtype,
+                    "matmul_precision": matmul_precision,
+                    "batch_tokens": batch_tokens,
+                    "layout": layout,
+                    "extractor": EXTRACTOR_VERSION,
+                    "trust_remote_code": lm.trust_remote_code,
+                },
+                label=f"{lm.label}-{condition}",
+                keys=sequence_keys(
+                    (sequences.ids[i:j] for i, j in pairwise(sequences.offsets)),
+                    (self.positions.mark(i) for i in range(self.n_sequences)),
+                ),
                 n_sublayers=self.n_sublayers,
                 n_units=self.n_units,
                 dtype=dtype,
                 shard_sequences=shard_sequences,
-                shard_trajectories=None if self.positions.is_last else per_shard,
+                counts=None if self.positions.is_last else self.positions.counts,
+                corpus=corpus,
             )
 
     @property
@@ -126,9 +134,10 @@ class TrajectoryStream:
         if self.cache is not None:
             for note in self.cache.open(made_by=_versions(), wanted=range(self.shards_of(samples))):
                 log.warning("%s.", note)
-            self.certificate = self.cache.manifest().get("certificate")
-            if missing := self.missing(samples):
-                self.cache.check_free_space(missing)
+            certificate = self.cache.manifest().get("certificate")
+            if certificate is not None:  # of the model; what opens each text is this corpus' own
+                self.certificate = {**certificate, "opened_by": self.sequences.opened_by}
+            self.cache.check_free_space(self.missing_sequences(samples))
 
     def bounds(self, k: int) -> tuple[int, int]:
         """First and one-past-last sequence of shard ``k``."""
@@ -157,48 +166,59 @@ class TrajectoryStream:
         """How many shards, from the first one on, hold the first ``samples`` sequences."""
         return self.n_shards if samples is None else min(self.n_shards, -(-samples // self.shard_sequences))
 
+    def missing_sequences(self, samples: int | None = None) -> np.ndarray:
+        """The numbers of the sequences that the language model still has to record; recording goes by whole shards."""
+        stop = self.bounds(self.shards_of(samples) - 1)[1]
+        return np.arange(stop) if self.cache is None else self.cache.missing_sequences(0, stop)
+
     def missing(self, samples: int | None = None) -> list[int]:
-        """The shards that the language model still has to record."""
-        absent = range(self.n_shards) if self.cache is None else self.cache.missing()
-        return [k for k in absent if k < self.shards_of(samples)]
+        """The shards of which the language model still has to record something."""
+        return np.unique(self.missing_sequences(samples) // self.shard_sequences).tolist()
 
     def n_missing(self, samples: int | None = None) -> int:
         """How many sequences the language model still has to record."""
-        return sum(stop - start for start, stop in map(self.bounds, self.missing(samples)))
+        return len(self.missing_sequences(samples))
 
     def shard(self, k: int) -> Shard:
-        """Shard ``k``; when it is not in the cache it is recorded, by one process at a time.
+        """Shard ``k``; what of it is not in the cache is recorded, by one process at a time.
 
-        A damaged one is named in a warning, and recorded again. Where another run is recording it, this one says so,
-        waits, and reads what the other wrote.
+        A damaged file is named in a warning, and what it held recorded again. Where another run is recording the shard,
+        this one says so, waits, and reads what the other wrote.
         """
         if self.cache is None:
-            return self._record(k)
-        is_damaged = False
+            return self._with_kinds(self._record(np.arange(*self.bounds(k))))
+        said: set[Path] = set()
         try:
-            return self.cache.read(k)
+            return self._with_kinds(self.cache.read(k))
         except FileNotFoundError:
             pass
         except DamagedShardError as damage:
-            is_damaged = True
-            warnings.warn(f"{damage}; it is recorded again.", stacklevel=2)
+            _say_damaged(damage, said)
+        awaited = len(self.cache.missing_sequences(*self.bounds(k)))  # a bar counts on them
         with self.cache.lock(k, on_wait=lambda holder: self._say_waiting(k, holder)):
-            try:
-                shard = self.cache.read(k)  # by now another process may have recorded it
-            except FileNotFoundError:
-                pass
-            except DamagedShardError as damage:
-                if not is_damaged:
-                    warnings.warn(f"{damage}; it is recorded again.", stacklevel=2)
-                self.cache.discard(k)
-            else:
-                if not is_damaged:  # it was missing, so a bar counts on it
-                    start, stop = self.bounds(k)
-                    self.on_record(stop - start)
-                return shard
-            shard = self._record(k)
-            self.cache.write(k, shard)
-        return shard
+            while True:
+                try:
+                    shard = self.cache.read(k)  # by now another process may have recorded it
+                except FileNotFoundError:
+                    missing = self.cache.missing_sequences(*self.bounds(k))
+                    recorded = self._record(missing)
+                    self.cache.write(k, recorded)
+                    awaited -= len(missing)
+                    shard = recorded if len(recorded.index) == self.n_trajectories(*self.bounds(k)) else None
+                except DamagedShardError as damage:
+                    _say_damaged(damage, said)
+                    self.cache.remove_damaged(damage)
+                    shard = None
+                if shard is not None:
+                    break
+        if awaited > 0 and not said:
+            self.on_record(awaited)
+        return self._with_kinds(shard)
+
+    def _with_kinds(self, shard: Shard) -> Shard:
+        if shard.position is None:
+            return shard
+        return replace(shard, kind=kinds(shard.activations, shard.position))
 
     def read(self, samples: int | None = None) -> tuple[Tensor, Tensor]:
         """The trajectories of the first ``samples`` sequences (default: all) as one tensor, for work at hand.
@@ -242,28 +262,21 @@ class TrajectoryStream:
                 *(holder, k, self.n_shards, self.cache.folder if self.cache else None),
             )
 
-    def _record(self, k: int) -> Shard:
+    def _record(self, numbers: np.ndarray) -> Shard:
+        """The trajectories of some sequences, by number, that go through the model together."""
         if self._model is None:
             model = self._given or self.lm.load(dtype=self.lm_dtype, device=self.device)
             self._certify(model)
             self._check_canary(model)
             self._model = model
-        start, stop = self.bounds(k)
-        activations = self._trajectories(self._model, list(range(start, stop)), self.on_record)
-        self.n_recorded += stop - start
-        index = torch.arange(start, stop)
-        lengths = torch.from_numpy(self.sequences.lengths[start:stop].astype("int32"))
+        activations = self._trajectories(self._model, numbers.tolist(), self.on_record)
+        self.n_recorded += len(numbers)
+        index, lengths = torch.from_numpy(numbers), torch.from_numpy(self.sequences.lengths[numbers].astype("int32"))
         if self.positions.is_last:
             return Shard(activations, index, lengths)
-        counts = torch.from_numpy(self.positions.counts[start:stop])
-        position = torch.from_numpy(np.concatenate([self.positions.of(i) for i in range(start, stop)]).astype("int32"))
-        return Shard(
-            activations,
-            index.repeat_interleave(counts),
-            lengths.repeat_interleave(counts),
-            position,
-            kinds(activations, position),
-        )
+        counts = torch.from_numpy(self.positions.counts[numbers])
+        position = torch.from_numpy(np.concatenate([self.positions.of(i) for i in numbers.tolist()]).astype("int32"))
+        return Shard(activations, index.repeat_interleave(counts), lengths.repeat_interleave(counts), position)
 
     def _trajectories(
         self, model: LanguageModel, rows: list[int], on_batch: Callable[[int], object] = lambda n: None
@@ -274,7 +287,7 @@ class TrajectoryStream:
                 positions=None if self.positions.is_last else [self.positions.of(i) for i in rows],
                 batch_tokens=self.batch_tokens,
                 dtype=self.dtype,
-                first_index=rows[0],
+                numbers=rows,
                 on_batch=on_batch,
             )
 
@@ -300,37 +313,34 @@ class TrajectoryStream:
             self.cache.add_to_manifest("certificate", self.certificate)
 
     def _check_canary(self, model: LanguageModel) -> None:
-        """Record a few sequences of the cache's first shard again, before anything is added to the cache.
+        """Record a few sequences that the cache has again, before anything is added to it.
 
         The weights' digest and the settings are in the key; what is not (libraries, processors, a damaged file in
         memory) would go on in other numbers than it began. Raises ``UserError`` beyond what rounding explains.
         """
-        if self.cache is None or (found := self._first_shard()) is None:
+        if self.cache is None or (found := next(self.cache.recorded_before(), None)) is None:
             return
-        k, shard = found
-        start, stop = self.bounds(k)
-        lengths = self.sequences.lengths[start:stop].tolist()
-        together = canary_rows(lengths, self.batch_tokens, model.layout.name, longrope_length(model.config))
-        numbers = [start + i for i in together]
-        rows = torch.cat([self.rows_of(k, np.array([i])) for i in numbers])
-        try:
-            again = self._trajectories(model, numbers)
-        except NonFiniteError as error:
-            names = ", ".join(map(str, numbers))
-            raise NonFiniteError(
-                f"{error} It was recording sequences {names} again, to compare them with the cache, in which they are "
-                "finite; their numbers count from the first of them."
-            ) from error
-        canary = compare(again, shard.activations[rows])
+        of_file, recorded = found
+        lengths = recorded.n_tokens.tolist()
+        apart = longrope_length(model.config)
+        batch = canary_rows(lengths, self.batch_tokens, model.layout.name, apart, known=of_file >= 0)
+        numbers = of_file[batch.rows].tolist()
+        ends = recorded.trajectories.cumsum(0)
+        rows = torch.cat([torch.arange(ends[i] - recorded.trajectories[i], ends[i]) for i in batch.rows])
+        again = self._trajectories(model, numbers)
+        canary = compare(again, recorded.activations[rows])
         allowed = tolerance(lm_dtype=self.lm_dtype, matmul_precision=self.matmul_precision, stored=self.dtype)
         if canary.difference == 0:
             return
         theirs, ours = self.cache.manifest()["made_by"], _versions()
         changed = [name for name in ours if theirs.get(name) != ours[name]]
         differ = ", ".join(f"{name} {theirs.get(name)} there, {ours[name]} here" for name in changed)
-        number = int(shard.index[rows[canary.row]])
+        of_row = torch.arange(len(numbers)).repeat_interleave(recorded.trajectories[batch.rows])
+        number = numbers[int(of_row[canary.row])]
         where = f"sequence {number} recorded again differs from the cache by {canary.difference:.1e}"
         reason = f" ({differ})" if differ else ""
+        if canary.difference <= allowed and not batch.is_whole:
+            return  # they went through the model beside others then, which rounds otherwise
         if canary.difference <= allowed:
             log.warning("%s of its norm, which is rounding: another processor or other libraries%s.", where, reason)
             return
@@ -340,14 +350,6 @@ class TrajectoryStream:
             f"{self.cache.folder.name}. Nothing was added to it. Go back to what filled it, remove it (python -m "
             f"rsdyn.stream.cache prune {self.cache.folder.name} --yes), or choose another cache.dir."
         )
-
-    def _first_shard(self) -> tuple[int, Shard] | None:
-        """The first shard in the cache that is whole."""
-        assert self.cache is not None
-        for k in range(self.n_shards):
-            with suppress(FileNotFoundError, DamagedShardError):
-                return k, self.cache.read(k)
-        return None
 
     def record_with(self, model: LanguageModel) -> None:
         """Record what is missing with a model that is open already, instead of reading its weights once more."""
@@ -359,3 +361,9 @@ class TrajectoryStream:
         if self._model is not None:
             self._model = None
             give_back()
+
+
+def _say_damaged(damage: DamagedShardError, said: set[Path]) -> None:
+    if damage.path not in said:
+        said.add(damage.path)
+        warnings.warn(f"{damage}; what it held is recorded again.", stacklevel=3)

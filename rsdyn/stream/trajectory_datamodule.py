@@ -99,8 +99,8 @@ class TrajectoryDataModule(L.LightningDataModule):
 
     def n_own_missing(self) -> int:
         """How many sequences this process still has to record; recording goes by whole shards."""
-        missing = set(self.stream.missing(self.n_samples)) & set(self.own_shards)
-        return sum(stop - start for start, stop in map(self.stream.bounds, missing))
+        shards = self.stream.missing_sequences(self.n_samples) // self.stream.shard_sequences
+        return int(np.isin(shards, self.own_shards).sum())
 
     def _n_rows(self, k: int) -> int:
         start, stop = self.stream.bounds(k)

@@ -37,7 +37,7 @@ def log_cache(logger: RunLogger | None, cache: TrajectoryCache | None, *, record
     if logger is None or cache is None:
         return
     metadata = redact(plain({"made_from": cache.fields, "key": cache.key}))
-    shards = [cache.path(k) for k in range(cache.n_shards) if cache.has(k)]
+    shards = cache.files()
     with sending(logger, f"the artifact of the cache {cache.folder.name}"):
         for uses in (False, True) if recorded else (True,):
             artifact = _artifact(f"cache-{cache.folder.name}", "cache", metadata)

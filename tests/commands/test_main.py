@@ -134,7 +134,7 @@ def test_the_cache_is_as_large_as_the_cache_tool_says(here, capsys, monkeypatch)
     (root / "not ours" / "manifest.json").write_text("{}")
     out = said(capsys)
     assert cache_tool(["list"]) == 0
-    size = re.search(r"2 caches, (\S+ MiB) in ", capsys.readouterr().out)[1]
+    size = re.search(r"2 folders, 2 corpora, (\S+ MiB) in ", capsys.readouterr().out)[1]
     assert f"Cache: 2 recorded streams, {size}, in {root}\n" in out
 
 

@@ -134,7 +134,7 @@ def test_dynamic_positions_are_refused_beyond_the_context():
     within, beyond = np.arange(3, 19), np.arange(3, 20)
     assert lm.record([within, within[:5]]).isfinite().all()
     with pytest.raises(UserError, match=r"sequence 8 has 17 tokens.*dynamically beyond 16.*Truncate"):
-        lm.record([within, beyond], first_index=7)
+        lm.record([within, beyond], numbers=[7, 8])
 
 
 def test_a_language_model_that_also_sees():
@@ -214,7 +214,7 @@ def test_not_finite_stream_names_sequence_and_sublayer(tiny_llama):
             float("nan")
         )  # so sublayer 3, resid_mid of layer 1, is the first
     with pytest.raises(NonFiniteError, match=r"sequence 107, sublayer 3 \(resid_mid of layer 1\)") as caught:
-        lm.record(random_sequences(5), first_index=107)
+        lm.record(random_sequences(5), numbers=range(107, 112))
     assert caught.value.exit_code == 3
 
 
@@ -270,4 +270,4 @@ def test_what_is_not_finite_is_named_with_its_token(tiny_llama):
         lm.base.get_input_embeddings().weight[999 % 400] = torch.nan
     sequences[2][4] = 999 % 400
     with pytest.raises(NonFiniteError, match=r"at sequence 102, token 4, sublayer 0 \(resid_pre of layer 0\)"):
-        lm.record(sequences, positions=[np.arange(len(s)) for s in sequences], first_index=100)
+        lm.record(sequences, positions=[np.arange(len(s)) for s in sequences], numbers=range(100, 100 + len(sequences)))

@@ -20,9 +20,19 @@ from cache_entries import FIELDS, D, N, S, new_cache, shard_of
 from safetensors.torch import load_file, save
 
 from rsdyn.errors import UserError
-from rsdyn.stream.cache import DamagedShardError, Shard, TrajectoryCache, cache_key, default_cache_dir, store
+from rsdyn.stream.cache import (
+    DamagedShardError,
+    Shard,
+    ShardStore,
+    TrajectoryCache,
+    cache_key,
+    default_cache_dir,
+    sequence_keys,
+    store,
+)
+from rsdyn.stream.cache.corpus import read_index
 from rsdyn.stream.cache.manifest import DamagedManifestError
-from rsdyn.stream.cache.shard import Place, pack
+from rsdyn.stream.cache.shard import Form, Recorded, pack
 
 
 @pytest.fixture
@@ -48,22 +58,22 @@ def test_round_trip_and_the_format_is_plain_safetensors(tmp_path, dtype):
         expected, found, plain = shard_of(cache, k), again.read(k), load_file(cache.path(k))
         for name in ("activations", "index", "n_tokens"):
             assert torch.equal(getattr(found, name), getattr(expected, name))
-            assert torch.equal(plain[name], getattr(expected, name))
+        assert torch.equal(plain["activations"], expected.activations)
+        assert torch.equal(plain["n_tokens"], expected.n_tokens)
+        assert plain["position"].tolist() == [6] * len(expected.index)  # the last of seven tokens
+        assert np.array_equal(plain["keys"].numpy(), cache.keys[slice(*cache.bounds(k))])
     assert [again.bounds(k) for k in range(3)] == [(0, 4), (4, 8), (8, 10)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("marked", [False, True])
-def test_the_bytes_are_those_of_safetensors_and_no_tensor_is_copied(dtype, marked):
+def test_the_bytes_are_those_of_safetensors_and_no_tensor_is_copied(dtype):
     for n, s, d in ((1, 1, 3), (7, 4, 6), (8, 2, 8)):
-        x, index = torch.randn(n, s, d).to(dtype), torch.arange(n)
-        more = [torch.full((n,), 3, dtype=torch.int32), torch.zeros(n, dtype=torch.uint8)] * marked
-        shard = Shard(x, index, torch.full((n,), 9, dtype=torch.int32), *more)
-        place = Place("k" * 32, 5, 0, (n, s, d), dtype, n if marked else None)
-        parts = pack(shard, place)
+        x, each = torch.randn(n, s, d).to(dtype), torch.ones(n, dtype=torch.int32)
+        recorded = Recorded(x, torch.full((n, 16), 3, dtype=torch.uint8), each, 9 * each, 4 * each)
+        parts = pack(recorded, Form("k" * 32, s, d, dtype))
         whole = b"".join(parts)
         text = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]
-        assert whole == save({name: getattr(shard, name) for name in place.names}, metadata=text)
+        assert whole == save(vars(recorded), metadata=text)
         assert any(np.shares_memory(np.asarray(part), x.view(torch.uint8).numpy()) for part in parts[1:])
 
 
@@ -103,9 +113,12 @@ def test_a_shard_written_again_has_the_same_bytes(cache):
 
 def test_manifest_says_what_made_it(cache):
     manifest = json.loads((cache.folder / "manifest.json").read_text())
-    assert manifest["key"] == cache.key
-    assert FIELDS.items() <= manifest["made_from"].items()
-    assert manifest["made_from"]["shape"] == [N, S, D]
+    assert manifest["key"] == cache.store.key
+    sizes = {"n_sublayers": S, "n_units": D, "dtype": "bfloat16"}
+    assert manifest["made_from"] == {"lm": "tiny", "weights": "xxh3 0", "condition": "original"} | sizes
+    facts, keys = read_index(cache.index_path)
+    assert facts == {"tokens": "1", "n_sequences": N, "n_trajectories": N}
+    assert np.array_equal(keys, cache.keys)
     assert stat.S_IMODE((cache.folder / "manifest.json").stat().st_mode) & 0o444 == 0o444 & ~_umask()
 
 
@@ -119,9 +132,13 @@ def test_every_field_is_in_the_key(tmp_path):
     keys = {new_cache(tmp_path).key}
     changes = [{"lm": "b"}, {"weights": "b"}, {"tokens": "b"}, {"condition": "shuffled"}, {"new field": None}]
     keys |= {new_cache(tmp_path, change).key for change in changes}
-    options = [{"n_sequences": 9}, {"n_sublayers": 2}, {"n_units": 5}, {"dtype": "float32"}, {"shard_sequences": 5}]
+    options = [{"n_sequences": 9}, {"n_sublayers": 2}, {"n_units": 5}, {"dtype": "float32"}, {"first": 1}]
     keys |= {new_cache(tmp_path, **option).key for option in options}
     assert len(keys) == 1 + len(changes) + len(options)
+    assert new_cache(tmp_path, shard_sequences=5).key in keys  # how many are recorded together is no part of the text
+    stores = {new_cache(tmp_path, change).folder for change in ({}, {"tokens": "b"})}
+    assert stores == {new_cache(tmp_path).folder}
+    assert len({new_cache(tmp_path, c).folder for c in ({}, {"weights": "b"}, {"new field": None})}) == 3
     assert cache_key({"a": 1, "b": 2}) == cache_key({"b": 2, "a": 1})
 
 
@@ -188,7 +205,7 @@ def test_a_broken_manifest_is_written_again_and_nothing_is_lost(cache, text):
     again = new_cache(cache.root)
     (note,) = again.open({"torch": "2"})
     assert "manifest.json" in note and "is damaged" in note
-    assert again.manifest()["made_from"] == cache.fields and again.manifest()["made_by"]["torch"] == "2"
+    assert again.manifest()["made_from"] == cache.store.fields and again.manifest()["made_by"]["torch"] == "2"
     assert again.missing() == [] and [again.path(k).read_bytes() for k in range(3)] == before
     assert new_cache(cache.root).open() == []
 
@@ -240,12 +257,12 @@ def test_a_complete_cache_that_cannot_be_written_is_read(cache, monkeypatch):
 
 
 def test_what_dead_writers_left_is_cleared_away_and_what_live_ones_write_is_not(cache):
-    names = ["manifest.json", "shard-00001.safetensors", "shard-00002.safetensors"]
+    names = ["manifest.json", cache.path(1).name, cache.path(2).name]
     strays = [cache.folder / f".{name}.{'0123456789abcdef'}.tmp" for name in names]
-    kept = [cache.folder / name for name in (".shard-00001.safetensors.tmp", ".x.0123456789abcdef.tmp", "notes.txt")]
+    kept = [cache.folder / name for name in (f".{names[1]}.tmp", ".x.0123456789abcdef.tmp", "notes.txt")]
     for path in strays + kept:
         path.write_text("half a fil")
-    with cache.lock(2):
+    with cache.store.holding(names[2]):
         new_cache(cache.root).open()
         assert [path.exists() for path in strays] == [False, False, True]
     new_cache(cache.root).open()
@@ -286,7 +303,7 @@ def test_a_shard_that_cannot_be_read_is_not_thrown_away(cache, monkeypatch):
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(UserError, match=r"shard-00001\.safetensors .*Too many open files"):
+    with pytest.raises(UserError, match=r"shard-[0-9a-f]{32}\.safetensors .*Too many open files"):
         new_cache(cache.root).read(1)
 
 
@@ -365,7 +382,9 @@ def test_the_kernel_sees_that_order(tmp_path):
     ]
     seen = [next((name for pattern, name in kinds if re.search(pattern, line)), None) for line in ours]
     seen = [name for name, _ in itertools.groupby(s for s in seen if s)]
-    assert seen == ["write", "fsync file", "replace", "fsync folder"] * 5
+    assert (
+        seen == ["write", "fsync file", "replace", "fsync folder"] * 5
+    )  # the corpus' index lies in a folder of its own
 
 
 def test_wrong_contents_are_not_written(cache):
@@ -374,6 +393,7 @@ def test_wrong_contents_are_not_written(cache):
         Shard(shard.activations[:, :-1], shard.index, shard.n_tokens),
         Shard(shard.activations.double(), shard.index, shard.n_tokens),
         Shard(shard.activations, shard.index + 1, shard.n_tokens),
+        Shard(shard.activations, shard.index.flip(0), shard.n_tokens),
     ):
         with pytest.raises(ValueError, match=r"activations is|index is not"):
             cache.write(0, wrong)
@@ -385,11 +405,14 @@ HOSTILE_LABELS = ["../../etc/passwd", "/etc", "..", ".", "a/../../b", "a\0b", "a
 @pytest.mark.parametrize("label", HOSTILE_LABELS)
 def test_names_cannot_leave_the_root(tmp_path, label):
     root = tmp_path / "root"
-    cache = TrajectoryCache(root, FIELDS, label=label, n_sequences=N, n_sublayers=S, n_units=D)
+    keys = sequence_keys([np.array([1])], [b"last"])
+    facts = {"text": label}
+    cache = TrajectoryCache(root, FIELDS, label=label, keys=keys, n_sublayers=S, n_units=D, corpus=facts)
     assert cache.folder.parent == root and re.fullmatch(r"[A-Za-z0-9._-]+", cache.folder.name)
     cache.open()
     assert [p.name for p in tmp_path.iterdir()] == ["root"] and cache.folder.resolve().parent == root.resolve()
-    assert TrajectoryCache.from_folder(cache.folder).key == cache.key
+    assert cache.index_path.resolve().parent == (cache.folder / "corpora").resolve()
+    assert ShardStore.from_folder(cache.folder).key == cache.store.key
 
 
 def lying_files(good):
@@ -418,7 +441,7 @@ def lying_files(good):
         "negative shape": entry("activations", shape=[-1, S, D]),
         "shape of 2^62": entry("activations", shape=[2**62, S, D]),
         "another type": entry("activations", dtype="F64"),
-        "names swapped": with_header(lambda h: {**h, "index": h["n_tokens"], "n_tokens": h["index"]}),
+        "names swapped": with_header(lambda h: {**h, "position": h["trajectories"], "trajectories": h["position"]}),
     }
 
 

@@ -41,7 +41,6 @@ IN_KEY = {
     "data.strip": True,
     "data.positions": "all",
     "cache.dtype": "float32",
-    "cache.shard_sequences": 5,
 }
 # Settings that change nothing of what is recorded.
 NOT_IN_KEY = {
@@ -51,6 +50,7 @@ NOT_IN_KEY = {
     "data.batch_by": "sequence",
     "data.batch_size": 7,
     "data.shuffle_shards": 9,
+    "cache.shard_sequences": 5,  # what goes through the model together, which decides rounding alone
     "cache.dir": "{elsewhere}",
     "lm.device_map": "auto",  # where the layers are, which a GPU's name is not in the key for either: the canary looks
     "resume": "never",

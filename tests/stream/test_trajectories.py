@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from rsdyn.lm.batches import length_sorted_batches
 from rsdyn.lm.model import LanguageModel
 from rsdyn.lm.source import LMSource, find_lm
 from rsdyn.stream import trajectories
-from rsdyn.stream.cache import TrajectoryCache, cache_key
+from rsdyn.stream.cache import ShardStore, cache_key
 from rsdyn.stream.cache.manifest import DamagedManifestError, seal
 from rsdyn.stream.drift import canary_rows, compare, tolerance
 from rsdyn.stream.text.positions import kinds
@@ -157,7 +158,7 @@ def test_what_is_drawn_are_those_rows_of_all(make_stream, tiny_llama):
 def test_sizes_are_known_before_and_a_shard_made_again_has_the_same_bytes(make_stream, positions, monkeypatch):
     stream = make_stream(positions=positions)
     cache = stream.cache
-    free = sum(map(cache.shard_bytes, range(3)))
+    free = cache.n_bytes(np.arange(N))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     cache.check_free_space()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free - 1))
@@ -174,10 +175,10 @@ def test_sizes_are_known_before_and_a_shard_made_again_has_the_same_bytes(make_s
     later = make_stream(positions=positions)
     later.shard(1)
     assert shards_of(later) == before and later.n_recorded == PER_SHARD
-    known = TrajectoryCache.from_folder(cache.folder)
-    assert known.key == cache.key and known.missing() == []
-    for k in range(3):
-        known.verify(k)
+    known = ShardStore.from_folder(cache.folder)
+    assert known.key == cache.store.key and known.refresh() == {path.name for path in cache.files()}
+    for name in known.files:
+        known.verify(name)
 
 
 def test_positions_and_their_seed_are_in_the_key_where_they_count(make_stream):
@@ -211,25 +212,24 @@ def test_tokens_out_of_place_are_no_shard(make_stream):
         replace(shard, position=shard.position.flip(0)),
         replace(shard, position=shard.position + 40),
         replace(shard, position=None),
-        replace(shard, kind=shard.kind.int()),
         replace(shard, index=shard.index.clamp(max=PER_SHARD - 2)),
         replace(shard, index=shard.index.flip(0)),
     ):
-        with pytest.raises(ValueError, match=r"position is|kind is|index is"):
+        with pytest.raises(ValueError, match=r"position is|index is"):
             stream.cache.write(0, wrong)
-    with pytest.raises(ValueError, match=r"activations is"):
+    with pytest.raises(ValueError, match=r"index is"):
         make_stream().cache.write(0, shard)
 
 
-@pytest.mark.parametrize("counts", [[1, 2], "none", [8, 8, -1], [8, 8, True, 8]])
-def test_counts_that_cannot_be_are_a_damaged_manifest(make_stream, counts):
+@pytest.mark.parametrize("sizes", [{"n_units": 0}, {"n_sublayers": "six"}, {"dtype": "float64"}, {"n_units": True}])
+def test_sizes_that_cannot_be_are_a_damaged_manifest(make_stream, sizes):
     folder = make_stream(positions="all").cache.folder
     contents = json.loads((folder / "manifest.json").read_text())
-    contents["made_from"]["shard_trajectories"] = counts
+    contents["made_from"] |= sizes
     contents["key"] = cache_key(contents["made_from"])
     (folder / "manifest.json").write_bytes(seal(contents))
-    with pytest.raises(DamagedManifestError):
-        TrajectoryCache.from_folder(folder)
+    with pytest.raises(DamagedManifestError, match="its sizes cannot be"):
+        ShardStore.from_folder(folder)
 
 
 # -- the canary --------------------------------------------------------------------------------------------------------
@@ -319,7 +319,8 @@ def test_the_canary_goes_through_the_model_as_it_did_before():
     """The rows of one batch of the shard, and by themselves one batch again, in the same order."""
     lengths = [9, 3, 40, 3, 5, 17, 40, 4]
     for batch_tokens in (16, 64, 128, 10_000):
-        rows = canary_rows(lengths, batch_tokens)
+        rows, is_whole = canary_rows(lengths, batch_tokens)
+        assert is_whole
         assert rows in length_sorted_batches(lengths, batch_tokens)
         assert length_sorted_batches([lengths[i] for i in rows], batch_tokens) == [list(range(len(rows)))]
 

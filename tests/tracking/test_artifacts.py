@@ -35,7 +35,7 @@ def a_cache(folder):
     """As much of a cache as is logged, without shards."""
     folder.mkdir()
     (folder / "manifest.json").write_text("{}")
-    return SimpleNamespace(folder=folder, fields={"lm": "a"}, key="k", n_shards=0)
+    return SimpleNamespace(folder=folder, name=folder.name, fields={"lm": "a"}, key="k", files=list)
 
 
 def test_a_file_that_is_too_large_is_not_uploaded_and_is_named(tmp_path, monkeypatch):

@@ -1,9 +1,10 @@
-"""Trajectories on disk: safetensors shards and one manifest, in a folder named by the hash of what made them."""
+"""Trajectories on disk: safetensors shards in a folder a model, found by what is in them, and an index a corpus."""
 
 from rsdyn.stream.cache.ahead import ReadAhead
+from rsdyn.stream.cache.corpus import TrajectoryCache, sequence_keys
 from rsdyn.stream.cache.manifest import FORMAT, MANIFEST, cache_key
-from rsdyn.stream.cache.shard import DamagedShardError, Shard, trajectory_bytes
-from rsdyn.stream.cache.store import DTYPES, TrajectoryCache, default_cache_dir
+from rsdyn.stream.cache.shard import DamagedShardError, Shard, file_bytes
+from rsdyn.stream.cache.store import DTYPES, ShardStore, default_cache_dir
 
 __all__ = [
     "DTYPES",
@@ -12,8 +13,10 @@ __all__ = [
     "DamagedShardError",
     "ReadAhead",
     "Shard",
+    "ShardStore",
     "TrajectoryCache",
     "cache_key",
     "default_cache_dir",
-    "trajectory_bytes",
+    "file_bytes",
+    "sequence_keys",
 ]

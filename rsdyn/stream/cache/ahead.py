@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rsdyn.stream.cache.store import TrajectoryCache
+    from rsdyn.stream.cache.corpus import TrajectoryCache
 
 # What is read and not yet taken is no more than this, or one shard. Without a bound the pages of one window of shards
 # push out those of the window before on a machine with little memory, and each is read twice.

@@ -1,4 +1,4 @@
-"""The manifest of a cache: what made it, under a checksum of its own."""
+"""The manifest of a model's folder: what made its shards, under a checksum of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import xxhash
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 _ENCODED = ("utf-8", "backslashreplace")  # odd bytes of a path are halves of surrogates, which JSON spells with these
 MAX_BYTES = 1 << 22  # what we write is a few kilobytes; more is not ours, and is not read into memory
@@ -26,7 +26,12 @@ class UnknownFormatError(Exception):
 
 def cache_key(fields: dict[str, Any]) -> str:
     """The hash of everything that decides the recorded numbers, the format version included."""
-    text = json.dumps({"format": FORMAT, **fields}, sort_keys=True, ensure_ascii=False)
+    return key_of_format(FORMAT, fields)
+
+
+def key_of_format(number: int, fields: dict[str, Any]) -> str:
+    """:func:`cache_key` of one format version."""
+    text = json.dumps({"format": number, **fields}, sort_keys=True, ensure_ascii=False)
     return xxhash.xxh3_128_hexdigest(text.encode(*_ENCODED))
 
 
@@ -37,8 +42,8 @@ def seal(contents: dict[str, Any]) -> bytes:
     return (json.dumps({**bare, "checksum": checksum}, indent=2, ensure_ascii=False) + "\n").encode(*_ENCODED)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The contents of a folder's manifest, without the checksum.
+def read_manifest(folder: Path, *, format: int = FORMAT) -> dict[str, Any]:
+    """The contents of a folder's manifest, without the checksum; ``format`` is the version that is wanted.
 
     Raises ``FileNotFoundError`` when there is none, and ``DamagedManifestError`` when one bit of it is not as written;
     ``UnknownFormatError`` when another version of rsdyn wrote it.
@@ -52,20 +57,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DamagedManifestError("it is not a mapping")
     found = contents.get("format")
     # the key is a hash over the format too: where it agrees with this one, it is the number itself that is damaged
-    if isinstance(found, int) and found != FORMAT and not _has_our_key(contents):
-        raise UnknownFormatError(f"has format {found!r}, this rsdyn reads format {FORMAT}")
+    if isinstance(found, int) and found != format and not _has_key(contents, format):
+        raise UnknownFormatError(f"has format {found!r}, this rsdyn reads format {format}")
     # bytes, not contents: a flipped bit that JSON reads over is found too
     if data != seal(contents):
         raise DamagedManifestError("its checksum does not match")
-    if not _has_our_key(contents):
+    if not _has_key(contents, format):
         raise DamagedManifestError("its key is not that of its contents")
     del contents["checksum"]
     return contents
 
 
-def _has_our_key(contents: dict[str, Any]) -> bool:
+def _has_key(contents: dict[str, Any], format: int) -> bool:
     made_from = contents.get("made_from")
-    return isinstance(made_from, dict) and contents.get("key") == cache_key(made_from)
+    return isinstance(made_from, dict) and contents.get("key") == key_of_format(format, made_from)
 
 
 def _read(path: Path) -> bytes:

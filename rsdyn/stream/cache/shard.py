@@ -1,4 +1,4 @@
-"""One shard as a file: safetensors, with a checksum, and read with suspicion."""
+"""One shard as a file: safetensors, with a checksum, named by what is in it, and read with suspicion."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import errno
 import json
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-_LARGEST_HEADER = 1 << 16  # ours has some 400 bytes
+KEY_BYTES = 16  # of a sequence's key
+_LARGEST_HEADER = 1 << 16  # ours has some 500 bytes
 _BLOCK = 1 << 22  # bytes that are read at a time
+_ABSURD = 10**9  # more sequences, or trajectories, than anybody has in a file
 _NAMES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
-    torch.int64: "I64",
     torch.int32: "I32",
     torch.uint8: "U8",
 }  # in safetensors
@@ -34,7 +38,7 @@ class Shard:
     """Consecutive sequences of a corpus: a trajectory each, or one for each recorded token, a sequence's together.
 
     Attributes:
-        activations: ``(n, S, D)``, in the cache's dtype; memory-mapped when it comes from disk.
+        activations: ``(n, S, D)``, in the cache's dtype; memory-mapped where one file has them all.
         index: ``(n,)`` int64, each trajectory's sequence, by its number in the corpus.
         n_tokens: ``(n,)`` int32, the length of that sequence, BOS included.
         position: ``(n,)`` int32, the token's place in the sequence, BOS being 0; None where it is the last.
@@ -48,83 +52,110 @@ class Shard:
     kind: Tensor | None = None
 
 
-class DamagedShardError(Exception):
-    """A shard on disk is not what was written; the message says which and why."""
+@dataclass(frozen=True)
+class Recorded:
+    """What one file holds: sequences, of whatever corpora, that went through the model together.
+
+    Attributes:
+        activations: ``(n, S, D)``; memory-mapped when it comes from disk.
+        keys: ``(m, 16)`` uint8, what each sequence is known by: its tokens, and which of them were recorded.
+        trajectories: ``(m,)`` int32, how many of the ``n`` belong to each, which stand together.
+        n_tokens: ``(m,)`` int32, the length of each.
+        position: ``(n,)`` int32, each trajectory's token.
+    """
+
+    activations: Tensor
+    keys: Tensor
+    trajectories: Tensor
+    n_tokens: Tensor
+    position: Tensor
 
 
 @dataclass(frozen=True)
-class Place:
-    """A shard's place in its cache, which its contents must fit.
+class Form:
+    """What every shard of a model's folder has in common, and must fit.
 
     Attributes:
-        key: of the cache.
-        number: of the shard.
-        first: its first sequence.
-        shape: of its activations, ``(n, S, D)``.
-        dtype: of its activations.
-        n_sequences: how many sequences share the ``n`` trajectories; None where each has one, that of its last token.
+        key: the hash of what decides the numbers: model, sites, precision.
+        n_sublayers, n_units: ``S`` and ``D``.
+        dtype: of the activations.
     """
 
     key: str
-    number: int
-    first: int
-    shape: tuple[int, int, int]
+    n_sublayers: int
+    n_units: int
     dtype: torch.dtype
-    n_sequences: int | None = None
 
-    @property
-    def n_bytes(self) -> int:
-        """Of its tensors."""
-        n, n_sublayers, n_units = self.shape
-        return n * trajectory_bytes(n_sublayers, n_units, self.dtype, marked=self.n_sequences is not None)
+    def n_bytes(self, n_trajectories: int, n_sequences: int) -> int:
+        """Of the tensors of a file."""
+        return file_bytes(n_trajectories, n_sequences, (self.n_sublayers, self.n_units), self.dtype)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of its tensors."""
-        return ("activations", "index", "n_tokens") + (() if self.n_sequences is None else ("position", "kind"))
-
-    def check(self, shard: Shard) -> dict[str, Tensor]:
-        """The shard's tensors by name; ``ValueError`` when they do not fit here."""
-        n = self.shape[0]
-        dtypes = {"activations": self.dtype, "index": torch.int64, "n_tokens": torch.int32}
-        dtypes |= {"position": torch.int32, "kind": torch.uint8}
-        tensors = {name: getattr(shard, name) for name in self.names}
-        for name, found in tensors.items():
-            shape, dtype = self.shape if name == "activations" else (n,), dtypes[name]
-            if found is None or tuple(found.shape) != shape or found.dtype != dtype:
-                what = "missing" if found is None else f"{tuple(found.shape)} {found.dtype}"
-                raise ValueError(f"{name} is {what}, expected {shape} {dtype}")
-        index, end = tensors["index"], self.first + (self.n_sequences or n)
-        numbers = index if self.n_sequences is None else index.unique_consecutive()
-        if not torch.equal(numbers, torch.arange(self.first, end)):
-            raise ValueError(f"index is not {self.first} to {end - 1}")
-        if self.n_sequences is not None:
-            position = tensors["position"]
-            rises = (position.diff() > 0) | (index.diff() > 0)
-            if not rises.all() or not ((position >= 0) & (position < tensors["n_tokens"])).all():
-                raise ValueError("position is not that of different tokens of each sequence, in their order")
-        return tensors
+    def check(self, recorded: Recorded) -> None:
+        """``ValueError`` when the tensors do not fit here, or each other."""
+        n, m = len(recorded.position), len(recorded.keys)
+        expected = {
+            "activations": ((n, self.n_sublayers, self.n_units), self.dtype),
+            "keys": ((m, KEY_BYTES), torch.uint8),
+            "trajectories": ((m,), torch.int32),
+            "n_tokens": ((m,), torch.int32),
+            "position": ((n,), torch.int32),
+        }
+        for name, (shape, dtype) in expected.items():
+            found = getattr(recorded, name)
+            if tuple(found.shape) != shape or found.dtype != dtype:
+                raise ValueError(f"{name} is {tuple(found.shape)} {found.dtype}, expected {shape} {dtype}")
+        if m == 0 or (recorded.trajectories < 1).any() or int(recorded.trajectories.sum()) != n:
+            raise ValueError(f"trajectories is not a number of each sequence that adds up to {n}")
+        starts = torch.zeros(n, dtype=torch.bool)
+        starts[(recorded.trajectories.cumsum(0) - recorded.trajectories).long()] = True
+        length = recorded.n_tokens.repeat_interleave(recorded.trajectories)
+        rises = recorded.position.diff(prepend=torch.tensor([-1])) > 0
+        if not (rises | starts).all() or not ((recorded.position >= 0) & (recorded.position < length)).all():
+            raise ValueError("position is not that of different tokens of each sequence, in their order")
 
 
-def trajectory_bytes(n_sublayers: int, n_units: int, dtype: torch.dtype, *, marked: bool) -> int:
-    """Of a trajectory in a shard; ``marked`` with its position and kind."""
-    return n_sublayers * n_units * dtype.itemsize + 12 + 5 * marked
+class DamagedShardError(Exception):
+    """A shard on disk is not what was written; the message says which and why.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: Path, reason: str, number: int | None = None):
+        named = "" if number is None else f"shard {number} ("
+        super().__init__(f"{named}{path.name} in {path.parent}{')' if named else ''} is damaged: {reason}")
+        self.path, self.reason = path, reason
 
 
-def pack(shard: Shard, place: Place) -> list[bytes | memoryview]:
+def file_bytes(n_trajectories: int, n_sequences: int, shape: tuple[int, int], dtype: torch.dtype) -> int:
+    """Of the tensors of ``n_trajectories`` of this shape ``(S, D)``, of ``n_sequences``; the header is some 500."""
+    return n_trajectories * (shape[0] * shape[1] * dtype.itemsize + 4) + n_sequences * (KEY_BYTES + 8)
+
+
+def name_of(key: str, keys: np.ndarray) -> str:
+    """The name of the file that holds these sequences ``(m, 16)``, in this order, recorded together."""
+    return f"shard-{xxhash.xxh3_128_hexdigest(key.encode() + np.ascontiguousarray(keys).tobytes())}.safetensors"
+
+
+def pack(recorded: Recorded, form: Form) -> list[bytes | memoryview]:
     """The file's bytes: the header, and tensor by tensor what its checksum is of. Always the same bytes.
 
     The tensors are not copied: they must stay as they are until they are written. What ``safetensors.torch.save`` makes
     is these very bytes, copied twice into new memory, which took as long as writing them to the disk.
     """
-    tensors = place.check(shard)
+    form.check(recorded)
+    return packed({field.name: getattr(recorded, field.name) for field in fields(recorded)}, {"key": form.key})
+
+
+def packed(tensors: Mapping[str, Tensor], words: Mapping[str, Any]) -> list[bytes | memoryview]:
+    """The bytes of a safetensors file of these tensors, with ``words`` and a checksum in its header."""
     # the larger its numbers the further in front, then by name, as safetensors has it
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     parts = [tensors[name].contiguous().flatten().view(torch.uint8).numpy().data for name in names]
     digest = xxhash.xxh3_128()  # 13 GiB/s, where sha256 gives 1
     for part in parts:
         digest.update(part)
-    ours = json.dumps({"key": place.key, "shard": place.number, "xxh3": digest.hexdigest()}, sort_keys=True)
+    ours = json.dumps({**words, "xxh3": digest.hexdigest()}, sort_keys=True)
     # one metadata entry: several would be written in no particular order, and the bytes would not repeat
     header: dict[str, Any] = {"__metadata__": {"rsdyn": ours}}
     end = 0
@@ -137,51 +168,90 @@ def pack(shard: Shard, place: Place) -> list[bytes | memoryview]:
     return [len(text).to_bytes(8, "little") + text, *parts]
 
 
-def unpack(path: Path, place: Place, *, verified: Which | None = None) -> tuple[Shard, Which]:
+def unpack(path: Path, form: Form, *, verified: Which | None = None) -> tuple[Recorded, Which]:
     """Map a shard's file into memory, after comparing it with its checksum unless it is the file ``verified``.
 
     Raises ``FileNotFoundError``, ``DamagedShardError``, and ``OSError`` where the file cannot be read for a reason that
     says nothing about it (no permission, too many open files).
     """
-    try:
-        which = _verify(path, place, verified)
+    with _named_as_damage(path):
+        which = _verify(path, form, verified)
         with safe_open(path, framework="pt") as file:
-            shard = Shard(**{name: file.get_tensor(name) for name in place.names})
-        place.check(shard)
+            recorded = Recorded(**{field.name: file.get_tensor(field.name) for field in fields(Recorded)})
+        form.check(recorded)
+        if name_of(form.key, recorded.keys.numpy()) != path.name:
+            raise ValueError("it belongs to another cache or place")
+        return recorded, which
+
+
+def read_keys(path: Path, form: Form) -> tuple[np.ndarray, Which]:
+    """The keys ``(m, 16)`` of the sequences in a file, which its name vouches for; the rest of it is not read.
+
+    Raises as :func:`unpack` does.
+    """
+    with _named_as_damage(path), _opened(path) as (file, found):
+        header, first = _header(file, found)
+        keys = header["keys"]
+        (m, width), (start, stop) = keys["shape"], keys["data_offsets"]
+        if keys["dtype"] != "U8" or width != KEY_BYTES or not 0 < m < _ABSURD or stop - start != m * KEY_BYTES:
+            raise ValueError("its keys are none")
+        data = os.pread(file.fileno(), stop - start, first + start)
+        if len(data) != stop - start:
+            raise ValueError("it is too short for its keys")
+        found_keys = np.frombuffer(data, np.uint8).reshape(m, KEY_BYTES)
+        if name_of(form.key, found_keys) != path.name:
+            raise ValueError("it belongs to another cache or place")
+        return found_keys, which_file(found)
+
+
+@contextmanager
+def _named_as_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno not in _DAMAGE:
             raise
-        reason = _DAMAGE[error.errno]
-        raise _damaged(path, place, reason) from error
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(path, place, str(error)) from error
-    return shard, which
+        raise DamagedShardError(path, _DAMAGE[error.errno]) from error
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise DamagedShardError(path, str(error)) from error
 
 
-def _damaged(path: Path, place: Place, reason: str) -> DamagedShardError:
-    return DamagedShardError(f"shard {place.number} ({path.name} in {path.parent}) is damaged: {reason}")
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], os.stat_result]]:
+    """A regular file, that is no link, for reading."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is not a file")
+        yield file, found
 
 
-def _verify(path: Path, place: Place, verified: Which | None) -> Which:
+def _header(file: IO[bytes], found: os.stat_result) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where its tensors begin; ``ValueError`` where it cannot be ours."""
+    n_header = int.from_bytes(file.read(8), "little")
+    if n_header > _LARGEST_HEADER or found.st_size < 8 + n_header:
+        raise ValueError(f"it has {found.st_size} bytes, which is not what its sequences take")
+    return json.loads(file.read(n_header)), 8 + n_header
+
+
+def _verify(path: Path, form: Form, verified: Which | None) -> Which:
     """Read the file through and say which it was.
 
     Plain reads, before anything is mapped: a file that is too short, or a disk that fails, is an error here and would
     be SIGBUS in a mapping.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        found = os.fstat(file.fileno())
+    with _opened(path) as (file, found):
         which = which_file(found)
         if which == verified:
             return which
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("it is not a file")
+        header, first = _header(file, found)
         # the sizes first: a lie about them must not make us read, or allocate, more than there should be
-        n_header = int.from_bytes(file.read(8), "little")
-        if n_header > _LARGEST_HEADER or found.st_size != 8 + n_header + place.n_bytes:
+        n, m = header["activations"]["shape"][0], header["keys"]["shape"][0]
+        if not (0 < n < _ABSURD and 0 < m < _ABSURD) or found.st_size != first + form.n_bytes(n, m):
             raise ValueError(f"it has {found.st_size} bytes, which is not what its sequences take")
-        ours = json.loads(json.loads(file.read(n_header))["__metadata__"]["rsdyn"])
-        if ours["key"] != place.key or ours["shard"] != place.number:
+        ours = json.loads(header["__metadata__"]["rsdyn"])
+        if ours["key"] != form.key:
             raise ValueError("it belongs to another cache or place")
         if ours["xxh3"] != _digest(file):
             raise ValueError("its checksum does not match")

@@ -59,6 +59,12 @@ class Positions:
             return np.array([n - 1])
         return np.sort(token_order(self.seed, index, n)[: self.counts[index]])
 
+    def mark(self, index: int) -> bytes:
+        """Which tokens of sequence ``index`` are recorded, for the key by which the cache finds it."""
+        if self.is_last:
+            return b"last"
+        return b"all" if self.counts[index] == self.lengths[index] else self.of(index).astype("<i8").tobytes()
+
     def turns(self, index: int) -> np.ndarray:
         """Of each of them, how many tokens of its sequence have their turn before it, int64."""
         if self.is_last:
@@ -66,7 +72,7 @@ class Positions:
         return np.argsort(token_order(self.seed, index, int(self.lengths[index]))[: self.counts[index]])
 
     def key(self) -> dict[str, Any]:
-        """What of this enters a cache's key; nothing for ``last``, whose caches are older than the choice."""
+        """What of this enters the key of a corpus; nothing for ``last``."""
         if self.is_last:
             return {}
         return {"positions": self.rule} | ({"position_seed": self.seed} if isinstance(self.rule, dict) else {})

@@ -38,22 +38,24 @@ class Source:
     reader: str
     """Key of `READERS`."""
     held_out: int = 0
-    """Paragraphs to hold out and ship; 0 for sources that only train."""
+    """Paragraphs to hold out; 0 for sources that only train."""
+    ships: bool = True
+    """Whether the held-out paragraphs may be given on with rsdyn: those under the GPL alone are not."""
 
 
 SOURCES = (
     Source("bible-kjv-text", "usr/lib/bible.data", "bible", held_out=2000),
-    Source("wesnoth-1.16-*", "usr/share/games/wesnoth/1.16/data/campaigns/**/*.cfg", "wesnoth", held_out=900),
+    Source("wesnoth-1.16-*", "usr/share/games/wesnoth/1.16/data/campaigns/**/*.cfg", "wesnoth", held_out=900, ships=False),
     Source("jargon-text", "usr/share/doc/jargon-text/jargon.txt.gz", "jargon", held_out=700),
     Source("dict-devil", "usr/share/dictd/devil.dict.dz", "devil", held_out=200),
     Source("debian-handbook", "usr/share/doc/debian-handbook/html/en-US/*.html", "html", held_out=650),
     Source("perl-doc", "usr/share/perl/*/pod/*.pod", "pod", held_out=900),
     Source("python3.11-doc", "usr/share/doc/python3.11/html/[!_]*/*.html", "html", held_out=600),
     Source("postgresql-doc-15", "usr/share/doc/postgresql-doc-15/html/*.html", "html", held_out=600),
-    Source("git-doc", "usr/share/doc/git-doc/**/*.html", "html", held_out=150),
-    Source("debian-reference-en", "usr/share/debian-reference/*.en.html", "html", held_out=150),
-    Source("debian-policy", "usr/share/doc/debian-policy/policy.html/*.html", "html", held_out=100),
-    Source("developers-reference", "usr/share/developers-reference/*.html", "html", held_out=100),
+    Source("git-doc", "usr/share/doc/git-doc/**/*.html", "html", held_out=150, ships=False),
+    Source("debian-reference-en", "usr/share/debian-reference/*.en.html", "html", held_out=150, ships=False),
+    Source("debian-policy", "usr/share/doc/debian-policy/policy.html/*.html", "html", held_out=100, ships=False),
+    Source("developers-reference", "usr/share/developers-reference/*.html", "html", held_out=100, ships=False),
     Source("linux-doc-6.1", "usr/share/doc/linux-doc-6.1/html/[!_]*/**/*.html", "html"),
     Source("python-django-doc", "usr/share/doc/python-django-doc/html/[!_]*/**/*.html", "html"),
     Source("rust-doc", "usr/share/doc/rust-doc/html/[bcenru]*[!es]/[!_]*.html", "html"),
@@ -349,7 +351,8 @@ def main(argv: list[str] | None = None) -> None:
                 f"{source.name:24s} rows held out, for validation, for training {counts}; {size / 1e6:.2f} M characters"
             )
             held_out, valid, train = held_out + taken, valid + checked, train + kept
-    write_jsonl(options.held_out, interleave(held_out, rng))
+    kept_back = {source.name for source in SOURCES if not source.ships}
+    write_jsonl(options.held_out, (row for row in interleave(held_out, rng) if row["source"] not in kept_back))
     write_jsonl(options.out / "valid.jsonl", (row for rows in valid for row in rows))
     write_jsonl(options.out / "train.jsonl", (row for rows in train for row in rows))
 

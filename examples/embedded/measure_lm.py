@@ -9,6 +9,7 @@ given, never predicted. Paragraphs longer than the model's context are left out,
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,12 +97,12 @@ def report(data: Path, work: Path, model_folder: Path, text: Path) -> dict:
     tokens = np.array([len(sequence) - 1 for sequence in ids])
     characters = np.array([len(row["text"]) for row in rows])
 
-    def figures(chosen: list[int]) -> dict[str, float | int]:
+    def figures(chosen: list[int], models: Sequence[str] = tuple(losses)) -> dict[str, float | int]:
         n, m = int(tokens[chosen].sum()), int(characters[chosen].sum())
         result: dict[str, float | int] = {"rows": len(chosen), "tokens": n}
-        for name, values in losses.items():
-            result[f"{name}_nats_per_token"] = round(float(values[chosen].sum()) / n, 4)
-            result[f"{name}_nats_per_character"] = round(float(values[chosen].sum()) / m, 4)
+        for name in models:
+            result[f"{name}_nats_per_token"] = round(float(losses[name][chosen].sum()) / n, 4)
+            result[f"{name}_nats_per_character"] = round(float(losses[name][chosen].sum()) / m, 4)
         return result
 
     sources = defaultdict(list)
@@ -122,7 +123,7 @@ def report(data: Path, work: Path, model_folder: Path, text: Path) -> dict:
         "baselines": "unigram: add-one; bigram: Witten-Bell interpolated with it; both of the training tokens",
         "rows_longer_than_context": len(shipped) - len(rows),
         "held_out": figures(list(range(len(rows)))),
-        "first_200": figures(list(range(min(200, len(rows))))),
+        "first_200": figures(list(range(min(200, len(rows)))), ["model"]),
         "by_source": {source: figures(chosen) for source, chosen in sorted(sources.items())},
         "sample": {"seed": 0, "temperature": 0.8, "tokens": 100, "text": sample(model, tokenizer, 100, 0.8, 0)},
     }

@@ -45,7 +45,13 @@ class Source:
 
 SOURCES = (
     Source("bible-kjv-text", "usr/lib/bible.data", "bible", held_out=2000),
-    Source("wesnoth-1.16-*", "usr/share/games/wesnoth/1.16/data/campaigns/**/*.cfg", "wesnoth", held_out=900, ships=False),
+    Source(
+        "wesnoth-1.16-*",
+        "usr/share/games/wesnoth/1.16/data/campaigns/**/*.cfg",
+        "wesnoth",
+        held_out=900,
+        ships=False,
+    ),
     Source("jargon-text", "usr/share/doc/jargon-text/jargon.txt.gz", "jargon", held_out=700),
     Source("dict-devil", "usr/share/dictd/devil.dict.dz", "devil", held_out=200),
     Source("debian-handbook", "usr/share/doc/debian-handbook/html/en-US/*.html", "html", held_out=650),

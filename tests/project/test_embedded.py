@@ -95,7 +95,7 @@ def test_text_holds_enough_rows_in_the_papers_range_from_a_mix_of_sources():
 
 
 def test_nothing_ships_that_is_under_the_gpl_alone():
-    shipped = {row["source"] for row in read_rows(TEXT)}
+    shipped = {row["source"] for row in read_jsonl(TEXT)}
     assert shipped == {source.name for source in SOURCES if source.held_out and source.ships}
     alone = {source.name for source in SOURCES if source.held_out and not source.ships}
     assert alone == {"wesnoth-1.16-*", "git-doc", "debian-reference-en", "debian-policy", "developers-reference"}
@@ -109,7 +109,7 @@ def test_loss_is_what_the_report_says_and_below_unigram_and_bigram(model, tokeni
     assert loss == pytest.approx(stated["model_nats_per_token"], rel=0.01)
     whole = report["held_out"]
     assert whole["model_nats_per_token"] < whole["bigram_nats_per_token"] < whole["unigram_nats_per_token"]
-    assert whole["rows"] == len(read_rows(TEXT)) == sum(of["rows"] for of in report["by_source"].values())
+    assert whole["rows"] == len(read_jsonl(TEXT)) == sum(of["rows"] for of in report["by_source"].values())
     assert all(f["model_nats_per_token"] < f["bigram_nats_per_token"] for f in report["by_source"].values())
 
 

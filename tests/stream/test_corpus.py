@@ -564,3 +564,14 @@ except UserError as error:
     assert time.monotonic() - start < 10
     assert run.stdout.startswith("data.name=Salesforce/wikitext: the network is out of reach")
     assert run.stderr == ""
+
+
+def test_a_small_text_is_read_without_a_bar_and_a_large_one_with_it(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    file = tmp_path / "a.txt"
+    file.write_text("\n".join(f"row {i}" for i in range(50)))
+    assert len(load_rows(path=file)) == 50 and capfd.readouterr().err == ""
+    monkeypatch.setattr("rsdyn.stream.text.corpus.SMALL", 10)
+    file.write_text("\n".join(f"line {i}" for i in range(60)))
+    assert len(load_rows(path=file)) == 60 and "train split" in capfd.readouterr().err
+    assert not datasets.are_progress_bars_disabled()

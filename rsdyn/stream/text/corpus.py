@@ -117,7 +117,7 @@ def _prepared(
 
     said: list[str] = []
     try:
-        with _quiet_datasets() as said:
+        with _quiet_datasets() as said, _bar_only(name is not None or not _is_small(builder)):
             builder.download_and_prepare()
     except Exception as error:
         cause = _cause(error)
@@ -127,6 +127,29 @@ def _prepared(
             raise explain_hub_error(error, kind="data", name=name, revision=revision) from error
         raise _damaged(key, error, said) from error
     return builder
+
+
+SMALL = 20_000_000  # bytes of text that are read in a few seconds, without a bar
+
+
+def _is_small(builder: datasets.DatasetBuilder) -> bool:
+    files = [file for some in (getattr(builder, "files", None) or {}).values() for file in some]
+    return bool(files) and sum(Path(file).stat().st_size for file in files) < SMALL
+
+
+@contextmanager
+def _bar_only(wanted: bool) -> Iterator[None]:
+    """Without the bars of ``datasets`` where they are not wanted; afterwards as it was."""
+    import datasets
+
+    if wanted or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 def _check_columns(key: str, wanted: Sequence[str], columns: Mapping[str, str]) -> None:

@@ -61,7 +61,7 @@ class Stream:
         self.cache, self.dtype, self.device = cache, cache.dtype, torch.device("cpu")
         self.n_sequences, self.n_sublayers, self.n_units = cache.shape
         self.shard_sequences, self.n_shards, self.bounds = cache.shard_sequences, cache.n_shards, cache.bounds
-        self.shard = cache.read
+        self.shard = lambda k, on_record: cache.read(k)
 
     def rows_of(self, k: int, sequences: Any) -> Tensor:
         return torch.from_numpy(sequences - self.bounds(k)[0])

@@ -57,7 +57,7 @@ class Stream:
     def turns(self, k: int) -> None:
         return None
 
-    def shard(self, k: int) -> Shard:
+    def shard(self, k: int, on_record: object = None) -> Shard:
         start, stop = self.bounds(k)
         lengths = torch.zeros(stop - start, dtype=torch.int32)
         return Shard(self.x[start:stop], torch.arange(start, stop), lengths)
@@ -119,7 +119,7 @@ def through_lightning(data: ResidualStreamDataModule, epochs: int) -> tuple[list
     clock, stop = Clock(), Stop()
     with tempfile.TemporaryDirectory() as folder:
         last = LastCheckpoint(Path(folder) / LAST, stop, identity={}, records_in=data.records_in)
-        ride = [Patience(10), History(), Progress(data), BestCheckpoint(Path(folder)), last, Guard(stop)]
+        ride = [Patience(10), History(), Progress(), BestCheckpoint(Path(folder)), last, Guard(stop)]
         trainer_of([clock, *ride], epochs, validates=True).fit(module, datamodule=data)
     return np.diff(clock.times).tolist(), clock.losses
 

@@ -24,7 +24,7 @@ class ArrayStream:
     def turns(self, k):
         return None  # one trajectory a sequence
 
-    def shard(self, k):
+    def shard(self, k, on_record=None):
         start, stop = self.bounds(k)
         n = stop - start
         return Shard(self.x[start:stop], torch.arange(start, stop), torch.full((n,), 5, dtype=torch.int32))

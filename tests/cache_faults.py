@@ -195,10 +195,10 @@ def writers(folder: Path, n: int, seed: int = 0) -> dict:
             stream.open()
             note, real = (notes / f"writer-{number}").open("w", buffering=1), stream._record
 
-            def record(numbers):
+            def record(numbers, on_record):
                 note.write(f"{numbers[0] // 5} {time.monotonic_ns()} ")
                 note.flush()
-                shard = real(numbers)
+                shard = real(numbers, on_record)
                 time.sleep(0.005)
                 note.write(f"{time.monotonic_ns()}\n")
                 return shard
@@ -318,10 +318,8 @@ def _full(folder: Path, disk: Path, n: int) -> dict:
             stream = bench.stream(root)
             try:
                 stream.open()
-                if ballast is not None:
-                    stream.on_record = lambda n: fill(disk, ballast)
                 for k in range(stream.n_shards):
-                    stream.shard(k)
+                    stream.shard(k, lambda n: None if ballast is None else fill(disk, ballast))
             except UserError as error:
                 os.write(writer, f"{int(stream.lm_loaded)} {error}".encode())
 

@@ -139,10 +139,10 @@ def prepare(asked):
 
     shard = TrajectoryStream.shard
 
-    def shard_and_signal(self, k):
+    def shard_and_signal(self, k, *more):
         if k == asked.get("at_shard"):
             send()
-        return shard(self, k)
+        return shard(self, k, *more)
 
     TrajectoryStream.shard = shard_and_signal
     LitAutoencoder.training_step = training_step

@@ -58,9 +58,11 @@ class RideAlong(L.Callback):
         n_groups = self.probe.n_groups
         self.cosine = Grouped(lambda: CosineSimilarity(stream.n_sublayers), n_groups).to(pl_module.device)
         self.speed = Grouped(lambda: Speed(stream.n_sublayers), n_groups).to(pl_module.device)
-        self._datamodule(trainer).on_shard = self._take
 
-    def _take(self, batch: TrajectoryBatch) -> None:
+    def take(self, batch: TrajectoryBatch) -> None:
+        """Count trajectories in, until the first epoch has ended; what the DataModule is given as ``on_shard``."""
+        if self.results:
+            return
         keep = slice(None) if self.samples is None else batch.sequence < self.samples
         chosen: Any = (None if t is None else t[keep].to(self.probe.device) for t in batch)
         batch = TrajectoryBatch(*chosen)
@@ -78,7 +80,6 @@ class RideAlong(L.Callback):
             return
         datamodule = self._datamodule(trainer)
         datamodule.train_statistics(complete=True)  # shards without a training sequence come here
-        datamodule.on_shard = lambda batch: None
         probe = self.probe
         probe.between_passes()
         if probe.pca is not None:

@@ -72,7 +72,9 @@ def analyze(run: Run) -> None:
         check_continues(run, source)
     wanted = {w.name: w for w in streams_wanted(settings, source.lm.n_parameters())}  # the original first
     streams = {
-        w.name: open_stream(run, source, w.condition, samples=settings.samples, untrained_seed=w.untrained_seed)
+        w.name: open_stream(
+            run, source, w.condition, samples=settings.samples, untrained_seed=w.untrained_seed, name=w.name
+        )
         for w in wanted.values()
     }
     first = next(iter(streams.values()))
@@ -113,9 +115,12 @@ def analyze(run: Run) -> None:
             last_token=last_tokens(stream),
             sites_per_layer=sites,
         )
-        datamodule = TrajectoryDataModule(stream, samples=settings.samples, passes=probe.n_passes)
+        progress = ProbeProgress(condition)
+        datamodule = TrajectoryDataModule(
+            stream, samples=settings.samples, passes=probe.n_passes, on_record=progress.recorded
+        )
         met = L.pytorch.callbacks.LambdaCallback(setup=lambda *_, **__: clock.done("start"))  # all processes are there
-        trainer = make_trainer(run, [ProbeProgress(datamodule, condition), met])
+        trainer = make_trainer(run, [progress, met])
         datamodule.set_process(0, trainer.world_size)  # too many processes are a mistake to name before they start
         trainer.test(probe, datamodule=datamodule, verbose=False)
         here = torch.tensor(stream.n_recorded, device=trainer.strategy.root_device)

@@ -61,6 +61,19 @@ def train(run: Run) -> None:
     position = start_at(run, identity)
     start_records(run, source, {condition: stream})
 
+    analysis = config.analysis
+    riding = [
+        RideAlong(
+            measures=analysis.measures,
+            samples=analysis.samples,
+            groups=sequence_groups(stream.sequences, analysis.samples, resample=analysis.resample),
+            mi_estimator=analysis.mi.estimator,
+            keep=analysis.keep,
+            density_threshold=analysis.density_threshold,
+            seed=config.seed,
+        )
+    ] * analysis.on_train
+    progress = Progress()
     with named_by_keys("data"):
         datamodule = ResidualStreamDataModule(
             stream,
@@ -70,6 +83,9 @@ def train(run: Run) -> None:
             batch_size=config.data.batch_size,
             shuffle_shards=config.data.shuffle_shards,
             seed=config.seed,
+            on_record=progress.recorded,
+            stop=run.stop,
+            on_shard=lambda batch: [ride.take(batch) for ride in riding],
         )
     module = LitAutoencoder(
         autoencoder={
@@ -109,10 +125,6 @@ def train(run: Run) -> None:
     best = BestCheckpoint(folder)
     last = LastCheckpoint(folder / LAST, run.stop, identity=identity, records_in=datamodule.records_in)
     stopping = Patience(config.trainer.patience)
-    progress = Progress(datamodule)
-    datamodule.should_stop = lambda: run.stop.signum is not None
-    datamodule.interrupt = run.stop.leave
-    analysis = config.analysis
     if analysis.on_train:
         check_settings(
             analysis,
@@ -122,17 +134,6 @@ def train(run: Run) -> None:
             n_units=stream.n_units,
             sites_per_layer=len(stream.lm.site_names),
         )
-    riding = [
-        RideAlong(
-            measures=analysis.measures,
-            samples=analysis.samples,
-            groups=sequence_groups(stream.sequences, analysis.samples, resample=analysis.resample),
-            mi_estimator=analysis.mi.estimator,
-            keep=analysis.keep,
-            density_threshold=analysis.density_threshold,
-            seed=config.seed,
-        )
-    ] * analysis.on_train
     trainer = make_trainer(run, [stopping, history, progress, *riding, best, last])
     run.kept = lambda: _kept(stream, best, last)
     if run.resume is not None and trainer.is_global_zero:

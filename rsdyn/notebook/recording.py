@@ -136,9 +136,8 @@ def read(
     """All of a stream, recorded where it is not in the cache; its language model is let go of."""
     lm: Any = stream.lm
     stream.device = lm.device if isinstance(lm, GivenModel) else device or _default_device()
-    stream.on_record = progress
     try:
-        tensor, sequence = stream.read()
+        tensor, sequence = stream.read(on_record=progress)
     finally:
         stream.release_lm()
     position = np.concatenate([stream.positions.of(i) for i in range(stream.n_sequences)])

@@ -146,15 +146,22 @@ def find_text(run: Run, lm: LMSource) -> Source:
 
 
 def open_stream(
-    run: Run, source: Source, condition: str = "original", *, samples: int | None = None, untrained_seed: int = 0
+    run: Run,
+    source: Source,
+    condition: str = "original",
+    *,
+    samples: int | None = None,
+    untrained_seed: int = 0,
+    name: str | None = None,
 ) -> TrajectoryStream:
     """The trajectories of one condition, of which nothing is recorded yet; says what the cache holds of them.
 
     ``condition`` is ``original``, ``shuffled`` or ``token_shuffled`` (one control, the paper's and the null model's
     name of it), ``shuffled_keep_last``, or ``untrained``: the original text in random weights, those of the run's seed
     and ``untrained_seed``. ``samples`` is how many sequences, from the first one on, the run will want; default all.
+    ``name`` is the stream's in the run's records; default its condition.
     """
-    stream = make_stream(run, source, condition, untrained_seed=untrained_seed)
+    stream = make_stream(run, source, condition, untrained_seed=untrained_seed, name=name)
     if stream.n_missing(samples) and not on_gpu(run.config):  # each GPU is asked when the weights go there
         stream.lm.check_memory(dtype=run.config.lm.dtype, processes=processes_here(run))
     stream.open(samples)
@@ -173,7 +180,9 @@ def open_stream(
     return stream
 
 
-def make_stream(run: Run, source: Source, condition: str, *, untrained_seed: int = 0) -> TrajectoryStream:
+def make_stream(
+    run: Run, source: Source, condition: str, *, untrained_seed: int = 0, name: str | None = None
+) -> TrajectoryStream:
     """The trajectories of one condition (see :func:`open_stream`), before anything is looked up or written."""
     config, cache, seed = run.config, run.config.cache, run.config.seed
     shuffle = {"token_shuffled": "shuffled"}.get(condition, condition)
@@ -196,6 +205,7 @@ def make_stream(run: Run, source: Source, condition: str, *, untrained_seed: int
         lm_dtype=config.lm.dtype,
         matmul_precision=config.lm.matmul_precision,
         layout=config.lm.layout,
+        on_certificate=partial(_say_certificate, run, name or condition),
     )
 
 
@@ -255,7 +265,6 @@ def start_records(run: Run, source: Source, streams: Mapping[str, TrajectoryStre
             record_certificate(run, name, stream.certificate)
             if stream.certificate.get("unused"):  # said when it was recorded, and to whoever uses that
                 run.say(say_unused(stream.certificate["unused"]))
-        stream.on_certificate = partial(_say_certificate, run, name)
     run.start_tracking(group=lm.label, tags=list(dict.fromkeys([lm.label, source.text, *streams])))
 
 

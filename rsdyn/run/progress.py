@@ -14,8 +14,6 @@ from tqdm.auto import tqdm
 
 from rsdyn.ranks import is_rank_zero
 from rsdyn.run.signals import Stop
-from rsdyn.stream.datamodule import ResidualStreamDataModule
-from rsdyn.stream.trajectory_datamodule import TrajectoryDataModule
 
 
 class Progress(L.Callback):
@@ -25,21 +23,24 @@ class Progress(L.Callback):
     since two that live at once leave torn lines behind.
     """
 
-    def __init__(self, datamodule: ResidualStreamDataModule):
-        self.datamodule = datamodule
+    def __init__(self) -> None:
         self.recording: tqdm | None = None
         self.training: tqdm | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        missing = self.datamodule.n_own_missing()
+        missing = _datamodule(trainer).n_own_missing()
         if missing:
             where = f" (process 1 of {trainer.world_size})" if trainer.world_size > 1 else ""
             self.recording = _bar(total=missing, desc=f"recording, epoch 1{where}", unit=" sequences")
-            self.datamodule.on_record = self.recording.update
         else:
             self._open_training(trainer)
+
+    def recorded(self, n: int) -> None:
+        """Move the bar on by ``n`` sequences; what the DataModule is given as ``on_record``."""
+        if self.recording is not None:
+            self.recording.update(n)
 
     def _open_training(self, trainer: L.Trainer) -> None:
         self.training = _bar(total=trainer.max_epochs, desc="training")
@@ -73,7 +74,6 @@ class Progress(L.Callback):
         if self.recording is not None:
             self.recording.close()
             self.recording = None
-            self.datamodule.on_record = lambda n: None
 
     def _close(self) -> None:
         self._close_recording()
@@ -86,24 +86,28 @@ class Progress(L.Callback):
 class ProbeProgress(L.Callback):
     """A bar over the sequences that a probe records, else over the shards of each pass; first process only."""
 
-    def __init__(self, datamodule: TrajectoryDataModule, name: str):
-        self.datamodule, self.name = datamodule, name
+    def __init__(self, name: str):
+        self.name = name
         self.recording: tqdm | None = None
         self.reading: tqdm | None = None
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        missing = self.datamodule.n_own_missing()
+        missing = _datamodule(trainer).n_own_missing()
         if trainer.is_global_zero and missing:
             where = f" (process 1 of {trainer.world_size})" if trainer.world_size > 1 else ""
             self.recording = _bar(total=missing, desc=f"{self.name}: recording{where}", unit=" sequences")
-            self.datamodule.stream.on_record = self.recording.update
+
+    def recorded(self, n: int) -> None:
+        """Move the bar on by ``n`` sequences; what the DataModule is given as ``on_record``."""
+        if self.recording is not None:
+            self.recording.update(n)
 
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if batch_idx == 0 and trainer.is_global_zero and (self.recording is None or dataloader_idx > 0):
             self._close()
-            passes = self.datamodule.passes
+            passes = _datamodule(trainer).passes
             which = f", pass {dataloader_idx + 1} of {passes}" if passes > 1 else ""
             batches = trainer.num_test_batches[dataloader_idx]
             self.reading = _bar(total=batches, desc=f"{self.name}: reading{which}", unit=" shards")
@@ -123,7 +127,10 @@ class ProbeProgress(L.Callback):
             if bar is not None:
                 bar.close()
         self.recording = self.reading = None
-        self.datamodule.stream.on_record = lambda n: None
+
+
+def _datamodule(trainer: L.Trainer) -> Any:
+    return trainer.datamodule  # type: ignore[attr-defined]
 
 
 @contextmanager

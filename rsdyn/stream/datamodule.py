@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import lightning as L
 import numpy as np
@@ -50,14 +50,26 @@ class VectorBatch(NamedTuple):
         return VectorBatch(*(t.to(device, non_blocking=device.type == "cuda") for t in self))
 
 
+class Stopping(Protocol):
+    """What a run knows of signals to end.
+
+    Attributes:
+        signum: the signal that came; None before any did.
+    """
+
+    signum: int | None
+
+    def leave(self) -> object:
+        """End the run at once, with everything that is to be done then."""
+
+
 class ResidualStreamDataModule(L.LightningDataModule):
     """Train, validation and test batches of a trajectory stream, on one process or several.
 
     Each process owns a fixed set of shards: it alone records, trains on and evaluates them, so no sequence is recorded
     twice or never. The training batches are equal in number on all processes (the longer ones drop their tail,
     ``dropped`` says how many vectors), since uneven ones would hang. The language model lives in the stream and never
-    in a module, so it enters neither checkpoint nor optimiser nor DDP. ``on_shard`` is called with the trajectories of
-    each own shard when it is first at hand.
+    in a module, so it enters neither checkpoint nor optimiser nor DDP.
 
     Args:
         stream: where the shards come from.
@@ -69,10 +81,11 @@ class ResidualStreamDataModule(L.LightningDataModule):
         seed: of the splits and of the order of the batches, which depends on (seed, epoch, process) alone: it is the
             same whether the cache was there or not, and a run that goes on in the middle of an epoch gets the rest of
             that epoch's batches, the very same ones.
-
-    ``on_record`` is called with the number of sequences after each batch that went through the language model. When
-    ``should_stop()`` turns true meanwhile, recording ends and an empty batch comes instead, so that all processes can
-    agree to leave before the step; outside training batches a process that is alone calls ``interrupt()``.
+        on_shard: called with the trajectories of each own shard when it is first at hand, some at a time.
+        on_record: called with the number of sequences after each batch that went through the language model.
+        stop: asked after each of those. When a signal has come, recording ends and an empty batch comes instead, so
+            that all processes can agree to leave before the step; outside training batches a process that is alone
+            leaves.
     """
 
     def __init__(
@@ -85,17 +98,16 @@ class ResidualStreamDataModule(L.LightningDataModule):
         batch_size: int = 512,
         shuffle_shards: int = 4,
         seed: int = 0,
+        on_shard: Callable[[TrajectoryBatch], object] = lambda batch: None,
+        on_record: Callable[[int], object] = lambda n: None,
+        stop: Stopping | None = None,
     ):
         super().__init__()
         self.stream = stream
         self.batch_by, self.batch_size, self.shuffle_shards, self.seed = batch_by, batch_size, shuffle_shards, seed
         self.splits = split(stream.n_sequences, val_size=val_size, test_size=test_size, seed=seed)
-        self.on_shard: Callable[[TrajectoryBatch], object] = lambda batch: None
-        self.on_record: Callable[[int], object] = lambda n: None
-        self.should_stop: Callable[[], bool] = lambda: False
-        self.interrupt: Callable[[], object] = lambda: None
+        self._on_shard, self._on_record, self._stop = on_shard, on_record, stop
         self._in_training_batches = False
-        stream.on_record = self._recorded
         self._statistics: Moments | None = None
         self._counted: set[int] = set()
         self._pin = False
@@ -296,14 +308,14 @@ class ResidualStreamDataModule(L.LightningDataModule):
             self._in_training_batches = False
 
     def _recorded(self, n: int) -> None:
-        self.on_record(n)
-        if not self.should_stop():
+        self._on_record(n)
+        if self._stop is None or self._stop.signum is None:
             return
         alone = self.world_size == 1
         if self._in_training_batches and (alone or self.records_in(self._position()[0])):
             raise _RecordingStopped
         if alone:  # several processes must not part here: they meet again before the next step
-            self.interrupt()
+            self._stop.leave()
 
     def n_own_missing(self) -> int:
         """How many sequences this process still has to record."""
@@ -319,10 +331,10 @@ class ResidualStreamDataModule(L.LightningDataModule):
         return self.stream.rows_of(k, members[np.searchsorted(members, start) : np.searchsorted(members, stop)])
 
     def _shard(self, k: int) -> Shard:
-        shard = self.stream.shard(k)
+        shard = self.stream.shard(k, self._recorded)
         if k not in self._counted:
             for batch in pieces(self.stream, k, shard, len(shard.index)):
-                self.on_shard(batch)
+                self._on_shard(batch)
             # as many at a time as a shard has sequences, which is all of them where a sequence has one trajectory
             for rows in self._rows(k, "train").split(self.stream.shard_sequences):
                 part = moments(shard.activations[rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,8 +90,6 @@ class KeptStream(TrajectoryStream):
         self.shard_sequences = shard_sequences
         self.n_shards = -(-self.n_sequences // shard_sequences)
         self.device = "cpu"
-        self.on_record = lambda n: None
-        self.on_certificate = lambda certificate: None
         self.n_recorded = 0
         self.certificate = x.certificate
         self.cache = None
@@ -104,7 +103,7 @@ class KeptStream(TrajectoryStream):
         """Nothing is missing."""
         return np.empty(0, np.int64)
 
-    def shard(self, k: int) -> Shard:
+    def shard(self, k: int, on_record: Callable[[int], object] = lambda n: None) -> Shard:
         """Sequences ``k * shard_sequences`` and those after it, as a view of what is in memory."""
         start, stop = self.bounds(k)
         rows = slice(int(self._starts[start]), int(self._starts[stop]))

@@ -50,9 +50,10 @@ class TrajectoryStream:
         shard_sequences: sequences a shard.
         batch_tokens, lm_dtype, matmul_precision: how the model runs, see :meth:`LanguageModel.record`.
         layout: ``auto``, ``packed`` or ``sorted``, see :func:`rsdyn.lm.packing_trial.choose_layout`.
+        on_certificate: called with the certificate of the model when it was loaded to record.
 
-    ``device`` is where the model goes (set it before the first shard), ``on_record`` is called with the number of
-    sequences after each batch that went through the model.
+    ``device`` is where the model goes (set it before the first shard). ``on_record``, of whatever may record, is called
+    with the number of sequences after each batch that went through the model.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class TrajectoryStream:
         lm_dtype: str = "float32",
         matmul_precision: str = "highest",
         layout: str = "auto",
+        on_certificate: Callable[[Certificate], object] = lambda certificate: None,
     ):
         self.lm, self.sequences = lm, sequences
         self.n_sequences, self.n_sublayers, self.n_units = len(sequences), lm.n_sublayers, lm.n_units
@@ -80,10 +82,9 @@ class TrajectoryStream:
         self.batch_tokens, self.lm_dtype, self.matmul_precision = batch_tokens, lm_dtype, matmul_precision
         self.layout = layout
         self.device: torch.device | str = "cpu"
-        self.on_record: Callable[[int], object] = lambda n: None
         self.n_recorded = 0
         self.certificate: dict[str, Any] | None = None  # of the model that recorded; None before any did
-        self.on_certificate: Callable[[Certificate], object] = lambda certificate: None
+        self._on_certificate = on_certificate
         self._model: LanguageModel | None = None
         self._given: LanguageModel | None = None  # open already
         self._said = -SAY_AGAIN_SECONDS
@@ -179,14 +180,14 @@ class TrajectoryStream:
         """How many sequences the language model still has to record."""
         return len(self.missing_sequences(samples))
 
-    def shard(self, k: int) -> Shard:
+    def shard(self, k: int, on_record: Callable[[int], object] = lambda n: None) -> Shard:
         """Shard ``k``; what of it is not in the cache is recorded, by one process at a time.
 
         A damaged file is named in a warning, and what it held recorded again. Where another run is recording the shard,
         this one says so, waits, and reads what the other wrote.
         """
         if self.cache is None:
-            return self._with_kinds(self._record(np.arange(*self.bounds(k))))
+            return self._with_kinds(self._record(np.arange(*self.bounds(k)), on_record))
         said: set[Path] = set()
         try:
             return self._with_kinds(self.cache.read(k))
@@ -201,7 +202,7 @@ class TrajectoryStream:
                     shard = self.cache.read(k)  # by now another process may have recorded it
                 except FileNotFoundError:
                     missing = self.cache.missing_sequences(*self.bounds(k))
-                    recorded = self._record(missing)
+                    recorded = self._record(missing, on_record)
                     self.cache.write(k, recorded)
                     awaited -= len(missing)
                     shard = recorded if len(recorded.index) == self.n_trajectories(*self.bounds(k)) else None
@@ -212,7 +213,7 @@ class TrajectoryStream:
                 if shard is not None:
                     break
         if awaited > 0 and not said:
-            self.on_record(awaited)
+            on_record(awaited)
         return self._with_kinds(shard)
 
     def _with_kinds(self, shard: Shard) -> Shard:
@@ -220,7 +221,9 @@ class TrajectoryStream:
             return shard
         return replace(shard, kind=kinds(shard.activations, shard.position))
 
-    def read(self, samples: int | None = None) -> tuple[Tensor, Tensor]:
+    def read(
+        self, samples: int | None = None, on_record: Callable[[int], object] = lambda n: None
+    ) -> tuple[Tensor, Tensor]:
         """The trajectories of the first ``samples`` sequences (default: all) as one tensor, for work at hand.
 
         What is missing is recorded first; :meth:`open` is called here. All of it is in memory: ``trainer.test`` with a
@@ -246,7 +249,7 @@ class TrajectoryStream:
         sequence = torch.empty(n, dtype=torch.int64)
         start = 0
         for k in range(self.shards_of(samples)):
-            shard = self.shard(k)
+            shard = self.shard(k, on_record)
             stop = min(n, start + len(shard.index))
             activations[start:stop] = shard.activations[: stop - start]
             sequence[start:stop] = shard.index[: stop - start]
@@ -262,14 +265,14 @@ class TrajectoryStream:
                 *(holder, k, self.n_shards, self.cache.folder if self.cache else None),
             )
 
-    def _record(self, numbers: np.ndarray) -> Shard:
+    def _record(self, numbers: np.ndarray, on_record: Callable[[int], object] = lambda n: None) -> Shard:
         """The trajectories of some sequences, by number, that go through the model together."""
         if self._model is None:
             model = self._given or self.lm.load(dtype=self.lm_dtype, device=self.device)
             self._certify(model)
             self._check_canary(model)
             self._model = model
-        activations = self._trajectories(self._model, numbers.tolist(), self.on_record)
+        activations = self._trajectories(self._model, numbers.tolist(), on_record)
         self.n_recorded += len(numbers)
         index, lengths = torch.from_numpy(numbers), torch.from_numpy(self.sequences.lengths[numbers].astype("int32"))
         if self.positions.is_last:
@@ -308,7 +311,7 @@ class TrajectoryStream:
             model.layout = choose_layout(model, texts, self.layout)
             certificate = certify(model, texts, opened_by=self.sequences.opened_by)
         self.certificate = certificate.to_dict()
-        self.on_certificate(certificate)
+        self._on_certificate(certificate)
         if self.cache is not None:
             self.cache.add_to_manifest("certificate", self.certificate)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import lightning as L
@@ -63,11 +63,19 @@ class TrajectoryDataModule(L.LightningDataModule):
         stream: where the shards come from.
         samples: how many sequences, from the first one on; default all.
         passes: how often; each is a dataloader of its own.
+        on_record: called with the number of sequences after each batch that went through the language model.
     """
 
-    def __init__(self, stream: TrajectoryStream, *, samples: int | None = None, passes: int = 1):
+    def __init__(
+        self,
+        stream: TrajectoryStream,
+        *,
+        samples: int | None = None,
+        passes: int = 1,
+        on_record: Callable[[int], object] = lambda n: None,
+    ):
         super().__init__()
-        self.stream, self.passes = stream, passes
+        self.stream, self.passes, self._on_record = stream, passes, on_record
         self.n_samples = min(samples or stream.n_sequences, stream.n_sequences)
         self.n_shards = stream.shards_of(self.n_samples)
         self._pin = False
@@ -108,7 +116,7 @@ class TrajectoryDataModule(L.LightningDataModule):
 
     def _trajectories(self) -> Iterator[TrajectoryBatch]:
         for k in self.own_shards:
-            shard = self._kept.get(k) or self.stream.shard(k)
+            shard = self._kept.get(k) or self.stream.shard(k, self._on_record)
             if self.stream.cache is None and self.stream.positions.is_last:
                 self._kept[k] = shard
             yield from pieces(self.stream, k, shard, self._n_rows(k))

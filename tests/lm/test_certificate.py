@@ -225,11 +225,13 @@ def test_line_and_dict():
 
 
 def test_a_stream_is_certified_when_its_model_is_opened(tiny_llama, make_sequences, tmp_path):
-    stream = TrajectoryStream(find_lm(str(tiny_llama)), make_sequences(12), cache_dir=tmp_path, shard_sequences=8)
+    said = []
+    told = {"on_certificate": lambda certificate: said.append(certificate.line())}
+    stream = TrajectoryStream(
+        find_lm(str(tiny_llama)), make_sequences(12), cache_dir=tmp_path, shard_sequences=8, **told
+    )
     stream.open()
     assert stream.certificate is None
-    said = []
-    stream.on_certificate = lambda certificate: said.append(certificate.line())
     stream.shard(0)
     assert len(said) == 1 and "Stream certified over 3 layers in float32" in said[0]
     assert said[0].endswith("Recorded in packed rows.") and stream.certificate["layout"] == "packed"

@@ -333,10 +333,15 @@ def test_a_stream_records_in_the_layout_and_says_so(wanted, tiny_llama, make_seq
 def test_a_stream_that_cannot_be_packed_says_why(tmp_path, make_sequences):
     make("bloom").save_pretrained(tmp_path / "bloom")
     source, sequences = find_lm(str(tmp_path / "bloom")), make_sequences(12)
-    stream = TrajectoryStream(source, sequences, cache_dir=tmp_path / "cache", shard_sequences=8)
-    stream.open()
     said = []
-    stream.on_certificate = lambda certificate: said.append(certificate.line())
+    stream = TrajectoryStream(
+        source,
+        sequences,
+        cache_dir=tmp_path / "cache",
+        shard_sequences=8,
+        on_certificate=lambda c: said.append(c.line()),
+    )
+    stream.open()
     stream.shard(0)
     kept = stream.cache.manifest()["certificate"]
     assert kept["layout"] == "sorted" and "fails in such a row" in kept["layout_reason"]

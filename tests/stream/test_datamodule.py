@@ -1,5 +1,6 @@
 """The stream and its DataModule: once each, in a fixed order, whatever the cache, the processes and the batch size."""
 
+import signal
 from types import SimpleNamespace
 
 import lightning as L
@@ -220,7 +221,7 @@ def test_going_on_late_in_an_epoch_reads_only_what_is_needed(make_stream):
     again.trainer = trainer_at(3, n - 1)
     again.train_statistics(complete=True)
     read = []
-    again.stream.shard = lambda k, real=again.stream.shard: read.append(k) or real(k)
+    again.stream.shard = lambda k, *more, real=again.stream.shard: read.append(k) or real(k, *more)
     assert len(all_batches(again.train_dataloader())) == 1
     assert len(read) <= 2 < stream.n_shards
 
@@ -271,7 +272,7 @@ def test_what_fits_in_memory_is_read_once(make_stream, monkeypatch, kept_bytes, 
     data = ResidualStreamDataModule(stream, batch_size=9, shuffle_shards=2)
     all_batches(data.train_dataloader())
     read = []
-    stream.shard = lambda k, real=stream.shard: read.append(k) or real(k)
+    stream.shard = lambda k, *more, real=stream.shard: read.append(k) or real(k, *more)
     for epoch in (1, 2):
         data.trainer = trainer_at(epoch)
         all_batches(data.train_dataloader())
@@ -351,19 +352,20 @@ def test_a_batch_that_lightning_or_a_user_holds_is_not_written_to(make_stream, m
 
 def test_a_wish_to_stop_ends_recording_with_an_empty_batch(make_stream):
     stream = opened(make_stream(batch_tokens=64))
-    data = ResidualStreamDataModule(stream, batch_size=10, shuffle_shards=2)
-    wishes = []
-    data.should_stop = lambda: bool(wishes)
-    data.on_record = lambda n: wishes.append(n) if stream.n_recorded >= 16 else None
+    stop = SimpleNamespace(signum=None)
+
+    def recorded(n):
+        stop.signum = signal.SIGTERM if stream.n_recorded >= 16 else None
+
+    data = ResidualStreamDataModule(stream, batch_size=10, shuffle_shards=2, on_record=recorded, stop=stop)
     *given, last = all_batches(data.train_dataloader())
     assert given and len(last[0]) == 0 and last[0].shape[1:] == given[0][0].shape[1:]
     assert stream.n_recorded == 16 and len(stream.missing()) == stream.n_shards - 2
 
 
 def test_a_wish_to_stop_outside_training_batches_is_passed_on_by_a_process_that_is_alone(make_stream):
-    data = ResidualStreamDataModule(opened(make_stream()), batch_size=10)
-    data.should_stop = lambda: True
-    data.interrupt = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+    stop = SimpleNamespace(signum=signal.SIGTERM, leave=lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    data = ResidualStreamDataModule(opened(make_stream()), batch_size=10, stop=stop)
     with pytest.raises(KeyboardInterrupt):
         all_batches(data.val_dataloader())
     data.set_process(0, 2)
@@ -447,9 +449,8 @@ def test_too_few_sequences(make_stream, n):
 def test_shards_are_announced_once(tiny_llama, make_sequences, tmp_path):
     stream = TrajectoryStream(find_lm(str(tiny_llama)), make_sequences(45), cache_dir=tmp_path, shard_sequences=8)
     stream.open()
-    data = ResidualStreamDataModule(stream, batch_size=64)
     seen = []
-    data.on_shard = lambda batch: seen.append(batch.sequence)
+    data = ResidualStreamDataModule(stream, batch_size=64, on_shard=lambda batch: seen.append(batch.sequence))
     for _ in range(2):
         list(data.train_dataloader())
     data.train_statistics(complete=True)

@@ -78,9 +78,8 @@ def test_a_number_of_sequences_that_cannot_be_is_refused(make_stream, samples):
 def test_a_run_waits_for_another_that_records_its_shard_and_says_so(make_stream, caplog):
     first, second = make_stream(), make_stream()
     seen = []
-    second.on_record = seen.append
     with caplog.at_level(logging.WARNING), first.cache.lock(1):
-        waiting = threading.Thread(target=lambda: seen.append(second.shard(1)))
+        waiting = threading.Thread(target=lambda: seen.append(second.shard(1, seen.append)))
         waiting.start()
         until = time.monotonic() + 10
         while not caplog.messages and time.monotonic() < until:

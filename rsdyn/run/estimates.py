@@ -6,7 +6,7 @@ and files); memory for what comes and goes during a run is an estimate, and is c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -58,25 +58,30 @@ def forward_cost(lm: LMSource) -> ForwardCost:
     base = empty_model(lm.config, trust_remote_code=lm.trust_remote_code)
     sites = LanguageModel(base).sites
     reached = [*sites.layers[:-1], *([sites.attention[-1]] if len(sites.names) > 1 else [])]
-    chosen = getattr(config, "num_experts_per_tok", None)
-    linear = 0.0
-    for module in reached:
-        for parameter in (p for p in module.parameters() if p.ndim > 1):
-            share = chosen / parameter.shape[0] if parameter.ndim == 3 and chosen else 1.0  # (experts, in, out)
-            linear += 2 * parameter.numel() * share
+    linear = _linear_flops(reached, config)
     heads = int(getattr(config, "num_attention_heads", None) or 0)  # a state space model has none
     head_size = int(getattr(config, "head_dim", None) or lm.n_units // max(1, heads))
     n_attending = lm.n_layers - (len(sites.names) == 1)
     return ForwardCost(linear, 4.0 * heads * head_size * n_attending, longrope_length(config))
 
 
-def jacobian_flops(linear: float, n_units: int) -> float:
+def jacobian_flops(lm: LMSource) -> float:
     """Operations of one text's derivatives: each sublayer once forward and once backward for each of its ``D`` rows.
 
-    ``linear`` are those of a token through the layers (:class:`ForwardCost`). Attention, whose context is shared, and
-    norms are left out.
+    All layers are, the last one to its end. Attention, whose context is shared, and norms are not counted.
     """
-    return 2 * linear * n_units
+    layers = LanguageModel(empty_model(lm.config, trust_remote_code=lm.trust_remote_code)).sites.layers
+    return 2 * _linear_flops(layers, lm.config.get_text_config()) * lm.n_units
+
+
+def _linear_flops(modules: Iterable[nn.Module], config: Any) -> float:
+    """Operations of all matrices in modules on one token."""
+    chosen = getattr(config, "num_experts_per_tok", None)
+    total = 0.0
+    for parameter in (p for module in modules for p in module.parameters() if p.ndim > 1):
+        share = chosen / parameter.shape[0] if parameter.ndim == 3 and chosen else 1.0  # (experts, in, out)
+        total += 2 * parameter.numel() * share
+    return total
 
 
 def spectrum_flops(n_units: int, n_sublayers: int) -> float:

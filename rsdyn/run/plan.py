@@ -411,7 +411,7 @@ def _operations(plan: Plan, run: Run, lm: LMSource, positions: Positions, to_rec
     nothing = "nothing" if _changes_layers(run) else "nothing, all is in the cache"
     plan.say("Recording", f"{_flops(recording)}{again}: {each}" if tokens else nothing)
     if _differentiates(run):
-        _jacobians(plan, run, lm, cost.linear)
+        _jacobians(plan, run, lm)
     if run.script == "train":
         sizes = split(len(lengths), val_size=config.data.val_size, test_size=config.data.test_size, seed=config.seed)
         n_train, n_val = (int(positions.counts[sizes[part]].sum()) * lm.n_sublayers for part in ("train", "val"))
@@ -425,11 +425,11 @@ def _operations(plan: Plan, run: Run, lm: LMSource, positions: Positions, to_rec
         plan.say("Training", f"{_flops(epoch)} an epoch of {n_train:,} vectors, {_flops(epochs * epoch)} for {epochs}")
 
 
-def _jacobians(plan: Plan, run: Run, lm: LMSource, linear: float) -> None:
+def _jacobians(plan: Plan, run: Run, lm: LMSource) -> None:
     """What the derivatives of every text cost in each series, and their eigenvalues, which cost as much or more."""
     texts, n_units = run.config.analysis.jacobian.texts, lm.n_units
     n_series = sum(name not in MATRIX_NULLS for name in SERIES)
-    rows = estimates.jacobian_flops(linear, n_units)
+    rows = estimates.jacobian_flops(lm)
     spectra = estimates.spectrum_flops(n_units, lm.n_sublayers)
     plan.numbers |= {"jacobian_flops": rows, "spectrum_flops": spectra}
     plan.say(

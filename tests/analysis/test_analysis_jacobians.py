@@ -209,11 +209,11 @@ def test_the_command(words, tmp_path, capsys, monkeypatch):
 
 
 def test_the_plan_says_what_it_costs(words, tmp_path, capsys):
-    """Forward and backward of every row: twice two operations a weight, D times, for all but the last MLP."""
+    """Forward and backward of every row: twice two operations a weight, D times, for all layers."""
     assert analyze.main(["--plan", *[f"{k}={v}" for k, v in words.items()]]) == 0
     shown = capsys.readouterr().out
     attention, mlp = 2 * D * D + 2 * D * D // 2, 3 * D * 2 * D
-    rows = 2 * D * 2 * (LAYERS * attention + (LAYERS - 1) * mlp)
+    rows = 2 * D * 2 * LAYERS * (attention + mlp)
     assert f"{rows / 1e6:.3g} MFLOP for all 32 rows" in shown and "3 texts in 4 series" in shown
 
 

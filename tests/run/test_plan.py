@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from tiny_models import PROSE, write_hub_cache
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig
 
 import rsdyn.stream.datamodule
 from rsdyn.analysis.probe import ResidualStreamProbe
@@ -20,6 +21,7 @@ from rsdyn.autoencoder.training import LitAutoencoder
 from rsdyn.commands import analyze, perturb, train
 from rsdyn.config.command_line import load_config
 from rsdyn.lm.batches import PACKED
+from rsdyn.lm.jacobians import reference_run, sublayer_jacobians
 from rsdyn.lm.model import LanguageModel
 from rsdyn.lm.packing_trial import choose_layout
 from rsdyn.lm.sites import site_names
@@ -113,6 +115,36 @@ def test_operations_of_recording(family):
             recorder.record(sequences, batch_tokens=40)
         packed = cost.of([len(s) for s in sequences], 40, PACKED)
         assert packed < counted and packed == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def source_of(config):
+    return LMSource("a shape", "", None, None, config, site_names(config))
+
+
+def test_operations_of_derivatives_are_those_that_are_done():
+    """Against PyTorch's counter, which sees attention too: one product forward is two backward."""
+    config = config_of("llama")
+    config._attn_implementation = "eager"
+    model = make("llama")
+    model.set_attn_implementation("eager")
+    lm, ids = LanguageModel(model.base_model), np.arange(1, 12)
+    reference = reference_run(lm, ids)
+    with FlopCounterMode(display=False) as counter:
+        sublayer_jacobians(lm, ids, reference=reference)
+    rows, keys = 32, 48  # the rows are one block, behind ten tokens, in a row of scores filled up to a multiple of 16
+    attention = 3 * rows * 3 * 4 * 32 * keys
+    assert counter.get_total_flops() == estimates.jacobian_flops(source_of(config)) + attention
+
+
+def test_what_derivatives_of_llama_8b_cost():
+    """A text takes 4 D (q, k, v, o and the three maps of the MLP of 32 layers): 114 TFLOP at D = 4096."""
+    config = AutoConfig.for_model(
+        "llama", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8, vocab_size=128256,
+    )  # fmt: skip
+    weights = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    assert estimates.jacobian_flops(source_of(config)) == 4 * 4096 * weights
+    assert 4 * 4096 * weights == pytest.approx(114.3e12, rel=1e-3)
 
 
 def test_operations_of_training():

@@ -7,6 +7,7 @@ from typing import Any
 
 from rsdyn.analysis.finding import number
 from rsdyn.analysis.jacobians import DIRECTIONS, NULL_TEXTS, SERIES, Claim, JacobianResult, depths_of
+from rsdyn.analysis.sink import sink_json, sink_markdown, sink_table, sink_words
 
 PAPER = "arXiv 2605.14258"
 
@@ -21,7 +22,8 @@ def as_text(result: JacobianResult, table: Sequence[Claim]) -> list[str]:
         verdict = f"   {_verdict(claim)}" if claim.verdict else ""
         lines.append(f"  {claim.statistic}{verdict}")
         lines += [f"    {SERIES[s].label:<{wide}}{value}" for s, value in claim.values.items()]
-    return lines
+    sink = result.sink_finding()
+    return lines if sink is None else [*lines, "", *sink_table(sink)]
 
 
 def as_markdown(result: JacobianResult, table: Sequence[Claim]) -> str:
@@ -33,7 +35,8 @@ def as_markdown(result: JacobianResult, table: Sequence[Claim]) -> str:
         values = [str(claim.values[s]) if s in claim.values else "" for s in result.series]
         cells = [claim.claim, claim.paper, claim.statistic, claim.bound, *values, _verdict(claim)]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    sink = result.sink_finding()
+    return "\n".join(lines) + "\n" + ("" if sink is None else "\n" + sink_markdown(sink))
 
 
 def as_json(result: JacobianResult, table: Sequence[Claim]) -> dict[str, Any]:
@@ -54,6 +57,7 @@ def as_json(result: JacobianResult, table: Sequence[Claim]) -> dict[str, Any]:
         "claims": rows,
         "singular": counted,
         "in_words": words(result),
+        "sink": None if (sink := result.sink_finding()) is None else sink_json(sink),
         "linear_range": {"depths": depths_of(result.n_layers * result.sites), "ends": result.ranges()},
     }
 
@@ -81,6 +85,8 @@ def words(result: JacobianResult) -> list[str]:
             "A displacement behaves as the Jacobian predicts (its length at the end within a factor of two) up to "
             f"these sizes, in norms of the state, at sublayers {', '.join(map(str, depths))}. {told}."
         )
+    if (sink := result.sink_finding()) is not None:
+        lines += sink_words(sink)
     counted = {s: int(result.curves[s]["singular"].sum()) for s in result.series}
     if any(counted.values()):
         told = ", ".join(f"{n} ({SERIES[s].label})" for s, n in counted.items() if n)

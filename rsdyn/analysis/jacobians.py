@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rsdyn.analysis.finding import Value
 from rsdyn.analysis.findings import per_layer, spearman
+from rsdyn.analysis.sink import PRODUCTS, SinkFinding, products, sink_finding
 from rsdyn.dynamics.jacobian import NULLS as MATRIX_NULLS
 from rsdyn.dynamics.jacobian import complex_share_of_chance, lyapunov, matched_null, spectrum
 from rsdyn.dynamics.projection import PCA
@@ -52,9 +53,8 @@ SERIES = {
     "gaussian": Kind("trained", "full", "iid Gaussian G"),
 }
 MODELS = ("trained", "untrained", "permuted")
-# over depth, one value per sublayer (spectrum), or of the product from a sublayer to the end
+# over depth, one value per sublayer; PRODUCTS are of the product from a sublayer to the end
 CURVES = ("rms", "log_abs_det", "gain", "expanding", "complex_share", "antisymmetric", "henrici", "henrici_update")
-PRODUCTS = ("product_gain", "product_participation")
 
 
 # --- one text ---------------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def _curves(js: Tensor, lm: LanguageModel, reference: Reference, keep_eigenvalue
     curves["singular"] = _stacked([s.rank < lm.n_units for s in spectra])
     if keep_eigenvalues:
         curves["eigenvalues"] = torch.stack([s.eigenvalues for s in spectra]).cpu().to(torch.complex64).numpy()
-    curves |= _products(js)
+    curves |= products(js)
     sites = len(lm.sites.names)
     layers = js.to(torch.float64)
     if sites == 2:  # a layer's own product is well conditioned, and halves the work
@@ -118,26 +118,6 @@ def _curves(js: Tensor, lm: LanguageModel, reference: Reference, keep_eigenvalue
 
 def _stacked(values: Sequence[Tensor]) -> np.ndarray:
     return torch.stack(list(values)).cpu().to(torch.float64).numpy()
-
-
-def _products(js: Tensor) -> Curves:
-    """Largest singular value and participation ratio of sigma squared, of the product from each sublayer to the end."""
-    product = torch.eye(js.shape[-1], dtype=torch.float64, device=js.device)
-    gains, participation = [], []
-    for j in js.flip(0):
-        product = product @ j.to(torch.float64)
-        energy = product.T @ product
-        participation.append(energy.trace().square() / energy.square().sum())
-        gains.append(_largest(energy).sqrt())
-    return {"product_gain": _stacked(gains[::-1]), "product_participation": _stacked(participation[::-1])}
-
-
-def _largest(energy: Tensor, k: int = 8) -> Tensor:
-    """The largest eigenvalue of a symmetric matrix, by subspace iteration from its own largest columns."""
-    start = energy[:, energy.diagonal().topk(min(k, len(energy))).indices]
-    for _ in range(8):
-        start = torch.linalg.qr(energy @ torch.linalg.qr(start).Q).Q
-    return torch.linalg.eigvalsh(start.T @ energy @ start)[-1]
 
 
 def depths_of(n_sublayers: int) -> list[int]:
@@ -204,6 +184,8 @@ class JacobianResult:
         eigenvalues: of the first text, by series, ``(S, D)``.
         dtype: that of the model; what is below float32 was computed in float32.
         documents: the document of each text; None where nobody knows, and each text counts as one.
+        sink: curves of the first texts with the sink held or taken away, by name, ``(texts, S)``.
+        massive: the units that were held.
     """
 
     n_layers: int
@@ -213,6 +195,8 @@ class JacobianResult:
     eigenvalues: Curves = field(default_factory=dict)
     dtype: str = "float32"
     documents: np.ndarray | None = None
+    sink: dict[str, Curves] = field(default_factory=dict)
+    massive: list[int] = field(default_factory=list)
 
     def groups(self, n: int) -> list[np.ndarray]:
         """The rows of each document among the first ``n`` texts: what an interval leaves out together."""
@@ -222,12 +206,21 @@ class JacobianResult:
     def add(self, found: Mapping[str, Curves]) -> None:
         """One more text, of one model."""
         for series, curves in found.items():
-            kept = self.curves.setdefault(series, {})
-            for name, value in curves.items():
-                if name == "eigenvalues":
-                    self.eigenvalues.setdefault(series, value)
-                    continue
-                kept[name] = np.concatenate([kept[name], value[None]]) if name in kept else value[None]
+            if "eigenvalues" in curves:
+                self.eigenvalues.setdefault(series, curves["eigenvalues"])
+        _append(self.curves, {s: {k: v for k, v in c.items() if k != "eigenvalues"} for s, c in found.items()})
+
+    def add_sink(self, found: Mapping[str, Curves]) -> None:
+        """One more text of :func:`rsdyn.analysis.sink.measure_sink`."""
+        _append(self.sink, found)
+
+    def sink_finding(self) -> SinkFinding | None:
+        """Whether the sink owns the gain; None where it was not measured."""
+        if not self.sink:
+            return None
+        n = len(next(iter(self.sink.values()))["product_gain"])
+        beside = {s: {name: self.curves[s][name][:n] for name in PRODUCTS} for s in ("full", "none")}
+        return sink_finding(beside | self.sink, self.massive, self.groups(n))
 
     @property
     def series(self) -> list[str]:
@@ -253,7 +246,11 @@ class JacobianResult:
         out = {f"jacobian/{s}/{name}": v for s, curves in self.curves.items() for name, v in curves.items()}
         if self.documents is not None:
             out["jacobian/documents"] = np.asarray(self.documents)
-        return out | {f"jacobian/{s}/eigenvalues": v for s, v in self.eigenvalues.items()}
+        out |= {f"jacobian/{s}/eigenvalues": v for s, v in self.eigenvalues.items()}
+        if self.sink:
+            out |= {f"jacobian/sink/{s}/{name}": v for s, curves in self.sink.items() for name, v in curves.items()}
+            out["jacobian/sink/massive_units"] = np.array(self.massive, dtype=np.int64)
+        return out
 
     @classmethod
     def from_arrays(
@@ -279,6 +276,14 @@ class JacobianResult:
             return {}
         ends = np.array([[[range_end(r) for r in depth] for depth in text] for text in linear])
         return {d: [float(x) for x in np.median(ends[:, :, i], 0)] for i, d in enumerate(DIRECTIONS)}
+
+
+def _append(kept: dict[str, Curves], found: Mapping[str, Curves]) -> None:
+    """One more text's curves, below those that are there."""
+    for series, curves in found.items():
+        here = kept.setdefault(series, {})
+        for name, value in curves.items():
+            here[name] = np.concatenate([here[name], value[None]]) if name in here else value[None]
 
 
 # --- the claims -------------------------------------------------------------------------------------------------------

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xxhash
+from torch import Tensor
 
 from rsdyn.analysis.jacobians import MODELS, NULL_TEXTS, PLANE_TEXTS, VERSION, Curves, JacobianResult, measure_text
+from rsdyn.analysis.sink import SINK_TEXTS, SINK_VERSION, massive_of, measure_sink
 from rsdyn.dynamics.projection import PCA
 from rsdyn.errors import UserError
 from rsdyn.files import publish
@@ -56,7 +59,8 @@ def measure_jacobians(run: Run, source: Source) -> JacobianResult:
     of_plane = [np.asarray(source.sequences[i]) for i in _drawn(run, source)[:PLANE_TEXTS]]  # however many texts
     plane: PCA | None = None
     rank = torch.distributed.get_rank() if n_processes() > 1 else 0
-    with stage_bar("Jacobians", len(numbers) * len(MODELS), "texts") as done:
+    n_sink = min(len(numbers), SINK_TEXTS)
+    with stage_bar("Jacobians", len(numbers) * len(MODELS) + n_sink, "texts") as done:
         for model in MODELS:
             store = _Store(run, source, model, of_plane)
             mine: dict[int, dict[str, Curves]] = {}
@@ -89,7 +93,41 @@ def measure_jacobians(run: Run, source: Source) -> JacobianResult:
                 found |= part
             for place in range(len(numbers)):
                 result.add(found[place])
+        _measure_sink(run, source, tokens[:n_sink], of_plane, result, done)
     return result
+
+
+def _measure_sink(
+    run: Run,
+    source: Source,
+    tokens: list[np.ndarray],
+    of_plane: list[np.ndarray],
+    result: JacobianResult,
+    done: Callable[[int], object],
+) -> None:
+    """The first texts once more, with the sink held or taken away; shared out over processes as the others are."""
+    store = _Store(run, source, "sink", of_plane)
+    rank = torch.distributed.get_rank() if n_processes() > 1 else 0
+    mine: dict[int, dict[str, Curves]] = {}
+    lm: LanguageModel | None = None
+    massive: Tensor | None = None
+    for place in range(rank, len(tokens), n_processes()):
+        known = store.read(tokens[place], 0, place)
+        if known is None:
+            run.stop.check()
+            lm = _open(source, "trained", run.config.seed, run.config) if lm is None else lm
+            massive = massive_of(lm, of_plane) if massive is None else massive
+            known = measure_sink(lm, tokens[place], massive)
+            known["units"] = {"massive": massive.nonzero()[:, 0].numpy()}
+            store.write(tokens[place], 0, place, known)
+        mine[place] = known
+        done(1)
+    found: dict[int, dict[str, Curves]] = {}
+    for part in from_all(mine, "cpu"):
+        found |= part
+    for place in range(len(tokens)):
+        result.massive = found[place].pop("units")["massive"].tolist()
+        result.add_sink(found[place])
 
 
 def check_continues(run: Run, source: Source) -> None:
@@ -114,8 +152,9 @@ class _Store:
         self.folder: Path | None = None
         if config.cache.enabled:
             self.folder = Path(config.cache.dir or default_cache_dir()).expanduser() / "jacobians"
-        self.made_from = [VERSION, source.lm.identity(), model, config.seed]
-        if model == "trained":
+        version = SINK_VERSION if model == "sink" else VERSION
+        self.made_from = [version, source.lm.identity(), model, config.seed]
+        if model in ("trained", "sink"):
             plane = b"".join(tokens.astype(np.int64).tobytes() for tokens in of_plane)
             self.made_from.append(xxhash.xxh3_128_hexdigest(plane))
 

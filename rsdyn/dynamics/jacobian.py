@@ -175,6 +175,30 @@ def lyapunov(js: Tensor, k: int | None = None) -> Tensor:
     return torch.cat([found, found.new_full((k - wanted,), -torch.inf)])
 
 
+class ProductsToTheEnd(NamedTuple):
+    """Of the product from each matrix to the last: largest singular value, :func:`participation_ratio`, ``(S,)``."""
+
+    gain: Tensor
+    participation: Tensor
+
+
+def products_to_the_end(js: Tensor) -> ProductsToTheEnd:
+    """The products ``js[-1] ... js[s]`` of ``(S, D, D)`` for every ``s``, in float64.
+
+    They are multiplied out, which the leading singular values survive; for small ones see :func:`lyapunov`. Raises
+    ``ValueError`` as :func:`spectrum` does.
+    """
+    js = _square("js", js)
+    product = torch.eye(js.shape[-1], dtype=torch.float64, device=js.device)
+    gain, participation = [], []
+    for j in js.flip(0):
+        product = product @ j.to(torch.float64)
+        energy = product.mT @ product
+        participation.append(energy.trace().square() / energy.square().sum())
+        gain.append(_largest(energy).sqrt())
+    return ProductsToTheEnd(torch.stack(gain[::-1]), torch.stack(participation[::-1]))
+
+
 Columns = Callable[[Tensor], Tensor]  # (D, p) -> (D, p), all columns by the same linear map
 
 
@@ -295,6 +319,22 @@ def _rotation(like: Tensor, generator: torch.Generator) -> Tensor:
     """Haar-distributed orthogonal matrices: QR with the signs of R's diagonal put back (Mezzadri 2007)."""
     q, r = torch.linalg.qr(_normal(like, generator))
     return q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+
+
+def _largest(energy: Tensor, k: int = 8, powers: int = 8) -> Tensor:
+    """The largest eigenvalue of a symmetric matrix: Rayleigh-Ritz on the Krylov blocks of its own largest columns."""
+    n = len(energy)
+    if n <= 2 * k * powers:
+        return torch.linalg.eigvalsh(energy)[-1]
+    basis = block = torch.linalg.qr(energy[:, energy.diagonal().topk(k).indices]).Q
+    for _ in range(powers - 1):
+        block = energy @ block
+        for _ in range(2):  # once leaves what rounding brings back
+            block = block - basis @ (basis.mT @ block)
+        block = torch.linalg.qr(block).Q
+        basis = torch.cat([basis, block], 1)
+    basis = torch.linalg.qr(basis).Q
+    return torch.linalg.eigvalsh(basis.mT @ energy @ basis)[-1]
 
 
 def _rank_deficit(j: Tensor) -> int:

@@ -28,7 +28,7 @@ from rsdyn.lm.continuing.layer_calls import BLOCK, Masks, reading_sites
 from rsdyn.lm.continuing.reference import Reference
 from rsdyn.lm.model import LanguageModel
 
-Context = Literal["full", "none"]
+Context = Literal["full", "none", "first", "rest"]
 _FORMATS = (torch.float32, torch.float64)
 BLOCK_BYTES = 2**29  # of the activations of the copies that go through a sublayer together, at most about
 ROUNDS, TOLERANCE = 40, 1e-2  # of the leading exponents; nats over the whole depth
@@ -54,7 +54,9 @@ def sublayer_jacobians(
         sublayers: which; default all ``S``.
         context: ``full`` holds the other tokens' keys and values: the exact derivative in context. ``none`` feeds the
             state at the start of each layer to that layer as a sequence of one token, as arXiv 2605.14258 is said to
-            do: the derivative of a layer, but of nothing that the model does with this text.
+            do: the derivative of a layer, but of nothing that the model does with this text. So do two between them:
+            ``first`` has the keys and values of the first token alone, which is where attention that has nothing to
+            look for goes (a sink), and ``rest`` has those of all but the first.
         dtype: float32 or float64, of the computation and the result; default the model's own, float32 for a model in
             half precision. Another format than the model's takes a copy of its weights. In float64 the layers compute
             in it throughout, also where their code would pass through float32 (norms, softmax); what is looked up,
@@ -75,7 +77,7 @@ def sublayer_jacobians(
     with double_layers(lm):
         reference = run_reference(lm, tokens) if reference is None else reference
         out = torch.empty(len(chosen), lm.n_units, lm.n_units, dtype=lm.dtype, device=lm.device)
-        with _Sublayers(lm, reference, alone=context == "none") as step:
+        with _Sublayers(lm, reference, context) as step:
             for s, rows in zip(chosen, out, strict=True):
                 for dims in torch.arange(lm.n_units).split(step.block):
                     rows[dims] = step.rows(s, dims)
@@ -100,7 +102,7 @@ def linear_prediction(
     moved = [displacements.to(lm.device, lm.dtype).T]
     with double_layers(lm):
         reference = run_reference(lm, tokens) if reference is None else reference
-        with sdpa_kernel(SDPBackend.MATH), _Sublayers(lm, reference, alone=False) as step:
+        with sdpa_kernel(SDPBackend.MATH), _Sublayers(lm, reference) as step:
             for s in range(sublayer, lm.n_sublayers):
                 moved.append(step.forward(s, moved[-1]))
     return torch.stack(moved, -1).permute(1, 2, 0)
@@ -132,7 +134,7 @@ def leading_exponents(
     with double_layers(lm):
         reference = run_reference(lm, tokens) if reference is None else reference
         # fused attention has no second derivative
-        with sdpa_kernel(SDPBackend.MATH), _Sublayers(lm, reference, alone=context == "none", keep=True) as step:
+        with sdpa_kernel(SDPBackend.MATH), _Sublayers(lm, reference, context, keep=True) as step:
             found = jacobian.leading_exponents(
                 [partial(step.forward, s) for s in range(lm.n_sublayers)],
                 [partial(step.backward, s) for s in range(lm.n_sublayers)],
@@ -215,14 +217,20 @@ class _Sublayers:
     training step takes on as many tokens as there are columns.
     """
 
-    def __init__(self, lm: LanguageModel, reference: Reference, *, alone: bool, keep: bool = False):
-        self.lm, self.reference, self.alone, self.keep = lm, reference, alone, keep
+    def __init__(self, lm: LanguageModel, reference: Reference, context: Context = "full", *, keep: bool = False):
+        self.lm, self.reference, self.keep = lm, reference, keep
+        self.exact, self.alone = context == "full", context == "none"
+        self.calls = reference.calls
+        if context in ("first", "rest"):
+            n_before = len(reference.tokens) - 1
+            before = range(min(1, n_before)) if context == "first" else range(1, n_before)
+            self.calls = tuple(call.keeping(before) for call in reference.calls)
         self._made: dict[tuple[int, int], _Maps] = {}
         self.masks: Masks = {}
         self._states = list(reference.stream)
         config: Any = lm.config
         inner = int(getattr(config, "intermediate_size", None) or 4 * lm.n_units)
-        seen = 1 if alone else len(reference.tokens) + BLOCK
+        seen = 1 if self.alone else len(reference.tokens) + BLOCK
         floats = 8 * lm.n_units + 4 * inner + 3 * int(config.num_attention_heads) * seen
         self.block = max(BLOCK, BLOCK_BYTES // (floats * lm.dtype.itemsize) // BLOCK * BLOCK)
         self._at: Callable[[int, Tensor], None] = lambda s, stream: None
@@ -233,7 +241,7 @@ class _Sublayers:
         later = [s for s in range(self.lm.n_sublayers) if s % len(self.lm.sites.names)]
         if later:
             reading_sites(self.lm, self._hooks, lambda s, stream: self._at(s, stream), sublayers=later)
-        if self.alone:  # within a layer, the state is what the layer makes of that at its start without context
+        if not self.exact:  # within a layer, the state is what the layer makes of that at its start in this context
             with torch.no_grad():
                 for s in later:
                     self._states[s] = self(s - 1, self._states[s - 1][None])[0]
@@ -262,9 +270,9 @@ class _Sublayers:
                 start = self._states[s - site].expand(len(points), -1)
                 self._running.batch.points = start
                 attention = self.lm.sites.attention[layer]
-                frozen.enter_context(frozen_attention(attention, self.reference.calls[layer], self._running))
+                frozen.enter_context(frozen_attention(attention, self.calls[layer], self._running))
             try:
-                ends = self.reference.calls[layer](
+                ends = self.calls[layer](
                     self.lm.sites.layers[layer], self._in_rows(start), alone=self.alone, masks=self.masks
                 )
             except _LeaveLayerError:

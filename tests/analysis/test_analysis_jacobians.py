@@ -191,8 +191,13 @@ def test_the_command(words, tmp_path, capsys, monkeypatch):
     with np.load(folder / "results.npz") as arrays:
         curve = arrays["jacobian/full/complex_share"]
         assert curve.shape == (3, S)
+        assert arrays["jacobian/sink/rest/product_gain"].shape == (3, S)
+        assert arrays["jacobian/sink/massive_units"].tolist() == summary["jacobian"]["sink"]["massive_units"]
+    assert "Does the sink own the gain?" in shown and "one token alone" in shown
+    assert summary["jacobian"]["sink"]["texts"] == 3
     assert rows["complex_share"]["values"]["full"]["value"] == pytest.approx(curve.mean())
-    assert "| verdict |" in (folder / "findings.md").read_text()
+    findings = (folder / "findings.md").read_text()
+    assert "| verdict |" in findings and "## Does the sink own the gain?" in findings
     for name in ("eigenvalues", "antisymmetric", "exponents_relative", "participation", "linear_range"):
         assert (folder / "figures" / f"jacobian_{name}.png").stat().st_size > 0
     page = (folder / "report.html").read_text()
@@ -200,7 +205,8 @@ def test_the_command(words, tmp_path, capsys, monkeypatch):
     assert page.count('<img src="data:image/png') == 11
 
     # what is measured is not measured again, and more texts go on from it
-    monkeypatch.setattr("rsdyn.commands.jacobians.measure_text", lambda *a, **k: pytest.fail("measured again"))
+    for function in ("measure_text", "measure_sink"):
+        monkeypatch.setattr(f"rsdyn.commands.jacobians.{function}", lambda *a, **k: pytest.fail("measured again"))
     monkeypatch.setattr("rsdyn.commands.analyze.jacobian_panels", lambda *a: [])  # drawn once is enough
     again = tmp_path / "again"
     assert run(words, **{"run.dir": again}) == 0

@@ -17,6 +17,7 @@ from rsdyn.dynamics.jacobian import (
     lyapunov,
     matched_null,
     participation_ratio,
+    products_to_the_end,
     spectrum,
 )
 
@@ -263,6 +264,26 @@ def test_leading_exponents_of_maps_alone():
     found = leading_exponents(forward, backward, 60, 5, rounds=100)
     torch.testing.assert_close(found.value, whole[:5], rtol=0, atol=1e-9)
     assert leading_exponents(forward, backward, 60, 5, rounds=2) == (None, 2)  # said, not guessed
+
+
+def test_products_to_the_end_are_those_multiplied_out():
+    js = torch.eye(12, dtype=torch.float64) + 0.4 * normal(5, 12, 12)
+    found = products_to_the_end(js)
+    for s in range(5):
+        product = torch.linalg.multi_dot([*js[s:].flip(0), torch.eye(12).double()])
+        values = torch.linalg.svdvals(product)
+        assert float(found.gain[s]) == pytest.approx(float(values[0]), rel=1e-6)
+        assert float(found.participation[s]) == pytest.approx(float(participation_ratio(values)), rel=1e-9)
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.3])
+def test_largest_gain_of_a_wide_product(spread):
+    """Beyond 128 units by Krylov blocks, also where the next singular values are near."""
+    js = torch.eye(200, dtype=torch.float64) + spread * normal(3, 200, 200) / 200**0.5
+    expected = torch.linalg.svdvals(torch.linalg.multi_dot([*js.flip(0)]))[0]
+    assert float(products_to_the_end(js).gain[0]) == pytest.approx(float(expected), rel=3e-4)
+    rank_one = normal(200, 1) @ normal(1, 200, seed=1)
+    assert float(products_to_the_end(rank_one[None]).gain[0]) == pytest.approx(float(torch.linalg.norm(rank_one)))
 
 
 def test_participation_ratio():

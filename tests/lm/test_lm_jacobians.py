@@ -136,6 +136,60 @@ def test_one_token_alone_is_a_sequence_of_one(name):
     assert float((product - sublayer_jacobians(lm, IDS)[2 if name == "llama" else 1]).norm()) > 0.1
 
 
+@pytest.mark.parametrize("context", ["first", "rest"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "bloom", "gptj"])
+def test_part_of_the_context_is_a_layer_on_those_tokens_alone(name, context):
+    """autograd row by row over the plain layer, called with these tokens' states, positions, mask and biases alone."""
+    lm, layer, sites = open_lm(name, torch.float64), 1, 1 if name in PARALLEL else 2
+    before = hooks_of(lm)
+    found = sublayer_jacobians(lm, IDS, context=context)
+    product = found[layer] if sites == 1 else found[2 * layer + 1] @ found[2 * layer]
+    assert hooks_of(lm) == before
+    n = len(IDS)
+    kept = torch.tensor([0, n - 1] if context == "first" else range(1, n))
+
+    def part(value):
+        if isinstance(value, tuple):
+            return tuple(part(v) for v in value)
+        if not isinstance(value, torch.Tensor):
+            return value
+        for dim in range(value.ndim):
+            value = value.index_select(dim, kept) if value.shape[dim] == n else value
+        return value
+
+    recorded = {}
+
+    def keep(module, args, kwargs):
+        recorded["hidden"] = (args[0] if args else kwargs.pop("hidden_states")).detach()
+        recorded["args"], recorded["kwargs"] = args[1:], dict(kwargs)
+
+    handle = lm.sites.layers[layer].register_forward_pre_hook(keep, with_kwargs=True)
+    with double_layers(lm):
+        lm.base(input_ids=torch.as_tensor(IDS)[None], use_cache=False)
+    handle.remove()
+    hidden = recorded["hidden"][:, kept[:-1]]
+    args, kwargs = part(recorded["args"]), {k: part(v) for k, v in recorded["kwargs"].items()}
+
+    def behind(x):
+        output = lm.sites.layers[layer](torch.cat([hidden, x[None, None]], 1), *args, **kwargs)
+        return (output[0] if isinstance(output, tuple) else output)[0, -1]
+
+    with double_layers(lm):
+        expected = torch.autograd.functional.jacobian(behind, recorded["hidden"][0, -1])
+    assert float((product - expected).norm() / expected.norm()) < 1e-9
+
+
+def test_of_two_tokens_the_first_is_all_the_context():
+    lm = open_lm("llama", torch.float64)
+    first, full = (sublayer_jacobians(lm, IDS[:2], context=c) for c in ("first", "full"))
+    torch.testing.assert_close(first, full, rtol=1e-9, atol=1e-10)
+    rest, none = (sublayer_jacobians(lm, IDS[:2], context=c) for c in ("rest", "none"))
+    torch.testing.assert_close(rest, none, rtol=1e-9, atol=1e-10)
+    alone = [sublayer_jacobians(lm, IDS[:1], context=c) for c in ("full", "none", "first", "rest")]
+    for other in alone[1:]:
+        torch.testing.assert_close(other, alone[0], rtol=1e-9, atol=1e-10)
+
+
 def test_products_are_the_whole_derivative():
     lm = open_lm("qwen2", torch.float64)
     found, reference = sublayer_jacobians(lm, IDS), reference_run(lm, IDS)
@@ -193,8 +247,10 @@ def test_another_format_leaves_the_model_alone():
     assert not any(p.requires_grad for p in lm.base.parameters())
 
 
-@pytest.mark.parametrize("name", ["llama", "gptj", "gpt2"])
-@pytest.mark.parametrize("context", ["full", "none"])
+@pytest.mark.parametrize(
+    ("name", "context"),
+    [(n, c) for n in ("llama", "gptj", "gpt2") for c in ("full", "none")] + [("llama", "first"), ("llama", "rest")],
+)
 def test_leading_exponents(name, context):
     lm = open_lm(name, torch.float64)
     before = hooks_of(lm)
@@ -222,7 +278,7 @@ def test_what_is_refused(function):
     lm = open_lm("llama")
     before = hooks_of(lm)
     for more, words in [
-        ({"context": "some"}, "context='some'.*full, none"),
+        ({"context": "some"}, "context='some'.*full, none, first, rest"),
         ({"dtype": torch.bfloat16}, "float32 or float64"),
     ]:
         with pytest.raises(ValueError, match=words):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -95,6 +95,24 @@ class LayerCall:
             arguments[_MASK] = mask = self.mask(size, x.dtype, masks)
             arguments[self.cache_name] = self.prefix(mask.shape[-1] - (self.n_tokens - 1) - size)
         return first(layer(x, **arguments))
+
+    def keeping(self, tokens: Sequence[int]) -> LayerCall:
+        """The same call behind some of the tokens before the last one, in order, each where it stood: it looks at no
+        others.
+        """
+        rest = torch.as_tensor(tokens, dtype=torch.int64, device=self.keys.device)
+        seen = torch.cat([rest, rest.new_tensor([self.n_tokens - 1])])
+        keys, values = (
+            torch.cat([x[:, :, : _VECTOR - 1], x[:, :, _VECTOR - 1 :][:, :, rest]], 2) for x in (self.keys, self.values)
+        )
+        return replace(
+            self,
+            n_tokens=len(seen),
+            keys=keys,
+            values=values,
+            seen=None if self.seen is None else self.seen[..., seen.to(self.seen.device)],
+            biases={name: bias[..., seen.to(bias.device)] for name, bias in self.biases.items()},
+        )
 
     def mask(self, size: int, dtype: torch.dtype, masks: Masks) -> Tensor:
         """The mask of a row of ``size`` points: ``(1, heads or 1, size, filling + T - 1 + size)``, added to scores."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from html import escape
+from typing import Any
 
 from rsdyn.analysis.finding import Value
 from rsdyn.report.panels import html_table, notes
@@ -37,7 +38,16 @@ def jacobians(run: RunFiles) -> str:
         rows.append([f"{claim}: {row['statistic']}", row["paper"], *values, held])
     head = ["claim of arXiv 2605.14258: measured here", "paper", *series.values(), "verdict, if"]
     pictures = "".join(_picture(run, name, words) for name, words in FIGURES.items())
-    return html_table(head, rows) + notes(found.get("in_words", [])) + f'<div class="panels">{pictures}</div>'
+    table = html_table(head, rows) + _sink(found.get("sink"))
+    return table + notes(found.get("in_words", [])) + f'<div class="panels">{pictures}</div>'
+
+
+def _sink(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    head = [f"does the sink own the gain? {found['texts']} texts", "ln of the largest gain", "participation"]
+    rows = [[row["label"], _value(row["log_gain"]), _value(row["participation"])] for row in found["rows"]]
+    return html_table(head, rows)
 
 
 def _value(value: dict[str, float | None] | None) -> str:

@@ -201,6 +201,7 @@ def test_the_command(words, tmp_path, capsys, monkeypatch):
     for name in ("eigenvalues", "antisymmetric", "exponents_relative", "participation", "linear_range"):
         assert (folder / "figures" / f"jacobian_{name}.png").stat().st_size > 0
     page = (folder / "report.html").read_text()
+    assert "does the sink own the gain? 3 texts" in page
     assert "Jacobians over depth" in page and "G&#x27;s singular values, rotated" in page
     assert page.count('<img src="data:image/png') == 11
 

@@ -185,7 +185,7 @@ def made_up_stream(folder: Path) -> list[str]:
 
     from rsdyn.config.command_line import load_config
     from rsdyn.run.opening import find_source, make_stream
-    from rsdyn.run.script import Run
+    from rsdyn.run.run import Run
 
     n, s, d = WIDE
     words = [f"lm.name={thin_llama(folder / 'model', d, s // 2)}", f"cache.dir={folder / 'cache'}"]

@@ -26,6 +26,17 @@ def as_text(result: JacobianResult, table: Sequence[Claim]) -> list[str]:
     return lines if sink is None else [*lines, "", *sink_table(sink)]
 
 
+def answer(table: Sequence[Claim]) -> str:
+    """A sentence that counts the claims by their verdicts, with the numbers of those that hold for this model alone."""
+    judged = [claim for claim in table if claim.verdict]
+    alone = [f"{claim.statistic}, {claim.values['full']}" for claim in judged if claim.verdict == "holds"]
+    told = [f"{len(alone)} hold{'' if len(alone) != 1 else 's'}" + (f" ({'; '.join(alone)})" if alone else "")]
+    for verdict in dict.fromkeys(claim.verdict for claim in judged if claim.verdict != "holds"):
+        n = sum(claim.verdict == verdict for claim in judged)
+        told.append(f"{n} {'not' if verdict == 'not' else verdict}")
+    return f"Of {len(judged)} claims of {PAPER}, {', '.join(told)}."
+
+
 def as_markdown(result: JacobianResult, table: Sequence[Claim]) -> str:
     """The same as a table of Markdown, under a heading."""
     labels = [SERIES[s].label for s in result.series]

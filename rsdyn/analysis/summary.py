@@ -43,3 +43,8 @@ def in_words(
     words += plane_in_words(main) if "pca" in measures else []
     words += massive_in_words(main, sites_per_layer) if MASSIVE in measures else []
     return words + (positions_in_words(results) if several_tokens else []) + flags_in_words(results)
+
+
+def on_cpu(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The same results, off any GPU."""
+    return {k: v.cpu() if hasattr(v, "cpu") else v for k, v in results.items()}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-from rsdyn.run.script import Run, run_script
+from rsdyn.run.run import Run
+from rsdyn.run.script import run_script
 
 
 def main(script: str, argv: Sequence[str] | None = None) -> int:

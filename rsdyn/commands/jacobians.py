@@ -13,23 +13,29 @@ import xxhash
 from torch import Tensor
 
 from rsdyn.analysis.jacobians import MODELS, NULL_TEXTS, PLANE_TEXTS, VERSION, Curves, JacobianResult, measure_text
+from rsdyn.analysis.settings import JACOBIAN
 from rsdyn.analysis.sink import SINK_TEXTS, SINK_VERSION, massive_of, measure_sink
+from rsdyn.config.schema import Config
 from rsdyn.dynamics.projection import PCA
 from rsdyn.errors import UserError
+from rsdyn.figures.jacobians import jacobian_panels
 from rsdyn.files import publish
 from rsdyn.lm.jacobians import reference_run
 from rsdyn.lm.model import LanguageModel
 from rsdyn.lm.null_models import permuted_weights
 from rsdyn.metrics.processes import from_all, n_processes
-from rsdyn.run.opening import Source, device_of
-from rsdyn.run.progress import stage_bar
-from rsdyn.run.script import Run
+from rsdyn.run.analysis import ending_of
+from rsdyn.run.finish import draw, finish
+from rsdyn.run.opening import Source, make_stream, start_records
+from rsdyn.run.progress import Steps
+from rsdyn.run.run import Run, keeping
+from rsdyn.run.trainer import device_of
 from rsdyn.stream.cache.store import default_cache_dir
 
 
 def texts_of(run: Run, source: Source) -> list[int]:
     """Which sequences of the text are differentiated: drawn at random, fewer of them being the first of more."""
-    config: Any = run.config
+    config = run.config
     wanted, n = config.analysis.jacobian.texts, len(source.sequences)
     if wanted > n:
         raise UserError(f"analysis.jacobian.texts={wanted}: the text has {n} sequences. Ask for fewer.")
@@ -40,9 +46,28 @@ def _drawn(run: Run, source: Source) -> list[int]:
     return [int(i) for i in np.random.default_rng(run.config.seed).permutation(len(source.sequences))]
 
 
-def measure_jacobians(run: Run, source: Source) -> JacobianResult:
+def analyze_jacobians(run: Run, source: Source) -> None:
+    """The measure ``jacobian`` by itself: no stream is recorded, and the text's sequences are enough."""
+    config = run.config
+    if config.trainer.devices not in (1, "1") or config.trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.devices={config.trainer.devices}: analysis.measures=[jacobian] alone runs in one process. Set "
+            "trainer.devices=1 and trainer.num_nodes=1, or measure something of the stream beside it."
+        )
+    check_continues(run, source)
+    steps = Steps(2, run.started)
+    start_records(run, source, {"original": make_stream(run, source, "original")})
+    with keeping(lambda: "texts that were finished are in the cache" if config.cache.enabled else "nothing is kept"):
+        result = measure_jacobians(run, source, steps)
+        steps.done(JACOBIAN)
+        drawn = draw(run, jacobian_panels(result, config.analysis.jacobian.sublayers))
+        steps.done("figures")
+        finish(run, ending_of(run, source, {}, None, result, drawn, [], steps))
+
+
+def measure_jacobians(run: Run, source: Source, steps: Steps) -> JacobianResult:
     """Measure every text in every model; what an earlier run measured of the same is read from the cache."""
-    config: Any = run.config
+    config = run.config
     settings, lm = config.analysis.jacobian, source.lm
     sublayers = settings.sublayers or []
     if wrong := [s for s in sublayers if s >= lm.n_sublayers]:
@@ -60,7 +85,7 @@ def measure_jacobians(run: Run, source: Source) -> JacobianResult:
     plane: PCA | None = None
     rank = torch.distributed.get_rank() if n_processes() > 1 else 0
     n_sink = min(len(numbers), SINK_TEXTS)
-    with stage_bar("Jacobians", len(numbers) * len(MODELS) + n_sink, "texts") as done:
+    with steps.bar("Jacobians", len(numbers) * len(MODELS) + n_sink, "texts") as done:
         for model in MODELS:
             store = _Store(run, source, model, of_plane)
             mine: dict[int, dict[str, Curves]] = {}
@@ -136,7 +161,7 @@ def check_continues(run: Run, source: Source) -> None:
     reference_run(lm, np.asarray(source.sequences[texts_of(run, source)[0]]))
 
 
-def _open(source: Source, model: str, seed: int, config: Any) -> LanguageModel:
+def _open(source: Source, model: str, seed: int, config: Config) -> LanguageModel:
     device = device_of(config)
     if model == "untrained":
         return source.lm.without_training(seed).load(dtype="float32", device=device)
@@ -148,7 +173,7 @@ class _Store:
     """What was measured of texts before, a file each in a folder of the cache; none with ``cache.enabled=false``."""
 
     def __init__(self, run: Run, source: Source, model: str, of_plane: list[np.ndarray]):
-        config: Any = run.config
+        config = run.config
         self.folder: Path | None = None
         if config.cache.enabled:
             self.folder = Path(config.cache.dir or default_cache_dir()).expanduser() / "jacobians"

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from rsdyn.errors import NonFiniteError, UnfitModelError, UserError
-from rsdyn.lm.batches import PACKED
 from rsdyn.lm.model import LanguageModel, in_eval_mode
 from rsdyn.lm.tracing import output_of, stream_of
 
@@ -82,27 +81,32 @@ class Certificate:
     quantisation: str | None = None
     opened_by: str | None = None
 
-    def line(self) -> str:
-        """One line that says what was checked and how far off it is at worst."""
-        names = ("attention", "mlp", "parallel", "block", "recorded", "hidden_states", "padding", "replay", "log_probs")
-        found = {name.replace("_", " "): getattr(self, name) for name in names}
-        parts = ", ".join(f"{name} {value:.0e}" for name, value in found.items() if value is not None)
+    def lines(self) -> list[str]:
+        """A short line that says what was checked and how far off it is at worst, and one for each thing to know."""
+        names = ("attention", "mlp", "parallel", "block", "recorded", "hidden_states", "log_probs")
+        within = max(value for name in names if (value := getattr(self, name)) is not None)
+        worst, allowed = max((within, self.tolerance), (self.padding, self.tolerance_of_runs), key=_share)
+        worst, allowed = max((worst, allowed), (self.replay, self.tolerance_of_runs), key=_share)
         kind = " with parallel attention" if self.parallel is not None else ""
         kind = " of one block" if self.block is not None else kind
-        layout = " Recorded in packed rows." if self.layout == PACKED else ""
+        errors = f"errors up to {worst:.0e}, allowed {allowed:.0e}"
+        lines = [f"Stream certified: {self.layers} layers{kind} in {self.dtype} ({errors})"]
+        if self.quantisation is not None:
+            lines.append(f"      weights dequantised from {self.quantisation}")
         if self.layout_reason is not None:
-            layout = f" Recorded in padded batches, not in packed rows: {self.layout_reason}."
-        weights = "" if self.quantisation is None else f", weights dequantised from {self.quantisation}"
-        return (
-            f"Stream certified over {self.layers} layers{kind} in {self.dtype}{weights}: largest relative error of "
-            f"{parts} (allowed {self.tolerance:.0e}, between two runs {self.tolerance_of_runs:.0e}).{layout}"
-            + ("" if self.opened_by is None else f" Before each text: {self.opened_by}.")
-            + ("" if self.unused is None else f" {say_unused(self.unused)}")
-        )
+            lines.append(f"      recorded in padded batches, not in packed rows: {self.layout_reason}")
+        if self.unused is not None:
+            lines.append(f"      {say_unused(self.unused)}")
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a manifest."""
         return {**asdict(self), "tokens": list(self.tokens)}
+
+
+def _share(found: tuple[float, float]) -> float:
+    """How much of what is allowed an error takes."""
+    return found[0] / found[1]
 
 
 def say_unused(unused: str) -> str:

@@ -1,7 +1,7 @@
 """The shapes of the presets' models, for a plan where neither the Hub nor its local cache can be asked.
 
-What decides the shape of each model, from the ``config.json`` of the revision named beside it. ``tests/lm/test_shapes.py``
-counts the parameters and compares them with those that the Hub says of the safetensors files.
+What decides the shape of each model, from the ``config.json`` of the revision named beside it. Their test counts the
+parameters and compares them with those that the Hub says of the safetensors files.
 """
 
 from __future__ import annotations

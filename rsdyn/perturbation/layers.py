@@ -97,6 +97,18 @@ class LayerEffects:
         n = self.n_tokens[number]
         return self.kl[number] / n, 100 * torch.expm1((self.loss[number] - self.plain[number]) / n)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What ``summary.json`` has of it."""
+        return {
+            "kind": self.kind,
+            "layers": self.layers,
+            "n_prompts": len(self.n_tokens),
+            "n_drawn": len(self.drawn),
+            "n_tokens": int(self.n_tokens[self.sample].sum()),
+            "perplexity": float(self.perplexity.value),
+            "effects": [effect.to_dict() for effect in self.effects],
+        }
+
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], kind: str, *, drawn: bool) -> LayerEffects:
         """What :meth:`arrays` gave, read back; ``KeyError`` where an array is missing."""
@@ -106,7 +118,7 @@ class LayerEffects:
         return cls(kind, [int(layer) for layer in arrays["layers"]], **parts, drawn=sample)
 
     def arrays(self) -> dict[str, Any]:
-        """Everything as arrays, a row a text."""
+        """Everything as arrays, a row per text."""
         arrays = {"n_tokens": self.n_tokens, "plain_loss": self.plain, "loss": self.loss, "kl": self.kl}
         return {
             **{name: value.numpy() for name, value in arrays.items()},

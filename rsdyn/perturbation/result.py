@@ -192,6 +192,19 @@ class Found:
             out["reference"] = self.reference.numpy()
         return out
 
+    def to_dict(self) -> dict[str, Any]:
+        """What ``summary.json`` has of it."""
+        return {
+            "layers": [*self.sublayers],
+            "n_prompts": self.n_prompts,
+            "n_drawn": len(self.drawn),
+            "n_points": self.n_points,
+            "sequences_alike": self.alike,
+            "linear_range": {str(layer): linear._asdict() for layer, linear in self.linear.items()},
+            "rows": [row.to_dict() for row in self.rows],
+            "beyond_still": [beyond.to_dict() for beyond in self.beyond_still],
+        }
+
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], summary: Mapping[str, Any]) -> Found:
         """What :meth:`arrays` gave, read back; numbers that no array has are those of ``summary.json``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rsdyn.dynamics.resampling import Interval
 from rsdyn.labels import COLUMNS
@@ -11,19 +11,53 @@ from rsdyn.perturbation.linear import in_words
 from rsdyn.perturbation.plane import Plane
 from rsdyn.perturbation.result import STILL, BeyondStill, Found, Row
 
+MOST_LAYERS = 5  # that an answer speaks of one by one
+
 # -- points ------------------------------------------------------------------------------------------------------------
 
 
-def closing_table(found: Found) -> list[str]:
-    """The table for a terminal: a row a layer and condition."""
+def answer(found: Found) -> list[str]:
+    """What was found, in at most six sentences: whether points come back beyond what standing still feigns."""
+    told = [b for b in found.beyond_still if b.nearer.value.isfinite()]
+    if not told:
+        return ["Nothing follows the injection, so nothing can recover."]
+    said = []
+    if len(told) > 1:
+        above = [str(b.layer) for b in told if float(b.nearer.low) > 0]
+        below = [str(b.layer) for b in told if float(b.nearer.high) < 0]
+        said.append(
+            f"Of {len(told)} layers, more points end nearer to their reference than if they never moved at "
+            f"{_layers(above)}, and fewer at {_layers(below)} (95 % intervals beyond 0)."
+        )
+    places = sorted({round(k * (len(told) - 1) / (MOST_LAYERS - 1)) for k in range(MOST_LAYERS)})
+    for beyond in (told[place] for place in places):
+        shares = (100 * float(found.measured(beyond.layer, c, "nearer").value) for c in (found.kind, STILL))
+        here, still = (f"{share:.0f} %" for share in shares)
+        said.append(
+            f"Layer {beyond.layer}: {here} of the points, {still} of those that stay put; {_difference(beyond)}."
+        )
+    return said
+
+
+def _layers(numbers: list[str]) -> str:
+    return f"layer{'s' * (len(numbers) > 1)} {', '.join(numbers)}" if numbers else "none"
+
+
+def closing_table(found: Found, columns: int = 120) -> list[str]:
+    """The table for a terminal of so many ``columns``: a row per layer and condition, in parts where it is narrow."""
     widths = {name: max(11, len(head) + 2) for name, head in COLUMNS.items()}
     labels = [_label(found, row) for row in found.rows]
     wide = max(19, *(len(label) + 1 for label in labels))
-    lines = [f"{'layer':<6}{'':<{wide}}" + "".join(f"{head:>{widths[name]}}" for name, head in COLUMNS.items())]
-    for row, label in zip(found.rows, labels, strict=True):
-        first = row.condition == found.conditions(row.layer)[0]
-        cells = "".join(f"{_cell(name, row[name]):>{width}}" for name, width in widths.items())
-        lines.append(f"{row.layer if first else '':<6}{label:<{wide}}{cells}")
+    n_parts = -(-sum(widths.values()) // max(columns - wide - 6, 24))
+    names, lines = list(COLUMNS), list[str]()
+    size = -(-len(names) // n_parts)
+    for part in (names[start : start + size] for start in range(0, len(names), size)):
+        lines += [""] if lines else []
+        lines.append(f"{'layer':<6}{'':<{wide}}" + "".join(f"{COLUMNS[name]:>{widths[name]}}" for name in part))
+        for row, label in zip(found.rows, labels, strict=True):
+            first = row.condition == found.conditions(row.layer)[0]
+            cells = "".join(f"{_cell(name, row[name]):>{widths[name]}}" for name in part)
+            lines.append(f"{row.layer if first else '':<6}{label:<{wide}}{cells}")
     return [*lines, "", *table_notes(found)]
 
 
@@ -134,18 +168,26 @@ def _not_swapped(found: Found) -> list[str]:
 # -- layers ------------------------------------------------------------------------------------------------------------
 
 
-def effects_table(found: LayerEffects) -> list[str]:
-    """The table for a terminal: a row a layer that was left out, or exchanged with the next."""
-    head = f"{'layer':<8}{'KL, nats':>12}{'95 %':>20}{'perplexity':>14}{'95 %':>26}"
-    lines = [head]
+def effects_answer(found: LayerEffects) -> list[str]:
+    """What was found, in at most six sentences: which layers the predictions hang on."""
+    return effects_words(found)[:2]
+
+
+def effects_table(found: LayerEffects, columns: int = 120) -> list[str]:
+    """The table for a terminal of so many ``columns``: a row per layer that was skipped, or exchanged with the next."""
+    wide = (8, 12, 20, 14, 26) if columns >= 80 else (6, 8, 18, 11, 18)
+    lines = [_row(("layer", "KL, nats", "95 %", "perplexity", "95 %"), wide)]
     for effect in found.effects:
         label = f"{effect.layer}" if found.kind == "skip" else f"{effect.layer}, {effect.layer + 1}"
         kl, more = effect.kl, effect.perplexity
-        lines.append(
-            f"{label:<8}{float(kl.value):>12.4g}{_ends(kl):>20}{percent(float(more.value)):>14}"
-            f"{_ends(more, percent):>26}"
-        )
+        cells = (label, f"{float(kl.value):.4g}", _ends(kl), percent(float(more.value)), _ends(more, percent))
+        lines.append(_row(cells, wide))
     return lines
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+    return f"{cells[0]:<{len(first)}}" + "".join(others)
 
 
 def percent(value: float) -> str:

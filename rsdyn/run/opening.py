@@ -5,34 +5,25 @@ The scripts and this file are the only ones that read the config; all below take
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Mapping
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning as L
 import numpy as np
 import torch
 import transformers
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from rsdyn.config.schema import named_by_keys, to_dict
 from rsdyn.embedded import DOCUMENT_COLUMN
-from rsdyn.errors import UserError
 from rsdyn.lm.certificate import Certificate, say_unused
 from rsdyn.lm.source import LMSource, find_lm
-from rsdyn.private import NoProfiler, adopt_children, leave_signals_alone
 from rsdyn.ranks import is_rank_zero
 from rsdyn.redaction import redact
-from rsdyn.run.checkpoints import WholeCheckpointIO, identity
-from rsdyn.run.progress import Guard
-from rsdyn.run.script import Run
+from rsdyn.run.checkpoints import identity
+from rsdyn.run.run import Run
+from rsdyn.run.trainer import on_gpu, processes_here
 from rsdyn.stream.cache import default_cache_dir
 from rsdyn.stream.text.corpus import open_corpus
 from rsdyn.stream.text.documents import document_of
@@ -85,7 +76,7 @@ def open_lm(run: Run) -> LMSource:
 
 def find_text(run: Run, lm: LMSource) -> Source:
     """The text that the config asks for, in this model's tokens."""
-    data: Any = run.config.data  # its choices are plain strings, checked when the config was read
+    data = run.config.data
     is_embedded = data.path is None and data.name is None
     document_column = data.document_column or (DOCUMENT_COLUMN if is_embedded else None)
     corpus = open_corpus(
@@ -167,14 +158,14 @@ def open_stream(
     stream.open(samples)
     missing, in_shards = stream.n_missing(samples), stream.bounds(stream.shards_of(samples) - 1)[1]
     n_bytes = stream.n_trajectories(0, in_shards) * stream.n_sublayers * stream.n_units * stream.dtype.itemsize
-    name = "" if condition == "original" else f" ({condition}{f'_{untrained_seed + 1}' if untrained_seed else ''})"
+    shown = "" if condition == "original" else f" ({name or condition})"
     if stream.cache is None:
-        run.say(f"Cache{name}: none (cache.enabled=false); the LM runs whenever the stream is read")
+        run.say(f"Cache{shown}: none (cache.enabled=false); the LM runs whenever the stream is read")
     elif missing == 0:
-        run.say(f"Cache{name}: complete, {n_bytes / 2**20:.0f} MiB in {stream.cache.folder}; the LM is not loaded")
+        run.say(f"Cache{shown}: complete, {n_bytes / 2**20:.0f} MiB in {stream.cache.folder}; the LM is not loaded")
     else:
         run.say(
-            f"Cache{name}: {missing} of {in_shards} sequences to record, {n_bytes / 2**20:.0f} MiB in "
+            f"Cache{shown}: {missing} of {in_shards} sequences to record, {n_bytes / 2**20:.0f} MiB in "
             f"all, in {stream.cache.folder}"
         )
     return stream
@@ -205,7 +196,7 @@ def make_stream(
         lm_dtype=config.lm.dtype,
         matmul_precision=config.lm.matmul_precision,
         layout=config.lm.layout,
-        on_certificate=partial(_say_certificate, run, name or condition),
+        on_certificate=partial(say_certificate, run, name or condition),
     )
 
 
@@ -221,26 +212,6 @@ def say_positions(run: Run, stream: TrajectoryStream, samples: int | None = None
     if not stream.positions.is_last:
         n = stream.n_sequences if samples is None else min(samples, stream.n_sequences)
         run.say(f"Positions: {stream.positions.words()}, {stream.n_trajectories(0, n)} trajectories of {n} sequences")
-
-
-def on_gpu(config: Any) -> bool:
-    """Whether the run computes on GPUs, as :func:`make_trainer` decides."""
-    return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-
-
-def device_of(config: Any) -> torch.device:
-    """Where a script of one process computes."""
-    return torch.device("cuda" if on_gpu(config) else "cpu")
-
-
-def processes_here(run: Run) -> int:
-    """How many processes this run has on one machine; ``perturb.py`` has one."""
-    devices = run.config.trainer.devices
-    if run.script == "perturb":
-        return 1
-    if devices == "auto":
-        return torch.cuda.device_count() if on_gpu(run.config) else 1
-    return devices if isinstance(devices, int) else sum(part != "" for part in devices.split(","))
 
 
 def start_records(run: Run, source: Source, streams: Mapping[str, TrajectoryStream]) -> None:
@@ -273,9 +244,12 @@ def record_certificate(run: Run, condition: str, certificate: dict[str, Any]) ->
     run.record_provenance(certificates={**run.provenance.get("certificates", {}), condition: certificate})
 
 
-def _say_certificate(run: Run, condition: str, certificate: Certificate) -> None:
+def say_certificate(run: Run, condition: str, certificate: Certificate) -> None:
+    """Say in a line how well a model's stream was certified, and write all of it into ``provenance.json``."""
     if is_rank_zero():
-        tqdm.write(certificate.line())  # above the bar that shows the recording
+        with tqdm.external_write_mode():  # above the bar that shows the recording
+            for line in certificate.lines():
+                run.say(line)
         record_certificate(run, condition, certificate.to_dict())
 
 
@@ -283,52 +257,3 @@ def what_decides(run: Run, source: Source, stream: TrajectoryStream) -> dict[str
     """What a checkpoint of this run must agree on with a run that goes on from it (``checkpoints.identity``)."""
     settings = redact(to_dict(run.config))
     return identity(settings, tokens=stream.sequences.digest, weights=source.lm.identity())
-
-
-def make_trainer(run: Run, callbacks: list[L.Callback]) -> L.Trainer:
-    """Lightning's Trainer: the ``trainer`` section, our defaults, and ``trainer.options`` over them.
-
-    Raises ``UserError`` for an option Lightning does not have, or a device this machine does not have.
-    """
-    settings = run.config.trainer
-    accelerator = settings.accelerator
-    if accelerator == "auto" and not torch.cuda.is_available():
-        accelerator = "cpu"  # Lightning would take Apple's MPS, which has no float64, and the statistics need it
-    arguments: dict[str, Any] = {
-        "max_epochs": settings.max_epochs,
-        "devices": settings.devices,
-        "num_nodes": settings.num_nodes,
-        "accelerator": accelerator,
-        "precision": settings.precision,
-        "logger": run.logger or False,
-        "callbacks": [*callbacks, Guard(run.stop)],
-        "default_root_dir": run.folder,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,  # validation before training would record what training is about to
-        "log_every_n_steps": 20,
-        "use_distributed_sampler": False,
-        "plugins": [WholeCheckpointIO()],
-        "profiler": NoProfiler(),
-    }
-    if settings.devices != 1 or settings.num_nodes > 1:
-        # the buffers are equal everywhere; syncing them in each forward would hang processes with fewer batches
-        new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-        no_sync: dict[str, Any] = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
-        arguments["strategy"] = DDPStrategy(timeout=timedelta(seconds=settings.timeout), **no_sync)
-    known = inspect.signature(L.Trainer).parameters
-    for name, value in settings.options.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            cure = f"Did you mean trainer.options.{near[0]}?" if near else f"It has: {', '.join(known)}."
-            raise UserError(f"trainer.options.{name}={value}: lightning's Trainer has no such argument. {cure}")
-    try:
-        trainer = L.Trainer(**(arguments | settings.options))
-    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
-        given = f"devices={settings.devices}, accelerator={settings.accelerator}, precision={settings.precision}"
-        options = f", options={settings.options}" if settings.options else ""
-        reason = " ".join(str(error).split())
-        raise UserError(f"trainer ({given}{options}): lightning refuses this: {reason}") from error
-    leave_signals_alone(trainer)
-    adopt_children(trainer, run.stop.adopt)
-    return trainer

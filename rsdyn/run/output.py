@@ -1,14 +1,52 @@
-"""Standard output that may be closed or full, or unable to spell a name: what is printed is never worth the work."""
+"""Standard output that may be closed or full, unable to spell a name, or narrow: printing is never worth the work."""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+WIDE = 120  # columns of a table where there is no terminal to ask
+_LABEL = re.compile(r" *[A-Z][\w&]*(?: \([a-z_0-9]+\)| folder)?: +|\(\d+\) | +")
+
+
+def terminal_columns() -> int | None:
+    """How many columns the terminal has that standard output is; None for a file or a pipe, where lines stay whole."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    return shutil.get_terminal_size().columns
+
+
+def table_columns() -> int:
+    """How wide a table may be: as the terminal, else :data:`WIDE`."""
+    return terminal_columns() or WIDE
+
+
+def fitted(line: str, columns: int | None) -> list[str]:
+    """A line in pieces of at most so many columns; the later ones stand below the text behind the first one's label.
+
+    A word that is longer than that, such as a path, stays whole, to be copied.
+    """
+    if columns is None or len(line) <= columns:
+        return [line]
+    label = _LABEL.match(line)
+    end = 0 if label is None else label.end()
+    indent = end if end <= 13 else 6
+    return textwrap.wrap(
+        line,
+        columns,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    ) or [line]
 
 
 class Unbroken:

@@ -34,7 +34,7 @@ from rsdyn.perturbation.prompts import layers_of, prompts_of
 from rsdyn.perturbation.settings import LAYER_KINDS
 from rsdyn.run import estimates
 from rsdyn.run.opening import Source, find_text, make_stream, on_gpu, open_lm, processes_here
-from rsdyn.run.script import Run
+from rsdyn.run.run import Run
 from rsdyn.stream.cache import DTYPES as CACHE_DTYPES
 from rsdyn.stream.cache import default_cache_dir, file_bytes
 from rsdyn.stream.text.positions import Positions

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,8 @@ from tqdm.auto import tqdm
 
 from rsdyn.ranks import is_rank_zero
 from rsdyn.run.signals import Stop
+from rsdyn.stream.datamodule import ResidualStreamDataModule
+from rsdyn.stream.trajectory_datamodule import TrajectoryDataModule
 
 
 class Progress(L.Callback):
@@ -38,7 +41,7 @@ class Progress(L.Callback):
             self._open_training(trainer)
 
     def recorded(self, n: int) -> None:
-        """Move the bar on by ``n`` sequences; what the DataModule is given as ``on_record``."""
+        """Move the bar on by ``n`` sequences that went through the language model."""
         if self.recording is not None:
             self.recording.update(n)
 
@@ -83,6 +86,14 @@ class Progress(L.Callback):
             self.training = None
 
 
+def _datamodule(trainer: L.Trainer) -> ResidualStreamDataModule:
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def _trajectories(trainer: L.Trainer) -> TrajectoryDataModule:
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
 class ProbeProgress(L.Callback):
     """A bar over the sequences that a probe records, else over the shards of each pass; first process only."""
 
@@ -92,13 +103,13 @@ class ProbeProgress(L.Callback):
         self.reading: tqdm | None = None
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        missing = _datamodule(trainer).n_own_missing()
+        missing = _trajectories(trainer).n_own_missing()
         if trainer.is_global_zero and missing:
             where = f" (process 1 of {trainer.world_size})" if trainer.world_size > 1 else ""
             self.recording = _bar(total=missing, desc=f"{self.name}: recording{where}", unit=" sequences")
 
     def recorded(self, n: int) -> None:
-        """Move the bar on by ``n`` sequences; what the DataModule is given as ``on_record``."""
+        """Move the bar on by ``n`` sequences that went through the language model."""
         if self.recording is not None:
             self.recording.update(n)
 
@@ -107,7 +118,7 @@ class ProbeProgress(L.Callback):
     ) -> None:
         if batch_idx == 0 and trainer.is_global_zero and (self.recording is None or dataloader_idx > 0):
             self._close()
-            passes = _datamodule(trainer).passes
+            passes = _trajectories(trainer).passes
             which = f", pass {dataloader_idx + 1} of {passes}" if passes > 1 else ""
             batches = trainer.num_test_batches[dataloader_idx]
             self.reading = _bar(total=batches, desc=f"{self.name}: reading{which}", unit=" shards")
@@ -129,8 +140,33 @@ class ProbeProgress(L.Callback):
         self.recording = self.reading = None
 
 
-def _datamodule(trainer: L.Trainer) -> Any:
-    return trainer.datamodule  # type: ignore[attr-defined]
+class Steps:
+    """The steps of a run, one after another: which one it is at, in front of every bar, and the seconds of each part.
+
+    Args:
+        total: how many there are.
+        started: when the first one began, in seconds since the epoch.
+    """
+
+    def __init__(self, total: int, started: float):
+        self.total, self.number = total, 1
+        self.seconds: dict[str, float] = {}
+        self._last = started
+
+    def done(self, part: str, *, is_step: bool = True) -> None:
+        """Count the time since the last call for this part, and go on to the next step."""
+        now = time.time()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
+        self._last = now
+        self.number = min(self.total, self.number + is_step)
+
+    def named(self, what: str) -> str:
+        """What a bar of this step says."""
+        return f"step {self.number} of {self.total}, {what}"
+
+    def bar(self, description: str, total: int, unit: str = "units") -> AbstractContextManager[Callable[[int], object]]:
+        """A bar over a part of this step, as :func:`stage_bar`."""
+        return stage_bar(self.named(description), total, unit)
 
 
 @contextmanager

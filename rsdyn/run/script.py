@@ -5,128 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
-import shutil
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rsdyn.config.command_line import PLAN, load_config
 from rsdyn.config.schema import Config, to_dict, to_yaml
 from rsdyn.errors import UserError
-from rsdyn.files import CONFIG, LOCK, PROVENANCE, write_json, write_text
+from rsdyn.files import CONFIG, PROVENANCE, write_text
 from rsdyn.lm.allocator import keep_pages
 from rsdyn.ranks import check_ranks, is_rank_zero
 from rsdyn.redaction import redact
-from rsdyn.run.folder import RUN_DIR_VARIABLE, HeldFolder, create_run_folder, find_unfinished, hold
+from rsdyn.run.folder import RUN_DIR_VARIABLE, create_run_folder, find_unfinished, hold
 from rsdyn.run.output import unbroken_output
 from rsdyn.run.provenance import provenance
+from rsdyn.run.run import Run, kept_by
 from rsdyn.run.signals import GRACE, Interrupted, Stop, exit_code_of, how_it_ended
-from rsdyn.tracking.session import (
-    NotStarted,
-    described_by,
-    finish,
-    make_wandb_logger,
-    offline_because,
-    project_of,
-    unused_folders,
-    update_config,
-    wandb_mode,
-)
-
-if TYPE_CHECKING:
-    from rsdyn.tracking.logger import RunLogger
-
-
-@dataclass
-class Run:
-    """One run of a script: its settings, its folder, its logger.
-
-    ``kept`` says, in words and when asked, what an interrupted run leaves behind; the script sets it as it goes.
-    ``stop`` is the note of this process' signals, ``resume`` the checkpoint that the run goes on from.
-    """
-
-    script: str
-    config: Config
-    folder: Path
-    started: float
-    stop: Stop = field(default_factory=Stop)
-    resume: Path | None = None
-    held: HeldFolder | None = None
-    logger: RunLogger | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
-    kept: Callable[[], str] = lambda: "nothing was recorded yet"
-
-    def say(self, line: str = "") -> None:
-        """Print a line, on the first process alone."""
-        if is_rank_zero():
-            print(line, flush=True)
-
-    def record_provenance(self, **extra: Any) -> None:
-        """Add to ``provenance.json``: what is known only once the model and the text are open."""
-        self.provenance |= extra
-        if is_rank_zero():
-            write_json(self.folder / PROVENANCE, self.provenance)
-            update_config(self.logger, provenance=self.provenance)
-
-    def discard_if_unused(self, exit_code: int) -> None:
-        """Remove the folder of a run that ended before it did anything, so that the corrected command can have it.
-
-        W&B, which knows its config alone by then, is closed first. What an earlier session told W&B is kept.
-        """
-        unused = {CONFIG, PROVENANCE, LOCK} | ({"wandb"} if "resumed" not in self.provenance else set())
-        logged = self.logger is not None and self.logger.logged
-        if logged or not is_rank_zero() or not {path.name for path in self.folder.iterdir()} <= unused:
-            return
-        finish(self.logger, exit_code)
-        try:
-            shutil.rmtree(self.folder)
-        except OSError as error:  # such as a network drive that keeps the files which W&B's process still has open
-            print(f"{self.folder} could not be removed ({error}): choose another run.dir.", file=sys.stderr)
-
-    def start_tracking(self, *, group: str, tags: Sequence[str]) -> None:
-        """Start W&B as ``tracking.*`` asks, and say in a line how."""
-        tracking = self.config.tracking
-        if is_rank_zero():
-            mode, line = wandb_mode(tracking.mode, run_dir=self.folder)
-            self.say(line)
-            if mode != "disabled" and (unused := unused_folders(os.environ)) is not None:
-                self.say(unused)
-            given = os.environ.get("WANDB_RUN_ID")
-            of_sweep = given if os.environ.get("WANDB_SWEEP_ID") else None  # its agent's word
-            # a run that goes on keeps its id
-            run_id = of_sweep or self.provenance.get("wandb_id") or given or secrets.token_hex(4)
-            if run_id != self.provenance.get("wandb_id"):
-                self.record_provenance(wandb_id=run_id)
-            start = partial(
-                make_wandb_logger,
-                run_id=run_id,
-                project=project_of(tracking.project),
-                entity=tracking.entity,
-                run_dir=self.folder,
-                **described_by(
-                    os.environ,
-                    name=self.folder.name,
-                    is_named=self.config.run.name is not None,
-                    job_type=self.script,
-                    group=group,
-                    tags=tags,
-                ),
-                config={**to_dict(self.config), "provenance": self.provenance},
-            )
-            try:
-                self.logger = start(mode=mode)
-            except NotStarted as error:
-                if tracking.mode != "auto" or mode != "online" or os.environ.get("WANDB_MODE"):
-                    raise  # somebody asked for just this
-                self.say(offline_because(f"it did not start online: {error.reason}", self.folder))
-                self.logger = start(mode="offline")
+from rsdyn.tracking.session import finish
 
 
 def run_script(script: str, work: Callable[[Run], None], argv: Sequence[str] | None = None) -> int:
@@ -184,12 +83,12 @@ def _run(script: str, work: Callable[[Run], None], argv: Sequence[str] | None, s
         print(f"{script}.py: error: {error}", file=sys.stderr)
         if run is not None:
             run.discard_if_unused(code)
-    except Interrupted as interrupted:
-        code = interrupted.exit_code
-        _farewell(script, run)
-    except KeyboardInterrupt:  # only where the signals could not be taken over
+    except Interrupted as error:
+        code = error.exit_code
+        _farewell(script, run, error)
+    except KeyboardInterrupt as error:  # only where the signals could not be taken over
         code = 130
-        _farewell(script, run)
+        _farewell(script, run, error)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
         if run is None:
@@ -198,11 +97,11 @@ def _run(script: str, work: Callable[[Run], None], argv: Sequence[str] | None, s
         failed = stop.failure(wait=1.0)
         if stop.signum is not None:  # the other processes were faster to leave, and this one missed them
             code = 128 + stop.signum
-            _farewell(script, run)
+            _farewell(script, run, error)
         elif failed is not None:
             which, theirs = failed
             code = exit_code_of(theirs)
-            kept = "" if run is None else f"; {run.kept()}"
+            kept = "" if run is None else f"; {_kept(run, error)}"
             print(f"{script}.py: error: process {which + 1} {how_it_ended(theirs)}{kept}.", file=sys.stderr)
         elif type(error).__name__ == "MisconfigurationException":  # what Lightning finds once it has counted batches
             code = 2
@@ -213,7 +112,7 @@ def _run(script: str, work: Callable[[Run], None], argv: Sequence[str] | None, s
             reason = str(error).partition("\n")[0].partition("] ")[2] or str(error)
             print(
                 f"{script}.py: error: this process waited for the others in vain ({reason}). One of them has ended, or "
-                f"did not answer in trainer.timeout={config.trainer.timeout} seconds; {run.kept()}.",
+                f"did not answer in trainer.timeout={config.trainer.timeout} seconds; {_kept(run, error)}.",
                 file=sys.stderr,
             )
         else:
@@ -247,10 +146,13 @@ def _lost(error: Exception) -> bool:
     return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
 
 
-def _farewell(script: str, run: Run | None) -> None:
+def _farewell(script: str, run: Run | None, error: BaseException) -> None:
     if is_rank_zero():
-        kept = "nothing had been started" if run is None else run.kept()
-        print(f"\n{script}.py: interrupted; {kept}.", file=sys.stderr, flush=True)
+        print(f"\n{script}.py: interrupted; {_kept(run, error)}.", file=sys.stderr, flush=True)
+
+
+def _kept(run: Run | None, error: BaseException) -> str:
+    return kept_by(error) or ("nothing had been started" if run is None else "nothing was recorded yet")
 
 
 def _open(script: str, config: Config, stop: Stop) -> Run:

@@ -16,7 +16,7 @@ from rsdyn.analysis.settings import MEASURES, NULLS  # noqa: E402
 from rsdyn.commands import analyze  # noqa: E402
 from rsdyn.config.command_line import load_config  # noqa: E402
 from rsdyn.run.opening import find_source  # noqa: E402
-from rsdyn.run.script import Run  # noqa: E402
+from rsdyn.run.run import Run  # noqa: E402
 
 N = 61  # divides neither by the shards nor by the processes
 FIGURES = [

@@ -25,7 +25,7 @@ from rsdyn.report.figure4d import figure4d  # noqa: E402
 from rsdyn.report.plots import packed  # noqa: E402
 from rsdyn.report.reading import read_run  # noqa: E402
 from rsdyn.run.opening import find_source, open_stream  # noqa: E402
-from rsdyn.run.script import Run  # noqa: E402
+from rsdyn.run.run import Run  # noqa: E402
 from rsdyn.tracking import show  # noqa: E402
 from rsdyn.tracking.perturbation import points_table  # noqa: E402
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from rsdyn.commands import train  # noqa: E402
 from rsdyn.config.command_line import load_config  # noqa: E402
 from rsdyn.run.opening import find_source, make_stream  # noqa: E402
-from rsdyn.run.script import Run  # noqa: E402
+from rsdyn.run.run import Run  # noqa: E402
 from rsdyn.stream.text.tokens import split  # noqa: E402
 from rsdyn.tracking.session import finish  # noqa: E402
 

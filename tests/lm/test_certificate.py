@@ -1,5 +1,6 @@
 """The certificate: it passes on every family in every precision, and each of its identities can fail."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -219,22 +220,28 @@ def test_nothing_is_left_behind_and_nothing_is_changed(llama):
 def test_line_and_dict():
     found = certify(opened("neox-parallel", head=False), texts())
     assert found.log_probs is None and json.loads(json.dumps(found.to_dict())) == found.to_dict()
-    line = found.line()
-    assert "\n" not in line and "3 layers with parallel attention in float32" in line
-    assert "parallel 0e+00" in line and "padding" in line and "log probs" not in line and "Recorded" not in line
+    lines = found.lines()
+    assert lines == [
+        "Stream certified: 3 layers with parallel attention in float32 (errors up to 0e+00, allowed 1e-04)"
+    ]
+    off = dataclasses.replace(found, padding=0.02, replay=0.01, recorded=5e-5, tolerance_of_runs=0.15)
+    assert off.lines()[0].endswith(
+        "(errors up to 5e-05, allowed 1e-04)"
+    )  # half of what is allowed, the padding an eighth
+    assert len(dataclasses.replace(found, parallel=None).lines()[0]) <= 80
 
 
 def test_a_stream_is_certified_when_its_model_is_opened(tiny_llama, make_sequences, tmp_path):
     said = []
-    told = {"on_certificate": lambda certificate: said.append(certificate.line())}
+    told = {"on_certificate": lambda certificate: said.extend(certificate.lines())}
     stream = TrajectoryStream(
         find_lm(str(tiny_llama)), make_sequences(12), cache_dir=tmp_path, shard_sequences=8, **told
     )
     stream.open()
     assert stream.certificate is None
     stream.shard(0)
-    assert len(said) == 1 and "Stream certified over 3 layers in float32" in said[0]
-    assert said[0].endswith("Recorded in packed rows.") and stream.certificate["layout"] == "packed"
+    assert len(said) == 1 and "Stream certified: 3 layers in float32" in said[0]
+    assert stream.certificate["layout"] == "packed"
     assert stream.certificate["attention"] == 0 and stream.certificate["layers"] == 3
     assert stream.cache.manifest()["certificate"] == stream.certificate
     again = TrajectoryStream(find_lm(str(tiny_llama)), make_sequences(12), cache_dir=tmp_path, shard_sequences=8)

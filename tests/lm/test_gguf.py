@@ -75,7 +75,7 @@ def test_the_quantisation_is_in_label_identity_certificate_and_manifest(folder, 
     assert lm.identity() == f"GGUF, Q8_0, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
     assert lm.gguf.stored == "Q8_0 (23 tensors Q8_0, 7 F32)"
     certificate = certify(lm.load(), IDS)
-    assert certificate.quantisation == "Q8_0" and "weights dequantised from Q8_0" in certificate.line()
+    assert certificate.quantisation == "Q8_0" and "weights dequantised from Q8_0" in certificate.lines()[1]
     ids = np.concatenate(IDS).astype(np.int32)
     stream = TrajectoryStream(lm, Sequences(ids, np.array([0, 7, 10]), 2, 0, 0, None), cache_dir=tmp_path / "cache")
     stream.open()

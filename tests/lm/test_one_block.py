@@ -80,7 +80,7 @@ def test_one_block_a_layer_is_recorded_at_resid_pre(name):
     certificate = certify(lm, SEQUENCES)
     assert certificate.block < 1e-6 and certificate.parallel is None and certificate.attention is None
     assert certificate.hidden_states < 1e-6 and certificate.log_probs < 1e-5
-    assert "of one block" in certificate.line()
+    assert "of one block" in certificate.lines()[0]
     recorded = lm.record(SEQUENCES)
     for i, ids in enumerate(SEQUENCES):
         torch.testing.assert_close(recorded[i], inputs_of_layers(lm, ids), rtol=1e-5, atol=1e-6)

@@ -268,7 +268,7 @@ def test_weights_that_the_config_has_no_layers_for_are_named(folder, caplog, hea
     assert lm.unused == words + "layers.2.input_layernorm.weight and 8 more"
     assert lm.unused in caplog.text
     certificate = certify(lm, random_sequences(2))
-    assert certificate.line().endswith(f"Note: {lm.unused}.") and certificate.to_dict()["unused"] == lm.unused
+    assert certificate.lines()[-1].endswith(f"Note: {lm.unused}.") and certificate.to_dict()["unused"] == lm.unused
 
 
 def test_a_head_that_is_not_asked_for_is_no_weight_that_is_missed(tiny_llama, tmp_path):

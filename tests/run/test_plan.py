@@ -28,7 +28,7 @@ from rsdyn.lm.sites import site_names
 from rsdyn.lm.source import LMSource, find_lm
 from rsdyn.run import estimates, plan
 from rsdyn.run.opening import find_source, make_stream
-from rsdyn.run.script import Run
+from rsdyn.run.run import Run
 from rsdyn.stream.datamodule import ResidualStreamDataModule
 
 SCRIPTS = {"train": train, "analyze": analyze, "perturb": perturb}

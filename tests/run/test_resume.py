@@ -190,7 +190,7 @@ def stopped(nursery, words, tmp_path_factory):
     place = Place(tmp_path_factory.mktemp("stopped"), "stopped")
     answer = nursery.run(argv=argv_of(words, **place.words()), log=place.log, signal="SIGTERM", at_step=24)
     assert answer["code"] == 143, answer["said"]
-    assert f"the same command goes on from {place.folder}" in answer["said"]
+    assert f"the same command resumes from {place.folder}" in answer["said"]
     return place
 
 

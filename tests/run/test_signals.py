@@ -189,7 +189,7 @@ def test_when_one_process_is_killed_the_other_ends_and_says_why(nursery, words, 
     [
         ("rsdyn.commands.train:find_source", "nothing was recorded yet"),
         ("rsdyn.lm.model:LanguageModel._record_batch", "0 of 64 sequences are in the cache"),
-        ("rsdyn.run.checkpoints:publish", "the same command goes on from"),  # twice: in the middle of saving
+        ("rsdyn.run.checkpoints:publish", "the same command resumes from"),  # twice: in the middle of saving
     ],
 )
 def test_a_signal_that_comes_twice_at_an_awkward_moment(nursery, words, tmp_path, where, kept):
@@ -305,7 +305,7 @@ def test_when_one_process_is_killed_or_hangs_all_end(start, rank, name, timeout)
     print(f"rank {rank} {name}: {time.monotonic() - began:.1f} s")
     if rank == 1:
         reason = "process 2 was killed (SIGKILL)" if name == "SIGKILL" else "trainer.timeout=45"
-        assert reason in said and "the same command goes on from" in said
+        assert reason in said and "the same command resumes from" in said
 
 
 # -- the other scripts -------------------------------------------------------------------------------------------------

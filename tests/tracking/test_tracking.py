@@ -394,7 +394,7 @@ import os, sys
 from pathlib import Path
 from rsdyn.config.command_line import load_config
 from rsdyn.errors import UserError
-from rsdyn.run.script import Run
+from rsdyn.run.run import Run
 from rsdyn.tracking.session import finish
 
 def begin(mode):

@@ -1,0 +1,177 @@
+"""What analyze.py needs beside the streams: a check before they are read, the probe, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rsdyn.analysis import jacobian_table
+from rsdyn.analysis.answer import UNTRAINED, answer
+from rsdyn.analysis.checks import check_settings
+from rsdyn.analysis.findings import findings
+from rsdyn.analysis.flat import flat_results
+from rsdyn.analysis.jacobians import JacobianResult, claims
+from rsdyn.analysis.left_out import as_json as left_out_json
+from rsdyn.analysis.left_out import as_markdown as left_out_markdown
+from rsdyn.analysis.left_out import without_largest
+from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.analysis.results import AnalysisResults
+from rsdyn.analysis.settings import JACOBIAN, AnalysisConfig
+from rsdyn.analysis.stored import flatten
+from rsdyn.analysis.summary import in_words, numbers_of
+from rsdyn.analysis.table import as_json, as_markdown, as_text
+from rsdyn.config.schema import named_by_keys
+from rsdyn.figures.of_analysis import portrait_units
+from rsdyn.metrics.processes import n_processes
+from rsdyn.run.finish import MOST_SENTENCES, Ending, Recorded
+from rsdyn.run.opening import Source, last_tokens
+from rsdyn.run.output import table_columns
+from rsdyn.run.progress import Steps
+from rsdyn.run.run import Run
+from rsdyn.stream.text.groups import SequenceGroups
+from rsdyn.stream.trajectories import TrajectoryStream
+from rsdyn.tracking import show
+
+
+def check_analysis(run: Run, stream: TrajectoryStream) -> int:
+    """Check that a stream can give what was asked for, and say how many of its sequences are measured."""
+    settings = run.config.analysis
+    n_samples = min(settings.samples or stream.n_sequences, stream.n_sequences)
+    with named_by_keys("analysis"):
+        check_settings(
+            settings,
+            n_sequences=n_samples,
+            n_trajectories=stream.n_trajectories(0, n_samples),
+            n_sublayers=stream.n_sublayers,
+            n_units=stream.n_units,
+            sites_per_layer=len(stream.lm.site_names),
+        )
+    return n_samples
+
+
+def n_steps(settings: AnalysisConfig, n_streams: int) -> int:
+    """How many steps an analysis has: for each stream its reading and its measures, what compares them, the figures."""
+    of_streams = len([m for m in settings.measures if m != JACOBIAN])
+    compared = ("rotation" in settings.measures) + (JACOBIAN in settings.measures)
+    return n_streams * (1 + of_streams) + compared + 1
+
+
+def probe_of(
+    settings: AnalysisConfig,
+    stream: TrajectoryStream,
+    condition: str,
+    groups: SequenceGroups,
+    steps: Steps,
+    *,
+    first: ResidualStreamProbe | None,
+) -> ResidualStreamProbe:
+    """The probe of one stream; the largest units are those of the ``first`` one, so that all conditions share them."""
+    return ResidualStreamProbe(
+        n_sublayers=stream.n_sublayers,
+        n_units=stream.n_units,
+        measures=[m for m in settings.measures if m != JACOBIAN],
+        keep=settings.keep,
+        components=settings.components,
+        groups=groups,
+        bar=steps.bar,
+        name=condition,
+        largest=None if first is None else first.largest,
+        last_token=last_tokens(stream),
+        sites_per_layer=len(stream.lm.site_names),
+    )
+
+
+def kept_of(streams: Mapping[str, TrajectoryStream]) -> str:
+    """What an analysis that is cut short leaves behind."""
+    parts = [
+        f"{stream.n_sequences - stream.n_missing()} of {stream.n_sequences} sequences of {condition} are in the cache"
+        for condition, stream in streams.items()
+        if stream.cache is not None
+    ]
+    return "; ".join(parts) + ", and will not be recorded again" if parts else "nothing is kept without a cache"
+
+
+def ending_of(
+    run: Run,
+    source: Source,
+    streams: Mapping[str, TrajectoryStream],
+    found: AnalysisResults | None,
+    jacobians: JacobianResult | None,
+    pictures: Sequence[str],
+    recorded: Sequence[int],
+    steps: Steps,
+) -> Ending:
+    """Findings, sentences and numbers of an analysis.
+
+    Args:
+        streams: what was measured, the main one first; none where Jacobians alone were.
+        found: the results; None where Jacobians alone were measured.
+        jacobians: their result, where they were measured.
+        pictures: names of the figures.
+        recorded: how many sequences of each stream, in all processes.
+        steps: with the seconds of each part.
+    """
+    settings, sites = run.config.analysis, len(source.lm.site_names)
+    results = {} if found is None else {c: flat_results(r) for c, r in found.conditions.items()}
+    conditions, measures = list(results), [m for m in settings.measures if m != JACOBIAN]
+    stream = next(iter(streams.values()), None)
+    several = stream is not None and not stream.positions.is_last
+    n_sequences = n_trajectories = settings.jacobian.texts
+    if stream is not None:
+        n_sequences = min(settings.samples or stream.n_sequences, stream.n_sequences)
+        n_trajectories = stream.n_trajectories(0, n_sequences)
+    table = findings(results, measures, sites) if results else []
+    largest = without_largest(results, measures, sites) if results else None
+    notes = (
+        in_words(results, measures, n_sublayers=source.lm.n_sublayers, sites_per_layer=sites, several_tokens=several)
+        if results
+        else []
+    )
+    said, lines = answer(table, conditions), as_text(table, conditions, table_columns()) if table else []
+    markdown = as_markdown(table, conditions) if table else ""
+    arrays: dict[str, Any] = {} if found is None else flatten(found)
+    summary: dict[str, Any] = {
+        **source.facts(),
+        "conditions": conditions or ["original"],
+        "untrained_seeds": sum(name.startswith(UNTRAINED) for name in streams),
+        "measures": [*settings.measures],
+        "n_sequences": n_sequences,
+        "n_trajectories": n_trajectories,
+        "positions": "last" if stream is None else stream.positions.rule,
+        "sequences_recorded": sum(recorded),
+        "processes": n_processes(),
+        "findings": as_json(table),
+        "without_largest": None if largest is None else left_out_json(largest),
+        **({"counts": {}, "curves": {}} if found is None else numbers_of(found)),
+    }
+    if largest is not None:
+        markdown += "\n" + left_out_markdown(largest, conditions[0])
+    if jacobians is not None:
+        claimed = claims(jacobians)
+        summary[JACOBIAN] = jacobian_table.as_json(jacobians, claimed)
+        arrays |= jacobians.arrays()
+        lines += [""] * bool(lines) + jacobian_table.as_text(jacobians, claimed)
+        more = jacobian_table.words(jacobians)
+        markdown += "\n" * bool(markdown) + jacobian_table.as_markdown(jacobians, claimed)
+        markdown += "".join(f"\n{line}\n" for line in more)
+        lines += [line for note in more for line in ("", note)]
+        said = [*said[: MOST_SENTENCES - 1], jacobian_table.answer(claimed)]
+    units = []
+    if "rotation" in measures:
+        units = portrait_units(results[conditions[0]]["rotation"], settings.rotation.units, run.config.seed)
+    counted = f", {n_sequences} sequences" + (f", {n_trajectories} trajectories" if several else "")
+    title = f"{source.lm.label} on {source.text}{counted if results else ''}"
+    of_streams = Recorded([*streams.values()], recorded)
+    return Ending(
+        answer=said,
+        tables=lines,
+        notes=notes,
+        foot={"LM": of_streams.words()} if streams else {},
+        summary=summary,
+        arrays=arrays,
+        findings=(title, markdown),
+        pictures=pictures,
+        recorded=of_streams,
+        seconds={"parts": steps.seconds},
+        send=lambda to, summary: show.analysis(to, summary=summary, table=table, results=results, units=units),
+    )

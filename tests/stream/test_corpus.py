@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
@@ -575,3 +576,56 @@ def test_a_small_text_is_read_without_a_bar_and_a_large_one_with_it(tmp_path, mo
     file.write_text("\n".join(f"line {i}" for i in range(60)))
     assert len(load_rows(path=file)) == 60 and "train split" in capfd.readouterr().err
     assert not datasets.are_progress_bars_disabled()
+
+
+# ---- a Hub dataset whose README lists no files is read as a folder of this disk is
+
+BOOKS = ("night_train_to_lisbon", "the_litmus_test", "emma", "middlemarch")
+
+
+def on_the_hub(monkeypatch, folder, *, configs=None):
+    """A dataset on the Hub with the files of a folder; which of them were asked for."""
+    asked = []
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    info = SimpleNamespace(
+        siblings=[SimpleNamespace(rfilename=name) for name in names], card_data={"configs": configs} if configs else {}
+    )
+
+    def snapshot_download(name, *, repo_type, revision, allow_patterns):
+        assert (name, repo_type, revision) == (NAME, "dataset", None)
+        asked.extend(huggingface_hub.utils.filter_repo_objects(names, allow_patterns=allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(corpus, "hub_reachable", lambda: True)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *args, **more: info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return asked
+
+
+def test_a_name_with_train_in_it_is_no_split_on_the_hub_either(tmp_path, monkeypatch):
+    for book in BOOKS:
+        (tmp_path / f"{book}.txt").write_text("".join(f"{book} {i}\n" for i in range(20)))
+    (tmp_path / "README.md").write_text("about the books")
+    (tmp_path / "cover.png").write_bytes(b"x")
+    asked = on_the_hub(monkeypatch, tmp_path)
+    opened = corpus.open_corpus(name=NAME)
+    assert len(opened.rows) == 80 and {row.rpartition(" ")[0] for row in opened.rows["text"]} == set(BOOKS)
+    assert asked == sorted(f"{book}.txt" for book in BOOKS)  # neither the README nor the picture
+    assert "1 file of other types (.png)" in opened.unread
+
+
+def test_one_config_of_a_hub_dataset_is_all_that_is_fetched(wikitext, monkeypatch):
+    asked = on_the_hub(monkeypatch, wikitext)
+    got = texts(name=NAME, config="wikitext-2-raw-v1", split="test")
+    assert got == expected("wikitext-2-raw-v1", "test")
+    assert asked and all(name.startswith("wikitext-2-raw-v1/") for name in asked)
+    wrong(r"data\.name=Salesforce/wikitext has several configs.*wikitext-2-raw-v1", name=NAME)
+    wrong(r"data\.config=nope is not in data\.name=Salesforce/wikitext", name=NAME, config="nope")
+
+
+def test_a_byte_order_mark_and_changing_types_of_a_hub_dataset(tmp_path, monkeypatch):
+    rows = [{"text": f"row {i}", "other": i if i < 5 else "a word"} for i in range(10)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8-sig")
+    on_the_hub(monkeypatch, tmp_path)
+    assert texts(name=NAME) == [row["text"] for row in rows]

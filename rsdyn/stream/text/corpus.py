@@ -22,8 +22,10 @@ from rsdyn.lm.hub import explain_hub_error, first_line, hub_offline, hub_reachab
 
 if TYPE_CHECKING:
     import datasets
+    from huggingface_hub.hf_api import DatasetInfo
 
 _log = logging.getLogger(__name__)
+_OF_CONFIG = re.compile(r"[^/]+/[^/]*-\d+-of-\d+\.parquet")
 
 
 class Corpus(NamedTuple):
@@ -38,26 +40,9 @@ class Corpus(NamedTuple):
     unread: str | None
 
 
-def load_rows(
-    *,
-    path: str | Path | None = None,
-    name: str | None = None,
-    config: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    text_column: str = "text",
-    document_column: str | None = None,
-) -> datasets.Dataset:
-    """The rows of :func:`open_corpus`."""
-    return open_corpus(
-        path=path,
-        name=name,
-        config=config,
-        split=split,
-        revision=revision,
-        text_column=text_column,
-        document_column=document_column,
-    ).rows
+def load_rows(**where: Any) -> datasets.Dataset:
+    """The rows of :func:`open_corpus`, whose arguments it takes."""
+    return open_corpus(**where).rows
 
 
 def open_corpus(
@@ -91,7 +76,7 @@ def open_corpus(
     unread: list[str] = []
     wanted = list(dict.fromkeys([text_column, *([] if document_column is None else [document_column])]))
     if name is not None:
-        key, builder = f"data.name={name}", _open_hub(name, config, revision, wanted)
+        key, builder = f"data.name={name}", _open_hub(name, config, revision, wanted, unread)
     else:
         path = Path(TEXT if path is None else path).expanduser()
         key = f"data.path={path}"
@@ -296,9 +281,20 @@ def _files(key: str, folder: Path, unread: list[str] | None) -> list[Path]:
             f"{key}: the folder has files of types {_listed(found)}, of which only one is read. Keep one of them in "
             "it, or give a single file."
         )
-    if others and unread is not None:
-        unread.append(f"{len(others)} file{'s' * (len(others) > 1)} of other types ({_listed(types)})")
+    if unread is not None:
+        unread += _other_types(others)
     return files
+
+
+def _other_types(files: Sequence[Path]) -> list[str]:
+    """What to say of files among these that hold no text that is read, and are not about the data."""
+    from rsdyn.stream.text.local_files import is_about, type_of
+
+    others = [file for file in files if type_of(file) is None and not is_about(file)]
+    if not others:
+        return []
+    types = sorted({file.suffix.lower() for file in others})
+    return [f"{len(others)} file{'s' * (len(others) > 1)} of other types ({_listed(types)})"]
 
 
 def _is_config(folder: Path) -> bool:
@@ -306,7 +302,9 @@ def _is_config(folder: Path) -> bool:
     return folder.is_dir() and folder.name != "data" and any(folder.glob("*-[0-9]*-of-[0-9]*.parquet"))
 
 
-def _open_hub(name: str, config: str | None, revision: str | None, wanted: Sequence[str]) -> datasets.DatasetBuilder:
+def _open_hub(
+    name: str, config: str | None, revision: str | None, wanted: Sequence[str], unread: list[str]
+) -> datasets.DatasetBuilder:
     import datasets
     from huggingface_hub import HfApi
 
@@ -323,7 +321,11 @@ def _open_hub(name: str, config: str | None, revision: str | None, wanted: Seque
             _log.warning("data.name=%s: the network is out of reach, the copy in the local cache is used", name)
             return builder
         # Asked first, because datasets answers an unknown revision with the latest version that it has cached.
-        HfApi().dataset_info(name, revision=revision, timeout=10)
+        info = HfApi().dataset_info(name, revision=revision, timeout=10)
+        if info is not None and (files := _files_without_configs(info)):
+            # Read as a folder of this disk is: datasets would find "train" inside other words of a file's name.
+            unread += _other_types([Path(each.rfilename) for each in info.siblings or []])
+            return _open_downloaded(name, config, revision, wanted, files, unread)
         with _quiet_datasets():
             return datasets.load_dataset_builder(name, config, revision=revision)
     except UserError:
@@ -332,6 +334,33 @@ def _open_hub(name: str, config: str | None, revision: str | None, wanted: Seque
         if configs := _configs_in(error):
             raise UserError(_choose_config(f"data.name={name}", config, configs)) from error
         raise explain_hub_error(error, kind="data", name=name, revision=revision) from error
+
+
+def _files_without_configs(info: DatasetInfo) -> list[str]:
+    """The files that can be read of a dataset on the Hub whose README does not say which it has, else none."""
+    from rsdyn.stream.text.local_files import is_about, type_of
+
+    if (info.card_data or {}).get("configs"):
+        return []
+    paths = [Path(each.rfilename) for each in info.siblings or []]
+    return [str(path) for path in paths if type_of(path) and not is_about(path) and not path.parts[0].startswith(".")]
+
+
+def _open_downloaded(
+    name: str, config: str | None, revision: str | None, wanted: Sequence[str], files: list[str], unread: list[str]
+) -> datasets.DatasetBuilder:
+    """A dataset on the Hub out of its files, which come into the Hub's own cache; of several configs only one's."""
+    from huggingface_hub import snapshot_download
+
+    key = f"data.name={name}"
+    configs = sorted({file.partition("/")[0] for file in files if _OF_CONFIG.fullmatch(file)} - {"data"})
+    if (config is None and len(configs) > 1) or config not in (None, "default", *configs):
+        raise UserError(_choose_config(key, config, configs))
+    if config in configs:
+        files = [file for file in files if file.startswith(f"{config}/")]
+    patterns = [glob.escape(file) for file in files]
+    folder = snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns)
+    return _open_local(Path(folder), config, wanted, key=key, unread=unread)
 
 
 def _open_offline(

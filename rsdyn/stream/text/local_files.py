@@ -95,6 +95,11 @@ def _split_in(path: Path) -> str | None:
     return None if numbered is None else _SPLITS[numbered[1].lower()]
 
 
+def is_about(file: Path) -> bool:
+    """Whether a file of this name is about the data that it lies beside, and none of them."""
+    return _ABOUT.match(file.name) is not None
+
+
 def files_in(folder: Path) -> tuple[list[Path], list[Path]]:
     """The files of a folder and of those in it: those that can be read, and the others; none that is about the data."""
     everything = [
@@ -102,7 +107,7 @@ def files_in(folder: Path) -> tuple[list[Path], list[Path]]:
         for file in sorted(folder.rglob("*"))
         if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
-    files = [file for file in everything if _ABOUT.match(file.name) is None]
+    files = [file for file in everything if not is_about(file)]
     return [file for file in files if type_of(file)], [file for file in files if not type_of(file)]
 
 

@@ -24,7 +24,7 @@ Null = Literal["gaussian", "rotated"]
 NULLS: tuple[str, ...] = get_args(Null)
 _WINDOW = 500.0  # nats of singular values that go through one SVD in float64, whose range is some 1400
 _MARGIN = 45.0  # nats beyond which two graded singular values do not see each other in float64: exp(-45) = 3e-20
-_OVERSAMPLED = 10  # columns of subspace iteration beyond those that are wanted
+_OVERSAMPLED = 10  # columns of subspace iteration beyond those that are wanted, and the least of a block
 
 
 class Spectrum(NamedTuple):
@@ -164,10 +164,10 @@ def lyapunov(js: Tensor, k: int | None = None) -> Tensor:
     check_k(k, n)
     rank = n - max(_rank_deficit(j) for j in js)
     steps = [partial(torch.matmul, j) for j in js], [partial(torch.matmul, j.mT) for j in js]
-    wanted, width = min(k, rank), k + _OVERSAMPLED
+    wanted = min(k, rank)
     found = None
-    if 4 * width <= rank:  # a few rounds of fewer columns cost less than one of them all
-        found = leading_exponents(*steps, n, wanted, rank=rank, rounds=rank // width, device=js.device).value
+    if 4 * (wanted + _OVERSAMPLED) <= rank:  # some columns several times cost less than all of them once
+        found = leading_exponents(*steps, n, wanted, rank=rank, rounds=rank // wanted, device=js.device).value
     if found is None:
         found = leading_exponents(*steps, n, rank, rank=rank, device=js.device).value
         assert found is not None  # one round gives all of them
@@ -222,13 +222,16 @@ def leading_exponents(
 ) -> Leading:
     """:func:`lyapunov` of linear maps that are only known by what they do to columns.
 
+    By block Lanczos on either side (Golub & Kahan 1965; Musco & Musco 2015) where float64 holds the range of the
+    leading ones in one matrix, else by subspace iteration, which needs more columns and holds any range.
+
     Args:
         forward: ``v -> J_s v`` of each step, the first to act first.
         backward: ``u -> J_s^T u`` of each, in the same order.
         n: ``D``.
         k: how many exponents.
         rank: of the product; default ``D``. At least ``k``: a direction that is lost has no logarithm.
-        rounds: at most so many of subspace iteration, each of them a sweep from either side.
+        rounds: at most so many, each of them a sweep of some columns either way.
         tolerance: they have come to rest when none moves by more, in nats over the whole product.
         device: where the maps compute.
 
@@ -240,8 +243,82 @@ def leading_exponents(
     if k == 0:
         return Leading(torch.empty(0, dtype=torch.float64, device=device), 0)
     width = min(rank, k + _OVERSAMPLED)
-    start = torch.randn(n, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    basis = torch.linalg.qr(start.to(device)).Q
+    if 2 * width <= rank:
+        found = _lanczos(
+            forward, backward, _start(n, max(_OVERSAMPLED, k - k // 4), device), k, rank, rounds, tolerance
+        )
+        if found is not None:
+            return found
+        width = min(rank, 2 * width)
+    return _subspace(forward, backward, _start(n, width, device), k, rank, rounds, tolerance)
+
+
+def _start(n: int, width: int, device: torch.device | str) -> Tensor:
+    """A random orthonormal basis, the same whenever it is asked for."""
+    drawn = torch.randn(n, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.linalg.qr(drawn.to(device)).Q
+
+
+def _lanczos(
+    forward: Sequence[Columns],
+    backward: Sequence[Columns],
+    block: Tensor,
+    k: int,
+    rank: int,
+    rounds: int,
+    tolerance: float,
+) -> Leading | None:
+    """Blocks of columns there and back, each made orthogonal to those before it; all of them give the estimate.
+
+    A sweep either way gives one, from below, so that the last two say what is still to come. None where the leading
+    exponents span more than float64 tells apart, or the blocks fill the space.
+    """
+    resolved = math.log(tolerance / torch.finfo(torch.float64).eps)
+    sides = block, block[:, :0]  # orthonormal bases of what went in, and of what came out
+    images = block[:, :0], block[:, :0]  # of either
+    scale: Tensor | None = None
+    before: Tensor | None = None
+    for sweep in range(2 * rounds):
+        here, there = (0, 1) if sweep % 2 == 0 else (1, 0)
+        basis, logarithms, triangle = _sweep(forward if here == 0 else [*reversed(backward)], block)
+        scale = logarithms.max() if scale is None else scale
+        image = basis @ ((logarithms - scale).exp()[:, None] * triangle)
+        both = list(images)
+        both[here] = torch.cat([images[here], image], 1)
+        images = both[0], both[1]
+        if images[here].shape[1] >= k:
+            found = torch.linalg.svdvals(images[here])[:k].log() + scale
+            if float(found[0] - found[-1]) > resolved:
+                return None
+            if before is not None and float((found - before).abs().max()) <= tolerance:
+                return Leading(found / len(forward), sweep // 2 + 1)
+            before = found
+        if sides[there].shape[1] + block.shape[1] > rank:
+            return None
+        block = _orthogonal(basis, sides[there])
+        both = list(sides)
+        both[there] = torch.cat([sides[there], block], 1)
+        sides = both[0], both[1]
+    return Leading(None, rounds)
+
+
+def _orthogonal(columns: Tensor, basis: Tensor) -> Tensor:
+    """An orthonormal basis of the columns less what lies in ``basis``; the second pass takes what rounding left."""
+    for _ in range(2):
+        columns = torch.linalg.qr(columns - basis @ (basis.mT @ columns)).Q
+    return columns
+
+
+def _subspace(
+    forward: Sequence[Columns],
+    backward: Sequence[Columns],
+    basis: Tensor,
+    k: int,
+    rank: int,
+    rounds: int,
+    tolerance: float,
+) -> Leading:
+    """The same columns there and back until the exponents rest; once, where they are as many as the rank."""
     before: Tensor | None = None
     for done in range(1, rounds + 1):
         for step in reversed(backward):
@@ -249,7 +326,7 @@ def leading_exponents(
         basis, logarithms, triangle = _sweep(forward, basis)
         found = _log_singular_values(logarithms, triangle)[:k]
         # the whole range of the product is in the basis at once; a part of it comes to rest
-        if width == rank or (before is not None and float((found - before).abs().max()) <= tolerance):
+        if basis.shape[1] == rank or (before is not None and float((found - before).abs().max()) <= tolerance):
             return Leading(found / len(forward), done)
         before = found
     return Leading(None, rounds)

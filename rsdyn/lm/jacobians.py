@@ -119,9 +119,10 @@ def leading_exponents(
 ) -> Tensor:
     """The ``k`` largest Lyapunov exponents over the whole depth, nats per layer, ``(k,)`` float64, falling.
 
-    Those of the product of :func:`sublayer_jacobians`, without ever holding a ``D x D`` matrix: subspace iteration on
-    ``k + 10`` columns, ``J^T u`` by a backward pass and ``J v`` by a backward pass through that one, re-orthogonalised
-    at every sublayer. It ends when no exponent moves by more than a hundredth of a nat over the whole depth.
+    Those of the product of :func:`sublayer_jacobians`, without ever holding a ``D x D`` matrix: block Lanczos on three
+    quarters of ``k`` columns at a time, ``J^T u`` by a backward pass and ``J v`` by a backward pass through that one,
+    orthonormalised at every sublayer. It ends when no exponent moves by more than a hundredth of a nat over the whole
+    depth in a sweep.
 
     Raises what :func:`sublayer_jacobians` does, and ``ValueError`` for ``k`` not from 1 to ``D`` or exponents that are
     still moving after 40 rounds.

@@ -266,6 +266,26 @@ def test_leading_exponents_of_maps_alone():
     assert leading_exponents(forward, backward, 60, 5, rounds=2) == (None, 2)  # said, not guessed
 
 
+def test_leading_exponents_by_blocks_and_by_subspaces():
+    """Blocks of 10 columns, of 120; a range that one matrix of float64 does not hold; a low rank."""
+    js = planted(torch.linspace(0.2, -1, 120, dtype=torch.float64), 12)
+    maps = [lambda v, j=j: j @ v for j in js], [lambda u, j=j: j.T @ u for j in js]
+    columns = []
+    counted = [lambda v, f=f: (columns.append(v.shape[1]), f(v))[1] for f in maps[0]], maps[1]
+    found = leading_exponents(*counted, 120, 12, rounds=30)
+    torch.testing.assert_close(found.value, torch.linspace(0.2, -1, 120, dtype=torch.float64)[:12], rtol=0, atol=1e-9)
+    assert set(columns) == {10} and len(columns) < 12 * 12  # sweeps of twelve steps
+    wide = planted(torch.linspace(0.2, -40, 120, dtype=torch.float64), 12)
+    assert jacobian._lanczos(*maps, jacobian._start(120, 10, "cpu"), 12, 120, 1, 1e-9) == (None, 1)
+    maps = [lambda v, j=j: j @ v for j in wide], [lambda u, j=j: j.T @ u for j in wide]
+    assert jacobian._lanczos(*maps, jacobian._start(120, 10, "cpu"), 12, 120, 30, 1e-9) is None
+    found = leading_exponents(*maps, 120, 12, rounds=30)
+    torch.testing.assert_close(found.value, torch.linspace(0.2, -40, 120, dtype=torch.float64)[:12], rtol=0, atol=1e-9)
+    low = normal(120, 30) @ normal(30, 120, seed=1)
+    found = leading_exponents([lambda v: low @ v], [lambda u: low.T @ u], 120, 10, rank=30)
+    torch.testing.assert_close(found.value, torch.linalg.svdvals(low)[:10].log(), rtol=0, atol=1e-9)
+
+
 def test_products_to_the_end_are_those_multiplied_out():
     js = torch.eye(12, dtype=torch.float64) + 0.4 * normal(5, 12, 12)
     found = products_to_the_end(js)

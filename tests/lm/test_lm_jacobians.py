@@ -7,6 +7,9 @@ import pytest
 import torch
 from family_zoo import PARALLEL, ZOO
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModel
 
 from rsdyn.dynamics.jacobian import lyapunov
 from rsdyn.errors import NonFiniteError, UserError
@@ -260,6 +263,39 @@ def test_leading_exponents(name, context):
     torch.testing.assert_close(found, every[:4], rtol=0, atol=1e-2 / lm.n_layers)
     torch.testing.assert_close(leading_exponents(lm, IDS, 32, context=context), every, rtol=1e-8, atol=1e-8)
     assert hooks_of(lm) == before
+
+
+class _Sizes(TorchDispatchMode):
+    """The largest piece of memory, in bytes, that any operation hands out."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for found in tree_leaves(out):
+            if isinstance(found, torch.Tensor) and found.untyped_storage().data_ptr() not in self.weights:
+                self.largest = max(self.largest, found.untyped_storage().nbytes())
+        return out
+
+
+def test_leading_exponents_never_hold_a_matrix_of_all_units():
+    """No operation of the whole call makes as much memory as D x D numbers take; all of the rows do."""
+    config = AutoConfig.for_model(
+        "llama", hidden_size=512, intermediate_size=512, num_hidden_layers=2, num_attention_heads=8,
+        num_key_value_heads=2, vocab_size=64, max_position_embeddings=64,
+    )  # fmt: skip
+    lm = LanguageModel(AutoModel.from_config(config).eval().requires_grad_(False))
+    ids, whole = IDS % 64, 512 * 512 * 4
+    sizes = {}
+    for name, work in {
+        "leading": lambda: leading_exponents(lm, ids, 4),
+        "all": lambda: sublayer_jacobians(lm, ids, [0]),
+    }.items():
+        with _Sizes() as seen:
+            seen.weights = {p.untyped_storage().data_ptr() for p in lm.base.parameters()}
+            work()
+        sizes[name] = seen.largest
+    assert sizes["leading"] < whole / 4 and sizes["all"] >= whole
 
 
 def test_leading_exponents_that_do_not_come_to_rest(monkeypatch):

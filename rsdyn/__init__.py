@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from rsdyn.notebook.measuring import measure
     from rsdyn.notebook.perturbing import perturb
     from rsdyn.notebook.recording import record
+    from rsdyn.stream.exchange import load
     from rsdyn.stream.recorded import Trajectories
 
-__all__ = ["Trajectories", "__version__", "find_lm", "fit_autoencoder", "measure", "perturb", "record"]
+__all__ = ["Trajectories", "__version__", "find_lm", "fit_autoencoder", "load", "measure", "perturb", "record"]
 
 _WHERE = {
     "fit_autoencoder": "rsdyn.notebook.fitting",
@@ -40,6 +41,7 @@ _WHERE = {
     "perturb": "rsdyn.notebook.perturbing",
     "record": "rsdyn.notebook.recording",
     "find_lm": "rsdyn.lm.source",
+    "load": "rsdyn.stream.exchange",
     "Trajectories": "rsdyn.stream.recorded",
 }
 

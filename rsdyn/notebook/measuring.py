@@ -339,7 +339,10 @@ def measure(
         own + others,
         {name: Stream(name, r, own) for name, r in results.items() if name != "original"},
         findings(results, chosen, sites),
-        in_words(results, chosen, n_sublayers=x.shape[1], sites_per_layer=sites, several_tokens=n != len(x)),
+        [
+            *x.notes,
+            *in_words(results, chosen, n_sublayers=x.shape[1], sites_per_layer=sites, several_tokens=n != len(x)),
+        ],
         x,
         settings,
     )

@@ -152,6 +152,7 @@ def read(
         groups=groups,
         label=lm.label,
         certificate=stream.certificate,
+        tokens=tuple(torch.from_numpy(stream.sequences[i]) for i in range(stream.n_sequences)),
         origin=origin,
     )
 

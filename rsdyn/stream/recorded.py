@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from rsdyn.files import publish
 if TYPE_CHECKING:
     import xarray
 
-FORMAT = 1  # of the file that save() writes
+FORMAT = 2  # of the file that save() writes; 1 had no tokens, notes and digests of its rows
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,6 +37,8 @@ class Trajectories:
         groups: a label of each sequence, where they have any.
         label: the model's name.
         certificate: how far what was recorded is from being a running sum, by identity; None where nothing checked it.
+        tokens: the token ids of each sequence, int64, where they are known.
+        notes: what a reader of any result must know, in sentences.
         origin: the model and the tokens that this was recorded from, for controls; not saved, None after loading.
 
     ``len(x)`` is ``N``. ``x[i]`` is one trajectory ``(S, D)``; a slice, a list of numbers or a mask gives those
@@ -50,6 +54,8 @@ class Trajectories:
     groups: tuple[str, ...] | None = None
     label: str = "stream"
     certificate: dict[str, Any] | None = None
+    tokens: tuple[Tensor, ...] | None = None
+    notes: tuple[str, ...] = ()
     origin: Any = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +71,7 @@ class Trajectories:
                     f"{name}: {len(getattr(self, name))} of them for a tensor of {n} trajectories of {s} sublayers; "
                     f"give {wanted}."
                 )
-        for name in ("texts", "groups"):
+        for name in ("texts", "groups", "tokens"):
             given = getattr(self, name)
             if given is not None and n and len(given) <= int(self.sequence.max()):
                 raise UserError(
@@ -119,6 +125,9 @@ class Trajectories:
             import xarray
         except ImportError as error:
             raise UserError("to_xarray needs the package xarray: pip install xarray.") from error
+        words = {**self._words(), "dtype": str(self.tensor.dtype).removeprefix("torch.")}
+        if self.tokens is not None:
+            words["tokens"] = [ids.tolist() for ids in self.tokens]
         coordinates: dict[str, Any] = {
             "site": ("sublayer", list(self.sites)),
             "layer": ("sublayer", list(self.layers)),
@@ -128,20 +137,30 @@ class Trajectories:
         if self.groups is not None:
             coordinates["group"] = ("trajectory", [self.groups[i] for i in self.sequence.tolist()])
         return xarray.DataArray(
-            self._numpy(), dims=("trajectory", "sublayer", "unit"), coords=coordinates, name=self.label
+            self._numpy(),
+            dims=("trajectory", "sublayer", "unit"),
+            coords=coordinates,
+            name=self.label,
+            attrs={"rsdyn": json.dumps(words)},
         )
+
+    def to_dsa(self) -> list[np.ndarray]:
+        """The trajectories as ``(trials, time, dim)``, an array for each group, or one: what DSA compares.
+
+        Time is depth. The groups come in the order of their names (:attr:`groups`); see ``DSA(X, Y)`` of the package
+        ``dsa-metric`` (Ostrow et al. 2023, arXiv 2306.10168), which takes such a list.
+        """
+        x = self._numpy()
+        if self.groups is None:
+            return [x]
+        label = np.array([self.groups[i] for i in self.sequence.tolist()])
+        return [x[label == group] for group in np.unique(label)]
 
     def _numpy(self) -> np.ndarray:
         return (self.tensor.float() if self.tensor.dtype == torch.bfloat16 else self.tensor).numpy()
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything but ``origin`` as one safetensors file, whole or not at all; gives its path."""
-        from safetensors.torch import save
-
-        path = Path(path).expanduser()
-        if path.suffix != ".safetensors":
-            raise UserError(f"path: {path.name} must end in .safetensors, which is the format that is written.")
-        words = {
+    def _words(self) -> dict[str, Any]:
+        return {
             "rsdyn_trajectories": FORMAT,
             "sites": self.sites,
             "layers": self.layers,
@@ -149,26 +168,114 @@ class Trajectories:
             "groups": self.groups,
             "label": self.label,
             "certificate": self.certificate,
+            "notes": self.notes,
         }
-        arrays = {"tensor": self.tensor.contiguous(), "sequence": self.sequence, "position": self.position}
-        publish(path, [save(arrays, metadata={"rsdyn": json.dumps(words)})])
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything but ``origin`` as one ``.safetensors`` or ``.npz``, whole or not at all; gives its path.
+
+        In ``.npz`` bfloat16, which numpy lacks, is written as its 16 bits; the file says so.
+        """
+        path = Path(path).expanduser()
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"path: {path.name} must end in {' or '.join(SUFFIXES)}, the formats that are written.")
+        tensor = self.tensor.contiguous()
+        arrays = {"tensor": tensor, "sequence": self.sequence, "position": self.position}
+        if self.tokens is not None:
+            arrays["token_ids"] = torch.cat([ids.long() for ids in self.tokens])
+            arrays["token_counts"] = torch.tensor([len(ids) for ids in self.tokens])
+        arrays["row_digests"] = torch.from_numpy(_row_digests(self).view(np.int64))
+        words = self._words()
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save
+
+            publish(path, [save(arrays, metadata={"rsdyn": json.dumps(words)})])
+            return path
+        words["dtype"] = str(tensor.dtype).removeprefix("torch.")
+        if tensor.dtype == torch.bfloat16:
+            arrays["tensor"] = tensor.view(torch.int16)
+        file = io.BytesIO()
+        np.savez(file, rsdyn=np.array(json.dumps(words)), **{k: v.numpy() for k, v in arrays.items()})  # type: ignore[arg-type]
+        publish(path, [file.getvalue()])
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectories:
-        """Read what :meth:`save` wrote. Raises ``UserError`` for another file, or one of a later format."""
-        from safetensors import SafetensorError, safe_open
+        """Read what :meth:`save` wrote.
 
+        Raises ``UserError`` for another file, one of a later format, and one whose rows are not, or do not stand, as
+        they were written.
+        """
         path = Path(path).expanduser()
-        try:
-            with safe_open(path, "pt") as file:
-                words = json.loads((file.metadata() or {}).get("rsdyn", "{}"))
-                if words.get("rsdyn_trajectories") != FORMAT:
-                    raise UserError(f"path: {path} was not written by Trajectories.save of format {FORMAT}.")
-                arrays = {name: file.get_tensor(name) for name in ("tensor", "sequence", "position")}
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise UserError(f"path: {path} cannot be read as trajectories ({error}).") from error
-        known = {f.name for f in fields(cls)}
+        found = read_saved(path)
+        if found is None:
+            raise UserError(f"path: {path} was not written by Trajectories.save. rsdyn.load reads others' files.")
+        words, arrays = found
+        return cls._of(words, arrays, str(path))
+
+    @classmethod
+    def _of(cls, words: dict[str, Any], arrays: dict[str, Tensor], name: str) -> Trajectories:
+        """Trajectories of what a file or a DataArray holds; ``name`` is what messages call it."""
+        if words.get("rsdyn_trajectories") not in (1, FORMAT):
+            raise UserError(
+                f"path: {name} has format {words.get('rsdyn_trajectories')}, this rsdyn reads format {FORMAT}."
+            )
+        known = {f.name for f in fields(cls)} - {"tokens"}
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in words.items() if k in known}
-        given |= arrays
-        return cls(**given)
+        given |= {k: arrays[k] for k in ("tensor", "sequence", "position")}
+        if "token_ids" in arrays:
+            given["tokens"] = arrays["token_ids"].split(arrays["token_counts"].tolist())
+        x = cls(**given)
+        if "row_digests" in arrays:
+            written, here = arrays["row_digests"].numpy().view(np.uint64), _row_digests(x)
+            if not np.array_equal(written, here):
+                row = int(np.flatnonzero(written != here)[0]) if len(written) == len(here) else 0
+                shuffled = np.array_equal(np.sort(written), np.sort(here))
+                what = (
+                    "its rows are in another order than they were written in, so they do not belong to their sequences"
+                    if shuffled
+                    else f"trajectory {row} is not the one that was written"
+                )
+                raise UserError(f"path: {name}: {what}. Write it again.")
+        return x
+
+
+SUFFIXES = (".safetensors", ".npz")
+
+
+def read_saved(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """What :meth:`Trajectories.save` wrote: words and arrays; None where a file is of others.
+
+    Raises ``UserError`` where it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".npz":
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                if "rsdyn" not in file.files:
+                    return None
+                words = json.loads(str(file["rsdyn"]))
+                arrays = {k: torch.from_numpy(file[k]) for k in file.files if k != "rsdyn"}
+            if words.get("dtype") == "bfloat16":
+                arrays["tensor"] = arrays["tensor"].view(torch.bfloat16)
+            return words, arrays
+        with safe_open(path, "pt") as file:
+            words = json.loads((file.metadata() or {}).get("rsdyn", "{}"))
+            if "rsdyn_trajectories" not in words:
+                return None
+            return words, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+    except FileNotFoundError as error:
+        raise UserError(f"path: {path}: no such file.") from error
+    except (OSError, SafetensorError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"path: {path} cannot be read as trajectories ({error}).") from error
+
+
+def _row_digests(x: Trajectories) -> np.ndarray:
+    """A digest of each trajectory with its sequence and position, uint64 ``(N,)``."""
+    import xxhash
+
+    rows = x.tensor.contiguous().view(torch.uint8).numpy()
+    places = np.stack([x.sequence.numpy(), x.position.numpy()], axis=1).astype("<i8")
+    seeds = [xxhash.xxh3_64_intdigest(place.tobytes()) for place in places]
+    return np.array([xxhash.xxh3_64_intdigest(r.data, seed) for r, seed in zip(rows, seeds, strict=True)], np.uint64)

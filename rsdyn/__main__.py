@@ -33,6 +33,7 @@ MAX_BYTES = 1 << 22  # what a run or a cache says of itself is a few kilobytes; 
 # What ``rsdyn PROGRAM`` runs: the module whose main() takes the words behind it; the scripts share one main().
 PROGRAMS = {
     **dict.fromkeys(SCRIPTS, "rsdyn.commands"),
+    "compare": "rsdyn.commands.compare",
     "check": "rsdyn.commands.check",
     "lens": "rsdyn.commands.lens",
     "report": "rsdyn.report.__main__",
@@ -43,6 +44,7 @@ PROGRAMS = {
 # Other commands, what each does, and the file of the checkout that it needs.
 COMMANDS = (
     ("python -m rsdyn check MODEL", "verify a language model, line by line; --json for machines", None),
+    ("python -m rsdyn compare MODEL MODEL", "measure several models or checkpoints, on one page; resumes", None),
     ("python -m rsdyn lens MODEL --texts 100", "fit a Jacobian lens, in the published layout; resumes", None),
     ("python -m rsdyn.report RUN [RUN ...] -o page.html", "one page of several runs, without a network", None),
     ("python -m rsdyn.stream.cache list", "what is in the cache; also: verify, prune", None),

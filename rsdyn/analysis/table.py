@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from textwrap import wrap
 from typing import Any
@@ -147,13 +149,15 @@ def as_json(table: Sequence[Finding]) -> list[dict[str, Any]]:
             "paper": row.paper,
             "statistic": row.statistic,
             "under": row.under,
-            "values": {c: _value_json(v) for c, v in row.values.items()},
+            "detail": row.detail,
+            "values": {c: value_json(v) for c, v in row.values.items()},
         }
         for row in table
     ]
 
 
-def _value_json(value: Value) -> dict[str, Any]:
+def value_json(value: Value) -> dict[str, Any]:
+    """A value as files have it; its unit and its note stand by themselves and in the text."""
     first, middle, last = value.ends or (None, None, None)
     return {
         "value": value.value,
@@ -165,5 +169,42 @@ def _value_json(value: Value) -> dict[str, Any]:
         "n": value.n,
         "seeds": list(value.seeds),
         "reason": value.reason or None,
+        "unit": value.unit,
+        "note": value.note,
         "text": str(value),
     }
+
+
+def from_json(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """The table that :func:`as_json` made, read back; also of version 0.1, which kept less of it.
+
+    Raises ``KeyError`` or ``TypeError`` for what is no such table.
+    """
+    return [
+        Finding(
+            row["key"],
+            row["measure"],
+            row["claim"],
+            row["paper"],
+            row["statistic"],
+            {c: _value_from(v) for c, v in row["values"].items()},
+            row.get("under", ""),
+            row.get("detail", False),
+        )
+        for row in rows
+    ]
+
+
+def _value_from(value: Mapping[str, Any]) -> Value:
+    ends = tuple(value.get(end) for end in ("first", "middle", "last"))
+    return Value(
+        math.nan if value["value"] is None else value["value"],
+        value.get("low"),
+        value.get("high"),
+        None if ends[0] is None else tuple(math.nan if end is None else end for end in ends),  # type: ignore[arg-type]
+        value.get("n"),
+        tuple(math.nan if seed is None else seed for seed in value.get("seeds") or ()),
+        value.get("reason") or "",
+        value.get("unit", " %" if re.match(r"\S+ %", str(value.get("text"))) else ""),
+        value.get("note", ""),
+    )

@@ -228,6 +228,8 @@ def start_records(run: Run, source: Source, streams: Mapping[str, TrajectoryStre
             "quantisation": lm.quantisation,
         },
         text=source.text,
+        tokenizer=source.made_from.get("tokenizer"),
+        bos=sequences.opened_by,
         tokens_digest=sequences.digest,
         caches={name: {"cache_key": c.key, "cache_folder": str(c.folder)} for name, c in caches.items()},
     )

@@ -1,0 +1,263 @@
+"""Panels of a comparison: findings as dots with intervals, curves over depth from 0 to 1, findings against steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rsdyn.analysis.comparison import Cell, Column, Comparison, Row, Series
+from rsdyn.analysis.comparison_table import leading, training_rows
+from rsdyn.analysis.finding import Finding, Value
+from rsdyn.figures.colours import LOOKS, Look
+from rsdyn.figures.over_depth import SHARED_DEPTH
+from rsdyn.figures.panel import Axis, Caption, Line, Mark, Panel, Rule, Scale, in_words
+
+INTERVALS = "95 % intervals"
+COLOURS = ("ink", "c1", "c4", "within", "c2", "c3", "c6", "c5", "cross")
+LONGEST = 26  # characters of a model's name beside an axis
+WIDE = 20  # as many times the least step the largest must be for steps to stand at their logarithms
+
+
+class Drawn(NamedTuple):
+    """How a curve of a comparison is drawn: its name in ``Column.curves``, its title, what its axis says, and how."""
+
+    name: str
+    title: str
+    unit: str
+    scale: Scale = "linear"
+    percent: bool = False
+    from_zero: bool = False
+
+
+CURVES = (
+    Drawn("correlation/mean", "Correlation of successive sublayers", "mean r over units", "fisher"),
+    Drawn("cosine/mean", "Cosine of successive states", "mean cosine", "fisher"),
+    Drawn("velocity/relative", "Step over the state's norm", "step over norm", "log"),
+    Drawn("mutual_information/mean", "Information of successive sublayers", "nats", from_zero=True),
+    Drawn("activations/density", "Active units", "share of units", percent=True, from_zero=True),
+    Drawn("activations/participation", "Units that share the mean", "share of units", percent=True, from_zero=True),
+    Drawn("pca/over_depth/dimensions", "Dimensions filled", "participation ratio", from_zero=True),
+)  # fmt: skip
+
+
+def looks(columns: Sequence[Column]) -> dict[str, Look]:
+    """A look per column: a colour per model, and an untrained twin dotted, in that of the first model it belongs to."""
+    found: dict[str, Look] = {}
+    models = [column.label for column in columns if not column.is_twin]
+    for i, label in enumerate(models):
+        found[label] = Look(COLOURS[i % len(COLOURS)], "solid" if i < len(COLOURS) else "dash")
+    for column in columns:
+        if column.is_twin:
+            found[column.label] = Look(found[column.of[0]].colour, "dot")
+    return found
+
+
+# -- dots and intervals ------------------------------------------------------------------------------------------------
+
+
+def finding_panels(comparison: Comparison) -> list[Panel]:
+    """A panel per leading row: a line per model, its value as a dot and its interval as a bar."""
+    return [_dots(row, comparison) for row in leading(comparison)]
+
+
+def _dots(row: Row, comparison: Comparison) -> Panel:
+    marks: list[Mark] = []
+    values = [row.cells[column.label].value for column in comparison.columns]
+    if _reaches_zero(values):
+        marks.append(Rule(name="zero", x=0.0))
+    for i, column in enumerate(comparison.columns):
+        marks += _dot(column, row.cells[column.label], i)
+    n = len(comparison.columns)
+    names = tuple((float(i), shortened(column.label)) for i, column in enumerate(comparison.columns))
+    finding = row.finding
+    first = comparison.labels[0]
+    return Panel(
+        key=f"compare_{row.key}",
+        title=_title(finding),
+        marks=tuple(marks),
+        x=Axis(_statistic(finding)),
+        y=Axis(limits=(n - 0.4, -0.6), ticks=names),
+        caption=Caption(
+            f"A dot per model and its 95 % interval; untrained twins are rings. {_claimed(finding)}",
+            "which models differ by more than their intervals.",
+            f"what is drawn as a square: it is not comparable with {first}; the table says why.",
+        ),
+        bands="",
+        tall=max(0.55, (110 + 22 * n) / 320),
+        alt=f"{finding.statistic}: " + "; ".join(
+            f"{label} {'not there' if cell.value is None else cell.value}" for label, cell in row.cells.items()
+        ),
+    )  # fmt: skip
+
+
+def _dot(column: Column, cell: Cell, at: int) -> list[Mark]:
+    value = cell.value
+    if value is None or not value.defined:
+        return []
+    look = LOOKS["untrained"]._replace(dash="solid") if column.is_twin else Look("ink", "solid")
+    found: list[Mark] = []
+    if value.low is not None and value.high is not None:
+        ends, y = np.array([value.low, value.high]), np.array([at, at], dtype=float)
+        found.append(Line(name=column.label, x=ends, y=y, look=look, legend=False, width=0.8))
+    marker = "square" if cell.not_comparable else "ring" if column.is_twin else "circle"
+    words = "; ".join([f"{column.label}: {value}", *cell.not_comparable])
+    found.append(
+        Line(
+            name=column.label,
+            x=np.array([value.value]),
+            y=np.array([float(at)]),
+            look=look,
+            marker=marker,  # type: ignore[arg-type]
+            size=0.7 if marker == "ring" else 1.6,
+            line=False,
+            legend=False,
+            text=(words,),
+        )
+    )
+    return found
+
+
+def _reaches_zero(values: Sequence[Value | None]) -> bool:
+    """Whether 0 lies among the values and intervals, or so near that it is worth its room."""
+    found = [x for v in values if v is not None for x in (v.value, v.low, v.high) if x is not None and x == x]
+    if not found:
+        return False
+    low, high = min(found), max(found)
+    return low - 0.25 * (high - low) <= 0 <= high + 0.25 * (high - low)
+
+
+def shortened(label: str) -> str:
+    """A name as there is room for beside an axis: of a long one the end, which tells checkpoints apart."""
+    return label if len(label) <= LONGEST else "…" + label[1 - LONGEST :]
+
+
+def _title(finding: Finding) -> str:
+    words = finding.claim or finding.statistic
+    return words[:1].upper() + words[1:]
+
+
+def _statistic(finding: Finding) -> str:
+    return finding.statistic if len(finding.statistic) <= 60 else finding.statistic[:57].rpartition(" ")[0] + " …"
+
+
+def _claimed(finding: Finding) -> str:
+    return f"The paper, of Llama 3.1 8B: {finding.paper}." if finding.paper not in ("", "not given") else ""
+
+
+# -- curves over depth -------------------------------------------------------------------------------------------------
+
+
+def curve_panels(comparison: Comparison) -> list[Panel]:
+    """A panel per curve that any model has, over depth from the first sublayer to the last."""
+    styles = looks(comparison.columns)
+    found = []
+    for drawn in CURVES:
+        marks: list[Mark] = []
+        told = []
+        for column in comparison.columns:
+            curve = column.curves.get(drawn.name)
+            if curve is None or not np.isfinite(curve.values).any():
+                continue
+            marks.append(
+                Line(
+                    name=column.label, x=curve.at, y=curve.values, low=curve.low, high=curve.high,
+                    look=styles[column.label],
+                )
+            )  # fmt: skip
+            where = [f"{at:.0%} of depth" for at in curve.at]
+            told.append(in_words(column.label, curve.values, where))
+        if marks:
+            found.append(_curve_panel(drawn, tuple(marks), told, comparison))
+    return found
+
+
+def _curve_panel(drawn: Drawn, marks: tuple[Mark, ...], told: Sequence[str], comparison: Comparison) -> Panel:
+    n_depths = {column.model.facts.n_sublayers for column in comparison.columns if column.model.facts is not None}
+    deep = f" Depths are {', '.join(map(str, sorted(n_depths)))} sublayers." if len(n_depths) > 1 else ""
+    return Panel(
+        key=f"depth_{drawn.name.replace('/', '_')}",
+        title=drawn.title,
+        marks=marks,
+        x=SHARED_DEPTH,
+        y=Axis(drawn.unit, scale=drawn.scale, percent=drawn.percent, from_zero=drawn.from_zero),
+        caption=Caption(
+            f"A line per model, dotted for its untrained twin.{deep}",
+            "where along the depth models part.",
+            "sizes, where the list above says that N, sites or width differ.",
+        ),
+        bands=INTERVALS,
+        alt="; ".join(told),
+    )
+
+
+# -- over training -----------------------------------------------------------------------------------------------------
+
+
+def training_panels(comparison: Comparison, series: Series) -> list[Panel]:
+    """A panel per leading row: its value at each checkpoint, beside the untrained twin's."""
+    place = places(series.steps)
+    axis = Axis("training step", ticks=tuple((float(x), f"{s:,}") for x, s in zip(place, series.steps, strict=True)))
+    twin = next((c for c in comparison.columns if c.is_twin and set(c.of) & set(series.labels)), None)
+    rows = {row.key: row for row in comparison.rows}
+    number = comparison.series.index(series)
+    found = []
+    for finding, cells in training_rows(comparison, series):
+        marks: list[Mark] = []
+        if twin is not None and (at := rows[finding.key].cells[twin.label].value) is not None and at.defined:
+            ends = np.array([place[0], place[-1]], dtype=float)
+            low, high = (None if e is None else np.full(2, e) for e in (at.low, at.high))
+            marks.append(Line(name="untrained", x=ends, y=np.full(2, at.value), low=low, high=high))
+        values = [cell.value for cell in cells]
+        marks.append(_against_steps(series, place, values))
+        found.append(
+            Panel(
+                key=f"training_{number}_{finding.key}",
+                title=_title(finding),
+                marks=tuple(marks),
+                x=axis,
+                y=Axis(_statistic(finding)),
+                caption=Caption(
+                    f"A dot per checkpoint of {series.name}. {_claimed(finding)}",
+                    "when in training it comes, and whether it was there before.",
+                    "what happens between two checkpoints.",
+                ),
+                bands=INTERVALS,
+                alt=f"{finding.statistic}: " + "; ".join(
+                    f"step {step} {'not there' if v is None else v}"
+                    for step, v in zip(series.steps, values, strict=True)
+                ),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _against_steps(series: Series, place: np.ndarray, values: Sequence[Value | None]) -> Line:
+    def numbers(of: Mapping[int, float | None]) -> np.ndarray:
+        return np.array([np.nan if of[i] is None else of[i] for i in range(len(values))], dtype=float)
+
+    y = numbers({i: None if v is None else v.value for i, v in enumerate(values)})
+    # where there is no interval the value itself stands for it, so that the band of the others has no gap
+    low = numbers({i: None if v is None else v.value if v.low is None else v.low for i, v in enumerate(values)})
+    high = numbers({i: None if v is None else v.value if v.high is None else v.high for i, v in enumerate(values)})
+    words = tuple(f"step {s:,}: {'not there' if v is None else v}" for s, v in zip(series.steps, values, strict=True))
+    return Line(
+        name=series.name, x=place, y=y, low=low, high=high, marker="circle", look=Look("ink", "solid"), text=words
+    )
+
+
+def places(steps: Sequence[int]) -> np.ndarray:
+    """Where steps are drawn: at themselves, or at their logarithms where they span much; 0 then one place before."""
+    positive = [step for step in steps if step > 0]
+    if not positive or max(positive) < WIDE * min(positive):
+        return np.array(steps, dtype=float)
+    return np.array([1 + np.log2(step / min(positive)) if step > 0 else 0.0 for step in steps])
+
+
+def comparison_panels(comparison: Comparison) -> dict[str, list[Panel]]:
+    """All panels, by the section of the page that they are in."""
+    found = {"findings": finding_panels(comparison), "depth": curve_panels(comparison)}
+    for i, series in enumerate(comparison.series):
+        found[f"training-{i}"] = training_panels(comparison, series)
+    return {section: panels for section, panels in found.items() if panels}

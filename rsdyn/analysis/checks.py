@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from rsdyn.analysis.settings import CONDITIONS, NULLS, STREAM_NULLS
+from rsdyn.analysis.shape import check_shape
 from rsdyn.dynamics.information import MIN_SAMPLES
 from rsdyn.errors import UserError
 
@@ -90,6 +91,8 @@ def check_settings(
             raise UserError(
                 f"analysis.rotation.units: {wrong[0]} is not a unit of this model, whose units are 0 to {n_units - 1}."
             )
+    kept = min(n_trajectories, settings.keep or n_trajectories)
+    check_shape(measures, n_trajectories=kept, n_sublayers=n_sublayers)
     most = min(n_units, n_trajectories * n_sublayers - 1)
     if "pca" in measures and settings.components is not None and settings.components > most:
         raise UserError(

@@ -107,7 +107,7 @@ class Prompts(NamedTuple):
 
 
 def prompts() -> dict[str, Prompts]:
-    """Twenty short prompts of each of the five kinds that arXiv 2606.09287 compares; ours, since its own are unknown."""
+    """Twenty short prompts of each of the five kinds of arXiv 2606.09287; ours, since its own are unknown."""
     content: Any = json.loads(files("rsdyn.analysis").joinpath("claim_prompts.json").read_text(encoding="utf-8"))
     found = {}
     for kind in KINDS:

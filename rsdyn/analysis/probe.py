@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -32,6 +32,7 @@ from rsdyn.metrics.running import (
     UnitShare,
     UnitTrajectories,
 )
+from rsdyn.metrics.tokens import ByPosition, Positional, TokenCurvature, Triples
 from rsdyn.stream.text.groups import SequenceGroups
 from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
 
@@ -40,7 +41,7 @@ _PACE = ("cosine", "speed", "relative_speed")
 SECOND_PASS_MOMENTS = (*_PACE, *(f"{name}_without_massive" for name in _PACE))
 MASSIVE = 100.0  # a unit is massive from so many times the median on (METHOD section 5)
 LEFT_OUT = (0, 1, 2, 4, 8, 16)  # of the largest units, in the curves of each finding (METHOD section 0.10)
-KEEP_SAMPLES = ("mutual_information", "rotation", "pca")
+KEEP_SAMPLES = ("mutual_information", "rotation", "pca", "curvature", "dimension", "similarity")
 
 
 @contextmanager
@@ -125,6 +126,8 @@ class ResidualStreamProbe(L.LightningModule):
         largest: which units are large, as a run's main stream has it (its probe's ``largest``); None finds it here.
         last_token: ``(N,)`` int64, which last token each sequence of the corpus has, numbered from 0; None asks for
             nothing by last token.
+        tokens: which tokens of each sequence the trajectories are of: ``all``, in order, for what is measured over
+            tokens too, and any but ``last`` for curves by position.
 
     After ``trainer.test`` the attributes hold, over all processes: ``groups`` (comoments of each group of sequences),
     ``all_pairs`` (correlation ``(pairs, D)``), ``frozen`` ``(S - 1, D)``, ``share`` (this process' units),
@@ -149,6 +152,7 @@ class ResidualStreamProbe(L.LightningModule):
         largest: Largest | None = None,
         last_token: Tensor | None = None,
         sites_per_layer: int = 2,
+        tokens: Literal["last", "some", "all"] = "last",
     ):
         super().__init__()
         self.largest, self.last_token, self.sites_per_layer = largest, last_token, sites_per_layer
@@ -156,7 +160,9 @@ class ResidualStreamProbe(L.LightningModule):
         self.measures, self.components, self.bar, self.name = tuple(measures), components, bar, name
         self.sequence_groups = groups
         self.n_groups = MOST_GROUPS if groups is None else groups.n_groups
-        self.n_passes = 2 if set(measures) & set(SECOND_PASS) else 1
+        self.over_positions = tokens != "last" and bool(set(measures) & {"cosine", "velocity", "curvature"})
+        self.over_tokens = tokens == "all" and "curvature" in measures
+        self.n_passes = 2 if set(measures) & set(SECOND_PASS) or self.over_positions else 1
         self.comoments = Grouped(lambda: Correlation(n_sublayers, n_units), self.n_groups)
         self.pairs = Correlation(n_sublayers, n_units, "all") if "correlation" in measures else None
         self.frozen_steps = FrozenSteps(n_sublayers, n_units)
@@ -178,6 +184,10 @@ class ResidualStreamProbe(L.LightningModule):
         self.relative_speed: list[Moments] = []
         self.relative_speed_without_massive: list[Moments] = []
         self.pace: Moments | None = None
+        self.by_position: Positional | None = None
+        self.token_curvature: list[Moments] = []
+        self.token_curvature_apart: list[Moments] = []
+        self._triples: dict[str, Triples] = {}
         self.residual: list[Moments] = []
         self.residual_without_massive: list[Moments] = []
         self.residual_left_out: Tensor | None = None
@@ -261,6 +271,13 @@ class ResidualStreamProbe(L.LightningModule):
                 )
         if set(self.measures) & {"cosine", "velocity"}:
             self.second["pace"] = PaceWithoutLargest(self.n_sublayers, self.largest.order, self.largest.counts, usable)
+        if self.over_positions:
+            self.second["by_position"] = ByPosition(self.n_sublayers, usable)
+        if self.over_tokens:
+            units = usable if without is None else without
+            self._triples = {"token_curvature": Triples(usable), "token_curvature_apart": Triples(units, first=1)}
+            for name in self._triples:
+                self.second[name] = Grouped(lambda: TokenCurvature(self.n_sublayers), self.n_groups)
         if self.covariances is not None:
             self._fit_pca()
             assert self.pca is not None
@@ -323,6 +340,12 @@ class ResidualStreamProbe(L.LightningModule):
                 self.second[name].update(x, group)  # type: ignore[operator]
         if "pace" in self.second:
             self.second["pace"].update(x)  # type: ignore[operator]
+        if "by_position" in self.second and batch.position is not None:
+            self.second["by_position"].update(x, batch.position)  # type: ignore[operator]
+        if batch.position is not None:
+            for name, triples in self._triples.items():
+                angles, of = triples(x, sequence=batch.sequence, position=batch.position)
+                self.second[name].update(angles, self.group_of(of))  # type: ignore[operator]
         if self.pca is None:
             return
         for rows in torch.arange(len(x), device=x.device).split(32):
@@ -347,11 +370,14 @@ class ResidualStreamProbe(L.LightningModule):
 
     def finish(self) -> None:
         """Bring the processes together once more, after the last pass."""
-        for name in (*SECOND_PASS_MOMENTS, "residual", "residual_without_massive"):
+        for name in (*SECOND_PASS_MOMENTS, *self._triples, "residual", "residual_without_massive"):
             if self.second is not None and name in self.second:
                 setattr(self, name, self.second[name].states(lambda m: m.state))  # type: ignore[operator]
         if self.second is not None and "pace" in self.second:
             self.pace = self.second["pace"].compute()  # type: ignore[operator]
+        if self.second is not None and "by_position" in self.second:
+            with self.second["by_position"].sync_context():  # type: ignore[operator]
+                self.by_position = self.second["by_position"].positional  # type: ignore[assignment]
         if self.second is not None and "residual_left_out" in self.second:
             self.residual_left_out = self.second["residual_left_out"].compute().mean  # type: ignore[operator]
         if self.second is not None and "latents" in self.second:

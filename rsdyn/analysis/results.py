@@ -167,9 +167,14 @@ class Correlation:
 
 @dataclass(frozen=True, eq=False)
 class Cosine:
-    """Cosine of successive states (paper 2.3, Fig. 1E): ``(S - 1,)``, mean over sequences."""
+    """Cosine of successive states (paper 2.3, Fig. 1E): ``(S - 1,)``, mean over sequences.
+
+    Attributes:
+        by_position: ``(P, S - 1)`` by range of positions; None where positions are not known.
+    """
 
     mean: Measured
+    by_position: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,10 +185,13 @@ class Velocity:
         speed: in units of activation.
         relative: over the norm of the state that the step starts from (METHOD section 0.12); None where it was not
             measured, as on the way of a training.
+        by_position, relative_by_position: ``(P, S - 1)`` by range of positions; None where they are not known.
     """
 
     speed: Measured
     relative: Measured | None = None
+    by_position: Tensor | None = None
+    relative_by_position: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -366,6 +374,162 @@ class MassiveActivations:
     norm_by_position: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class StepNull:
+    """A mean over sequences and sublayers against a null model of a path's steps.
+
+    Attributes:
+        value: of the stream.
+        mean, std: of the null model; ``z`` the value's distance from its mean in these standard deviations.
+        p: two-sided.
+    """
+
+    value: float
+    mean: float
+    std: float
+    z: float
+    p: float
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """How curved and how long the way over depth is, and over tokens (METHOD section 14).
+
+    Attributes:
+        angle: ``(S - 2,)`` radians between successive steps, mean over sequences; pi/2 where they are independent.
+        mean_angle: ``()`` over sublayers.
+        straightness: ``()`` distance from first state to last over the length of the way, mean over sequences;
+            ``scaled_straightness`` with each step divided by the RMS over sequences at its place.
+        length: ``()`` of the way, in units of activation.
+        nulls: of ``mean_angle``, by null model; ``nulls_without_massive`` the same without massive units.
+        straightness_nulls, scaled_straightness_nulls: of the *squared* straightness, likewise.
+        over_tokens: ``(S,)`` radians between successive differences of neighbouring tokens' states, mean over tokens;
+            without massive units also without position 0. None where single tokens were recorded.
+        by_position: ``(P, S - 2)`` ``angle`` by range of positions; None where positions are not known.
+    """
+
+    angle: Measured
+    mean_angle: Measured
+    straightness: Measured
+    scaled_straightness: Measured
+    length: Measured
+    nulls: dict[str, StepNull] = field(default_factory=dict)
+    nulls_without_massive: dict[str, StepNull] = field(default_factory=dict)
+    straightness_nulls: dict[str, StepNull] = field(default_factory=dict)
+    scaled_straightness_nulls: dict[str, StepNull] = field(default_factory=dict)
+    over_tokens: Measured | None = None
+    by_position: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Dimension:
+    """How many dimensions the states of each sublayer fill, ``(S,)`` each (METHOD section 14).
+
+    Attributes:
+        participation: participation ratio of the variances along a sublayer's own components.
+        components_90: how many of them hold 90 % of its variance.
+        effective_rank: the exponential of the entropy of the singular values.
+        matrix_entropy: von Neumann entropy of the Gram matrix, in nats.
+        twonn, mle: intrinsic dimensions by nearest neighbours.
+        repeated: int64, states that repeat others and are left out of these two.
+    """
+
+    participation: Measured
+    components_90: Measured
+    effective_rank: Measured
+    matrix_entropy: Measured
+    twonn: Measured
+    mle: Measured
+    repeated: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """Debiased CKA of the states of sublayers (METHOD section 14).
+
+    Attributes:
+        map: ``(S, S)`` of all pairs; ``map_without_massive`` where there are massive units.
+        adjacent: ``(S - 1,)`` of each sublayer with the next.
+        floor: ``(n, S - 1)`` the same where sequences do not belong together.
+        with_main: ``(S,)`` of each sublayer with that of the main stream, for the same sequences; None of that stream.
+    """
+
+    map: Tensor
+    adjacent: Measured
+    floor: Tensor | None = None
+    map_without_massive: Tensor | None = None
+    with_main: Measured | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PhaseResults:
+    """Change points over depth of the curves of a stream, all together (:mod:`rsdyn.dynamics.phases`).
+
+    Attributes:
+        curves: the paths of the curves that were analysed, averaged over the sublayers of each layer.
+        n: how many change points are beyond chance.
+        places: ``(K, K)`` int64: in row k - 1 the best k, each the first layer of a new phase; -1 behind them.
+        low, high: ``(K, K)`` ends of the middle 95 % of these places over simulated data; -1 where there is none.
+        gain, p: ``(K,)`` by how much the k-th lowers the logarithm of the cost, and its p over all k.
+        null_gain: ``(K, n)`` of phase-randomised curves.
+    """
+
+    curves: tuple[str, ...]
+    n: int
+    places: Tensor
+    low: Tensor
+    high: Tensor
+    gain: Tensor
+    p: Tensor
+    null_gain: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """What one sequence's stream says at each sublayer, and at the end.
+
+    Attributes:
+        text: what the model has read, its end; ``follows`` is the token that comes next in the text.
+        tokens: the ``k`` likeliest tokens at each of ``S + 1`` places, as text, one place after another; empty where
+            the lens does not read.
+        probability: ``(S + 1, k)``.
+    """
+
+    text: str
+    follows: str
+    tokens: tuple[str, ...]
+    probability: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ReadoutResults:
+    """What the stream says at each sublayer beside what it says at the end (METHOD section 13).
+
+    Curves ``(S,)`` are means over sequences; NaN where the lens does not read.
+
+    Attributes:
+        lens: what the states are read with.
+        kl: KL(final || here), nats.
+        entropy: of the distribution here, nats.
+        rank: of the final top token here, as the logarithm of 1 + rank, the first being 0; it spans decades.
+        probability: of the final top token here.
+        agreement: share of sequences whose top token is the final one.
+        commit: ``()`` the first sublayer from which the top token stays, mean; ``S`` where it changes at the end.
+        committed: ``(S + 1,)`` share of sequences that have committed by each sublayer.
+        examples: single sequences, by number.
+    """
+
+    lens: str
+    kl: Measured
+    entropy: Measured
+    rank: Measured
+    probability: Measured
+    agreement: Measured
+    commit: Measured
+    committed: Tensor
+    examples: dict[str, Example] = field(default_factory=dict)
+
+
 # -- what was found of a stream and of a run ---------------------------------------------------------------------------
 
 
@@ -386,6 +550,11 @@ class ConditionResults:
     rotation: Rotation | None = None
     pca: PrincipalComponents | None = None
     massive: MassiveActivations | None = None
+    curvature: Curvature | None = None
+    dimension: Dimension | None = None
+    similarity: Similarity | None = None
+    readout: ReadoutResults | None = None
+    phases: PhaseResults | None = None
 
 
 MEASURES = tuple(f.name for f in fields(ConditionResults) if f.name not in ("counts", "flags"))

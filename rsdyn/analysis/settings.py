@@ -9,6 +9,9 @@ from rsdyn.options import (
 )
 
 MEASURES = ("activations", "correlation", "cosine", "velocity", "mutual_information", "rotation", "pca")  # of a stream
+SHAPE = ("curvature", "dimension", "similarity")  # of trajectories, beside the paper's measures
+READOUT = "readout"  # runs the model with its head
+PHASES = "phases"  # of what the other measures give
 MASSIVE = "massive"  # of single tokens, so it says most with data.positions=all
 JACOBIAN = "jacobian"  # of the model at a text's states: costly, and asked for by name
 
@@ -68,13 +71,29 @@ class JacobianConfig:
 
 
 @dataclass
+class ReadoutConfig:
+    """What the stream says at each sublayer, beside what the model says at its end."""
+
+    samples: int = setting(
+        200, "Sequences of which each sublayer's distribution is read, from the first one on.", low=1
+    )
+    lens: str | None = setting(
+        None,
+        "What reads a sublayer: null is the model's own final norm and head (logit lens); else a file, of a Jacobian "
+        "lens (rsdyn lens), or .safetensors with weight (S, D, D) and bias (S, D), an affine map per sublayer.",
+    )
+    examples: int = setting(5, "Sequences whose likeliest tokens are shown sublayer by sublayer.", low=0)
+
+
+@dataclass
 class AnalysisConfig:
     """What analyze.py measures, and what train.py measures on the way with analysis.on_train=true."""
 
     measures: list[str] = setting(
         list(MEASURES),
-        "What to measure; massive (which says most with data.positions=all) and jacobian are asked for by name.",
-        choices=(*MEASURES, MASSIVE, JACOBIAN),
+        "What to measure; curvature, dimension, similarity, readout, phases (change points of the other curves over "
+        "depth), massive (which says most with data.positions=all) and jacobian are asked for by name.",
+        choices=(*MEASURES, MASSIVE, *SHAPE, READOUT, PHASES, JACOBIAN),
     )
     conditions: list[str] = setting(
         list(CONDITIONS),
@@ -114,4 +133,5 @@ class AnalysisConfig:
     on_train: bool = setting(False, "Measure while train.py records, so that one pass over the LM feeds both.")
     mi: MiConfig = field(default_factory=MiConfig)
     rotation: RotationConfig = field(default_factory=RotationConfig)
+    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
     jacobian: JacobianConfig = field(default_factory=JacobianConfig)

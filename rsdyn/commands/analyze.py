@@ -19,10 +19,12 @@ from rsdyn.analysis.flat import typed_results
 from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.analysis.results import AnalysisResults
 from rsdyn.analysis.seeds import with_seeds
-from rsdyn.analysis.settings import JACOBIAN
+from rsdyn.analysis.settings import JACOBIAN, READOUT
+from rsdyn.analysis.shape import Shapes, shapes_of, with_shapes
 from rsdyn.analysis.streams import Results, compare_streams, measures_of
 from rsdyn.analysis.summary import on_cpu
 from rsdyn.commands.jacobians import analyze_jacobians, check_continues, measure_jacobians
+from rsdyn.commands.readout import check_readout, measure_readout
 from rsdyn.figures.jacobians import jacobian_panels
 from rsdyn.figures.of_analysis import panels
 from rsdyn.run.analysis import check_analysis, ending_of, kept_of, n_steps, probe_of
@@ -46,6 +48,8 @@ def analyze(run: Run) -> None:
         return
     if JACOBIAN in settings.measures:
         check_continues(run, source)
+    if READOUT in settings.measures:
+        check_readout(run, source)
 
     # the streams: of the text, of its controls, and of untrained models
     wanted = {w.name: w for w in streams_wanted(settings, source.lm.n_parameters())}  # the original first
@@ -68,6 +72,7 @@ def analyze(run: Run) -> None:
     steps = Steps(n_steps(settings, len(streams)), run.started)
     probes: dict[str, ResidualStreamProbe] = {}
     results: dict[str, Results] = {}
+    shapes: dict[str, Shapes] = {}
     recorded: list[int] = []
     with keeping(lambda: kept_of(streams)):
         for condition, stream in streams.items():
@@ -92,9 +97,18 @@ def analyze(run: Run) -> None:
             for measure, measured in measures_of(probe, settings, sites_per_layer=sites, seed=seed, nulls=nulls):
                 results[condition] |= measured
                 steps.done(measure)
+            shapes[condition] = {}
+            main = next(iter(probes.values()))
+            for measure, shape in shapes_of(probe, settings.measures, main=main, sites_per_layer=sites, seed=seed):
+                shapes[condition][measure] = shape
+                steps.done(measure)
         if "rotation" in settings.measures:
             compare_streams(probes, results, settings, sites_per_layer=sites, seed=seed)
             steps.done("rotation")
+        if READOUT in settings.measures:
+            for condition, read in measure_readout(run, source, streams, groups, steps).items():
+                shapes[condition][READOUT] = read
+            steps.done(READOUT)
         jacobians = None
         if JACOBIAN in settings.measures:
             jacobians = measure_jacobians(run, source, steps)
@@ -105,6 +119,7 @@ def analyze(run: Run) -> None:
         measures = tuple(m for m in settings.measures if m != JACOBIAN)
         typed = {c: typed_results(r) for c, r in flat.items()}
         found = AnalysisResults(typed, measures, sites, first.n_sublayers, first.n_units)
+        found = with_shapes(found, shapes, probes, {w.name: w.condition for w in wanted.values()}, seed)
         units = settings.rotation.units
         of_streams = panels(flat, measures, sites_per_layer=sites, units=units, seed=seed)
         derived = [] if jacobians is None else jacobian_panels(jacobians, settings.jacobian.sublayers)

@@ -34,13 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, write it, and return the exit code."""
     parser = argparse.ArgumentParser(prog="rsdyn claims", description="Test what other papers claim, on a model.")
     parser.add_argument("model", metavar="MODEL", help="a name on the Hub, a folder, a GGUF file, embedded or smollm2")
-    parser.add_argument(
-        "--texts", type=int, default=1200, help="sequences of the text (1200; transport needs 2 x units)"
-    )
+    parser.add_argument("--texts", type=int, default=1200, help="sequences of the text (1200; 2 x units or more)")
     parser.add_argument("--data", metavar="FILE", help="text, jsonl or parquet file (the embedded text)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the texts drawn, the untrained weights and the nulls (0)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="of texts, untrained weights and nulls (0)")
     parser.add_argument("-o", "--out", metavar="FILE", help="also write the table there: .md, or .json for machines")
     given = parser.parse_args(argv)
     quiet_transformers()

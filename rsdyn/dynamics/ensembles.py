@@ -65,8 +65,8 @@ class Transport(NamedTuple):
     """What linear transport leaves of an ensemble.
 
     Attributes:
-        residual: ``(L, L)`` variance per unit and sequence of what is left at layer ``m`` when the ensemble at ``l < m``
-            is turned and stretched onto it; NaN elsewhere.
+        residual: ``(L, L)`` variance per unit and sequence of what is left at layer ``m`` when the ensemble of a layer
+            before it is turned and stretched onto it; NaN elsewhere.
         own: ``(L,)`` variance per unit and sequence of the ensemble itself, about 0.
     """
 

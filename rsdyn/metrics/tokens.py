@@ -35,7 +35,7 @@ class ByPosition(_Float64State):
         units: boolean mask ``(D,)`` of the units that count; default all.
 
     ``update`` takes trajectories ``(n, S, D)`` and the tokens' positions ``(n,)``; ``compute`` gives a
-    :class:`Positional`. A token of which something is undefined, as a cosine with a state of zero, does not count there.
+    :class:`Positional`. A token of which something is undefined, as a cosine with a zero, does not count there.
     """
 
     total: Tensor
@@ -62,9 +62,14 @@ class ByPosition(_Float64State):
         self.n.index_add_(0, where, known.to(torch.float64))
         self.counts.index_add_(0, where, torch.ones_like(where, dtype=torch.float64))
 
-    def compute(self) -> Positional:
+    @property
+    def positional(self) -> Positional:
+        """What this process, or after ``sync`` all of them, have seen."""
         cosine, speed, relative, bends = (self.total / self.n).unbind(1)
         return Positional(cosine, speed, relative, bends[:, : self.n_sublayers - 2], self.counts.clone())
+
+    def compute(self) -> Positional:
+        return self.positional
 
 
 class TokenCurvature(StreamMoments):

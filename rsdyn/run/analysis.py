@@ -16,7 +16,8 @@ from rsdyn.analysis.left_out import as_markdown as left_out_markdown
 from rsdyn.analysis.left_out import without_largest
 from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.analysis.results import AnalysisResults
-from rsdyn.analysis.settings import JACOBIAN, AnalysisConfig
+from rsdyn.analysis.settings import JACOBIAN, PHASES, READOUT, AnalysisConfig
+from rsdyn.analysis.shape_rows import shape_in_words, shape_rows
 from rsdyn.analysis.stored import flatten
 from rsdyn.analysis.summary import in_words, numbers_of
 from rsdyn.analysis.table import as_json, as_markdown, as_text
@@ -51,8 +52,8 @@ def check_analysis(run: Run, stream: TrajectoryStream) -> int:
 
 def n_steps(settings: AnalysisConfig, n_streams: int) -> int:
     """How many steps an analysis has: for each stream its reading and its measures, what compares them, the figures."""
-    of_streams = len([m for m in settings.measures if m != JACOBIAN])
-    compared = ("rotation" in settings.measures) + (JACOBIAN in settings.measures)
+    of_streams = len([m for m in settings.measures if m not in (JACOBIAN, READOUT, PHASES)])
+    compared = sum(m in settings.measures for m in ("rotation", JACOBIAN, READOUT))
     return n_streams * (1 + of_streams) + compared + 1
 
 
@@ -78,6 +79,7 @@ def probe_of(
         largest=None if first is None else first.largest,
         last_token=last_tokens(stream),
         sites_per_layer=len(stream.lm.site_names),
+        tokens="last" if stream.positions.is_last else "all" if stream.positions.rule == "all" else "some",
     )
 
 
@@ -127,6 +129,9 @@ def ending_of(
         if results
         else []
     )
+    if found is not None:
+        table = [*table, *shape_rows(found)]
+        notes = [*notes, *shape_in_words(found)]
     said, lines = answer(table, conditions), as_text(table, conditions, table_columns()) if table else []
     markdown = as_markdown(table, conditions) if table else ""
     arrays: dict[str, Any] = {} if found is None else flatten(found)

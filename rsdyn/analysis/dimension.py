@@ -1,0 +1,73 @@
+"""The measure ``dimension``: how many dimensions each sublayer's states fill, by spectrum and by nearest neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from rsdyn.analysis.measures import _dimensions
+from rsdyn.analysis.over_sequences import with_interval
+from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.analysis.results import Dimension, Measured
+from rsdyn.dynamics import dimension as of_states
+from rsdyn.dynamics.resampling import group_of
+from rsdyn.metrics.processes import from_all
+from rsdyn.threads import side_by_side
+
+N_GROUPS = 10  # whose neighbours are looked for again, each in a table of distances
+
+
+def dimension(probe: ResidualStreamProbe, *, intervals: bool = True) -> Dimension:
+    """Dimensions of the states that were kept, on every process; each sublayer is done by one of them.
+
+    ``intervals`` of the two by nearest neighbours take a search per group of sequences, as long as all the rest.
+    """
+    assert probe.share is not None
+    spectra = _dimensions(probe, probe.share)
+
+    def by_spectrum(of: Callable[[Tensor], Tensor]) -> Measured:
+        without = None if spectra.without_massive is None else Measured(of(spectra.without_massive))
+        left_out = of(spectra.left_out)
+        return with_interval(of(spectra.all), of(spectra.groups), without_massive=without, left_out=left_out)
+
+    twonn, mle, repeated = _by_neighbours(probe, intervals)
+    return Dimension(
+        participation=by_spectrum(of_states.participation),
+        components_90=by_spectrum(of_states.components_for),
+        effective_rank=by_spectrum(of_states.rank_of_variances),
+        matrix_entropy=by_spectrum(of_states.entropy_of_variances),
+        twonn=twonn,
+        mle=mle,
+        repeated=repeated,
+    )
+
+
+def _by_neighbours(probe: ResidualStreamProbe, intervals: bool) -> tuple[Measured, Measured, Tensor]:
+    share = probe.share
+    assert share is not None
+    x, usable, massive = share.by_sublayer(), ~probe.unusable, probe.massive
+    group = group_of(probe.group_of(share.sequence), N_GROUPS)
+    with probe.bar(f"{probe.name}: intrinsic dimensions", x.shape[1]) as done:
+
+        def one(s: int) -> tuple[of_states.IntrinsicDimension, of_states.IntrinsicDimension | None]:
+            here = x[:, s] if usable.all() else x[:, s, usable]
+            few = of_states.intrinsic_dimension(x[:, s, usable & ~massive]) if massive.any() else None
+            return of_states.intrinsic_dimension(here, group if intervals else None), few
+
+        mine = []
+        for found in side_by_side(one, range(x.shape[1]), x.device):
+            mine.append(found)
+            done(1)
+    of_all = list(chain.from_iterable(from_all(mine, "cpu")))
+    every, few = [pair[0] for pair in of_all], [pair[1] for pair in of_all if pair[1] is not None]
+
+    def measured(name: str) -> Measured:
+        value = torch.tensor([getattr(d, name) for d in every], dtype=torch.float64)
+        groups = torch.stack([getattr(d, f"{name}_groups") for d in every], dim=1)
+        rest = torch.tensor([getattr(d, name) for d in few], dtype=torch.float64)
+        return with_interval(value, groups, without_massive=Measured(rest) if few else None)
+
+    return measured("twonn"), measured("mle"), torch.tensor([d.repeated for d in every])

@@ -1,0 +1,256 @@
+"""Rows of the findings, and sentences, on the shape of a stream and on what it says over depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from rsdyn.analysis.finding import Finding, Value, number
+from rsdyn.analysis.findings import ends_of
+from rsdyn.analysis.results import AnalysisResults, ConditionResults, Measured, PhaseResults, StepNull
+from rsdyn.dynamics.resampling import jackknife
+from rsdyn.labels import NAMES
+
+GEOMETRY = "arXiv 2606.09287"
+STRAIGHT = "Hosseini & Fedorenko 2023"
+STEPS = {
+    "shuffled_steps": "steps shuffled over depth",
+    "rotated_steps": "steps of each sublayer turned at random",
+    "random_walk": "random walk with the stream's steps",
+}
+Of = Callable[[ConditionResults], Measured | None]
+
+
+def shape_rows(found: AnalysisResults) -> list[Finding]:
+    """The rows of curvature, dimension, similarity, readout and phases, for each condition that has them."""
+    return [*_curvature(found), *_dimension(found), *_similarity(found), *_readout(found), *_phases(found)]
+
+
+def _row(
+    found: AnalysisResults,
+    key: str,
+    measure: str,
+    statistic: str,
+    of: Of,
+    to: Callable[[Tensor], Tensor] = lambda curve: curve,
+    *,
+    claim: str = "",
+    paper: str = "",
+    under: str = "",
+    unit: str = "",
+    ends: bool = False,
+    detail: bool = False,
+) -> Iterator[Finding]:
+    """A number ``to`` of a curve, in every condition; below it the same without massive units."""
+    values, without = {}, {}
+    for condition, r in found.conditions.items():
+        measured = of(r)
+        if measured is None:
+            continue
+        values[condition] = _value(measured, to, r, ends, unit)
+        if measured.without_massive is not None:
+            without[condition] = _value(measured.without_massive, to, r, ends, unit)
+    if values:
+        yield Finding(key, measure, claim, paper, statistic, values, under=under, detail=detail)
+    if without:
+        words = "without massive units and position 0" if key.startswith("token_") else "without massive units"
+        yield Finding(f"{key}_without_massive", measure, "", "", words, without, under=under or key, detail=detail)
+
+
+def _value(measured: Measured, to: Callable[[Tensor], Tensor], r: ConditionResults, ends: bool, unit: str) -> Value:
+    value, low, high = to(measured.value), None, None
+    if measured.groups is not None and len(measured.groups) > 1:
+        interval = jackknife(value, torch.stack([to(curve) for curve in measured.groups]))
+        low, high = float(interval.low), float(interval.high)
+    around = ends_of(measured.value) if ends and measured.value.ndim else None
+    n = r.counts.trajectories if measured.n is None else measured.n
+    reason = "" if value.isfinite() else "the curve is undefined somewhere"
+    seeds = () if measured.seeds is None else tuple(float(to(curve)) for curve in measured.seeds)
+    return Value(float(value), low, high, ends=around, n=n, seeds=seeds, reason=reason, unit=unit)
+
+
+def _null_value(test: StepNull) -> Value:
+    return Value(test.mean, note=f" ± {number(test.std)} (z {test.z:+.1f}, p {number(test.p)})")
+
+
+def _nulls(found: AnalysisResults, key: str, measure: str, of: Callable[[ConditionResults], dict[str, StepNull]],
+           words: str, under: str) -> Iterator[Finding]:  # fmt: skip
+    for null, said in STEPS.items():
+        values = {c: _null_value(of(r)[null]) for c, r in found.conditions.items() if null in of(r)}
+        if values:
+            yield Finding(f"{key}_{null}", measure, "", "", f"{words}, {said}", values, under=under)
+
+
+# -- curvature ---------------------------------------------------------------------------------------------------------
+
+
+def _curvature(found: AnalysisResults) -> Iterator[Finding]:
+    yield from _row(
+        found, "curvature", "curvature", "mean angle between successive steps, radians (independent steps: 1.571)",
+        lambda r: r.curvature and r.curvature.mean_angle,
+        claim="trajectories over depth curve little, and that vanishes under shuffled layers",
+        paper=f"{GEOMETRY}: 0.27 to 0.83 rad, other models and prompts",
+    )  # fmt: skip
+    yield from _nulls(found, "curvature", "curvature", lambda r: r.curvature.nulls if r.curvature else {},
+                      "the same", "curvature")  # fmt: skip
+    yield from _nulls(found, "curvature_without_massive", "curvature",
+                      lambda r: r.curvature.nulls_without_massive if r.curvature else {},
+                      "without massive units", "curvature")  # fmt: skip
+    yield from _row(found, "straightness", "curvature", "straightness, distance over length of the way",
+                    lambda r: r.curvature and r.curvature.straightness)  # fmt: skip
+    yield from _row(found, "straightness_scaled", "curvature", "steps scaled by their sublayer's RMS",
+                    lambda r: r.curvature and r.curvature.scaled_straightness, under="straightness")  # fmt: skip
+    squared = {
+        c: Value(r.curvature.straightness_nulls["rotated_steps"].value)
+        for c, r in found.conditions.items() if r.curvature and r.curvature.straightness_nulls
+    }  # fmt: skip
+    if squared:
+        yield Finding("straightness_squared", "curvature", "", "", "squared, mean over sequences", squared,
+                      under="straightness")  # fmt: skip
+    yield from _nulls(
+        found,
+        "straightness_squared",
+        "curvature",
+        lambda r: r.curvature.straightness_nulls if r.curvature else {},
+        "squared",
+        "straightness",
+    )
+    yield from _row(found, "path_length", "curvature", "length of the way, activation units",
+                    lambda r: r.curvature and r.curvature.length, detail=True)  # fmt: skip
+    yield from _row(
+        found, "token_curvature_change", "curvature",
+        "angle over tokens, degrees: middle of the depth less first sublayer (independent tokens: 120)",
+        lambda r: r.curvature and r.curvature.over_tokens,
+        lambda curve: torch.rad2deg(curve[len(curve) // 2] - curve[0]),
+        claim="sentences grow straighter from the first to the middle layers, untrained models' do not",
+        paper=f"{STRAIGHT}: falls", ends=True,
+    )  # fmt: skip
+
+
+# -- dimension, similarity, readout, phases ----------------------------------------------------------------------------
+
+
+def _mean(curve: Tensor) -> Tensor:
+    return curve.nanmean()
+
+
+def _dimension(found: AnalysisResults) -> Iterator[Finding]:
+    for name, words in {
+        "twonn": "intrinsic dimension (TwoNN), mean over depth",
+        "mle": "intrinsic dimension (maximum likelihood), mean over depth",
+        "participation": "participation ratio of each sublayer, mean over depth",
+        "effective_rank": "effective rank of each sublayer, mean over depth",
+        "matrix_entropy": "matrix entropy of each sublayer, nats, mean over depth",
+    }.items():
+        yield from _row(found, f"dimension_{name}", "dimension", words,
+                        lambda r, name=name: r.dimension and getattr(r.dimension, name), _mean, ends=True)  # type: ignore[misc]  # fmt: skip
+
+
+def _similarity(found: AnalysisResults) -> Iterator[Finding]:
+    yield from _row(found, "similarity_adjacent", "similarity", "CKA of successive sublayers, mean over depth",
+                    lambda r: r.similarity and r.similarity.adjacent, _mean, ends=True)  # fmt: skip
+    floor = {
+        c: Value(float(r.similarity.floor.nanmean()), note=f" ± {number(float(_known(r.similarity.floor).std()))}")
+        for c, r in found.conditions.items() if r.similarity and r.similarity.floor is not None
+    }  # fmt: skip
+    if floor:
+        yield Finding("similarity_floor", "similarity", "", "", "sequences permuted (floor)", floor,
+                      under="similarity_adjacent")  # fmt: skip
+    main = NAMES.get(found.main_name, found.main_name)
+    yield from _row(found, "similarity_with_main", "similarity", f"CKA with {main}, mean over depth",
+                    lambda r: r.similarity and r.similarity.with_main, _mean, ends=True)  # fmt: skip
+
+
+def _known(values: Tensor) -> Tensor:
+    return values[values.isfinite()]
+
+
+def _readout(found: AnalysisResults) -> Iterator[Finding]:
+    n = found.n_sublayers
+    yield from _row(found, "readout_commit", "readout",
+                    f"first sublayer from which the top token stays the final one, of {n}",
+                    lambda r: r.readout and r.readout.commit)  # fmt: skip
+    yield from _row(found, "readout_kl", "readout", "KL(final || sublayer), nats, at the middle of the depth",
+                    lambda r: r.readout and r.readout.kl, _middle, ends=True)  # fmt: skip
+    yield from _row(found, "readout_entropy", "readout", "entropy of a sublayer's distribution, nats, at the middle",
+                    lambda r: r.readout and r.readout.entropy, _middle, ends=True, detail=True)  # fmt: skip
+    yield from _row(found, "readout_agreement", "readout", "top token is the final one, at the last sublayer",
+                    lambda r: r.readout and r.readout.agreement, lambda curve: _read(curve)[-1], ends=True)  # fmt: skip
+
+
+def _read(curve: Tensor) -> Tensor:
+    """The values where the lens reads."""
+    known = curve[curve.isfinite()]
+    return known if len(known) else curve
+
+
+def _middle(curve: Tensor) -> Tensor:
+    known = _read(curve)
+    return known[(len(known) - 1) // 2]
+
+
+def _phases(found: AnalysisResults) -> Iterator[Finding]:
+    values = {}
+    for condition, r in found.conditions.items():
+        if r.phases is not None:
+            values[condition] = Value(float(r.phases.n), note=f" ({_places(r.phases)})")
+    if values:
+        yield Finding(
+            "phases", "phases", "layers fall into three phases, in all models",
+            f"{GEOMETRY}: 2 change points", "change points beyond phase-randomised curves", values,
+        )  # fmt: skip
+
+
+def _places(found: PhaseResults) -> str:
+    """The change points that were found, else the best two, with their p."""
+    k = max(found.n, min(2, len(found.p)))
+    which = "at layer" if found.n else "best two at"
+    places = []
+    for i in range(k):
+        at, low, high = (int(t[k - 1, i]) for t in (found.places, found.low, found.high))
+        places.append(f"{at}" + (f" [{low}, {high}]" if low >= 0 else ""))
+    return f"{which} {', '.join(places)}; p {number(float(found.p[k - 1]))}"
+
+
+# -- in words ----------------------------------------------------------------------------------------------------------
+
+
+def shape_in_words(found: AnalysisResults) -> list[str]:
+    """What a reader must know of these measures."""
+    r, words = found.main, []
+    if r.curvature is not None:
+        by = r.curvature.nulls
+        beyond = [STEPS[null] for null, test in by.items() if test.p < 0.05]
+        within = [STEPS[null] for null, test in by.items() if not test.p < 0.05]
+        told = f"beyond: {'; '.join(beyond) or 'none'}. Not beyond: {'; '.join(within) or 'none'}"
+        words.append(
+            f"Curvature: mean angle {number(float(r.curvature.mean_angle.value))} rad; null models that it is {told}. "
+            "Steps that have nothing to do with each other are at a right angle, 1.571 rad. The order of steps does "
+            "not change straightness, so no shuffle can test it."
+        )
+    if r.dimension is not None:
+        repeated = r.dimension.repeated
+        at = int((repeated > 0).sum())
+        said = f" At {at} sublayers up to {int(repeated.max())} states repeat others and are left out." if at else ""
+        words.append(
+            "Intrinsic dimensions by nearest neighbours fall short of high ones with any number of sequences at hand "
+            f"(here {r.counts.trajectories}): compare them at equal N.{said}"
+        )
+    if r.readout is not None:
+        massive = (
+            " The final norm divides by massive units: where they are, what is read of the others is made small."
+            if len(r.flags.massive_units)
+            else ""
+        )
+        words.append(
+            f"Readout through the {r.readout.lens}, at the last token of {r.readout.kl.n} sequences, up to the model's "
+            f"own distribution.{massive}"
+        )
+    if r.phases is not None:
+        words.append(
+            f"Phases: {r.phases.n} change points of {', '.join(name.replace('/', ' ') for name in r.phases.curves)} together are beyond curves of the "
+            f"same trend and spectrum ({_places(r.phases)}; intervals over documents). Any curve can be cut in three."
+        )
+    return words

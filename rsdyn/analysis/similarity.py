@@ -1,0 +1,73 @@
+"""The measure ``similarity``: how alike the states of sublayers and of streams are, whatever their basis."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rsdyn.analysis.over_sequences import with_interval
+from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.analysis.results import Measured, Similarity
+from rsdyn.dynamics.resampling import group_of
+from rsdyn.dynamics.similarity import LEAST, hollow_grams, map_of, permuted_floor, without_each_group
+from rsdyn.metrics.processes import from_all
+
+N_GROUPS = 20
+
+
+def similarity(
+    probe: ResidualStreamProbe, main: ResidualStreamProbe | None = None, *, seed: int, floor: bool = True
+) -> Similarity:
+    """CKA of the states that were kept: all sublayers with each other, and each with that of the stream ``main``.
+
+    ``floor`` also measures it where the sequences of one of two sublayers are permuted.
+    """
+    share = probe.share
+    assert share is not None
+    usable = ~probe.unusable
+    grams = _grams(probe, usable)
+    few = _grams(probe, usable & ~probe.massive) if probe.massive.any() else None
+    found = Similarity(
+        map=map_of(grams),
+        adjacent=_pairs(probe, grams[:-1], grams[1:], None if few is None else (few[:-1], few[1:])),
+        floor=permuted_floor(grams[:-1], grams[1:], seed=seed) if floor else None,
+        map_without_massive=None if few is None else map_of(few),
+    )
+    if main is None:
+        return found
+    assert main.share is not None
+    theirs, ours = main.share.number, share.number
+    both = torch.isin(ours, theirs)
+    if int(both.sum()) < LEAST:
+        return found
+    mine, their_rows = both.nonzero().flatten(), torch.searchsorted(theirs, ours[both])
+    grams, others = grams[:, mine][:, :, mine], _grams(main, ~main.unusable)[:, their_rows][:, :, their_rows]
+    return replace(found, with_main=_pairs(probe, grams, others, None, mine))
+
+
+def _pairs(
+    probe: ResidualStreamProbe,
+    grams: Tensor,
+    others: Tensor,
+    few: tuple[Tensor, Tensor] | None,
+    rows: Tensor | None = None,
+) -> Measured:
+    share = probe.share
+    assert share is not None
+    sequence = share.sequence if rows is None else share.sequence[rows]
+    group = group_of(probe.group_of(sequence), N_GROUPS)
+    value, without = without_each_group(grams, others, group)
+    one = torch.zeros_like(group)
+    rest = None if few is None else Measured(without_each_group(*few, one)[0])
+    return with_interval(value, without, without_massive=rest, n=len(sequence))
+
+
+def _grams(probe: ResidualStreamProbe, units: Tensor) -> Tensor:
+    """The Gram matrix of each sublayer, ``(S, N, N)``; over processes each makes those of its sublayers."""
+    share = probe.share
+    assert share is not None
+    x = share.by_sublayer()
+    mine = hollow_grams(x if units.all() else x[..., units])
+    return torch.cat(from_all(mine, mine.device))

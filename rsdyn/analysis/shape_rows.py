@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -39,7 +40,7 @@ def _row(
     claim: str = "",
     paper: str = "",
     under: str = "",
-    unit: str = "",
+    within: tuple[float, float] = (-math.inf, math.inf),
     ends: bool = False,
     detail: bool = False,
 ) -> Iterator[Finding]:
@@ -49,9 +50,9 @@ def _row(
         measured = of(r)
         if measured is None:
             continue
-        values[condition] = _value(measured, to, r, ends, unit)
+        values[condition] = _value(measured, to, r, ends, within)
         if measured.without_massive is not None:
-            without[condition] = _value(measured.without_massive, to, r, ends, unit)
+            without[condition] = _value(measured.without_massive, to, r, ends, within)
     if values:
         yield Finding(key, measure, claim, paper, statistic, values, under=under, detail=detail)
     if without:
@@ -59,20 +60,27 @@ def _row(
         yield Finding(f"{key}_without_massive", measure, "", "", words, without, under=under or key, detail=detail)
 
 
-def _value(measured: Measured, to: Callable[[Tensor], Tensor], r: ConditionResults, ends: bool, unit: str) -> Value:
+def _value(
+    measured: Measured,
+    to: Callable[[Tensor], Tensor],
+    r: ConditionResults,
+    ends: bool,
+    within: tuple[float, float],
+) -> Value:
     value, low, high = to(measured.value), None, None
     if measured.groups is not None and len(measured.groups) > 1:
         interval = jackknife(value, torch.stack([to(curve) for curve in measured.groups]))
-        low, high = float(interval.low), float(interval.high)
+        low, high = max(float(interval.low), within[0]), min(float(interval.high), within[1])
     around = ends_of(measured.value) if ends and measured.value.ndim else None
     n = r.counts.trajectories if measured.n is None else measured.n
     reason = "" if value.isfinite() else "the curve is undefined somewhere"
     seeds = () if measured.seeds is None else tuple(float(to(curve)) for curve in measured.seeds)
-    return Value(float(value), low, high, ends=around, n=n, seeds=seeds, reason=reason, unit=unit)
+    return Value(float(value), low, high, ends=around, n=n, seeds=seeds, reason=reason)
 
 
 def _null_value(test: StepNull) -> Value:
-    return Value(test.mean, note=f" ± {number(test.std)} (z {test.z:+.1f}, p {number(test.p)})")
+    p = "below 1e-300" if test.p == 0 else number(test.p)
+    return Value(test.mean, note=f" ± {number(test.std)} (z {test.z:+.1f}, p {p})")
 
 
 def _nulls(found: AnalysisResults, key: str, measure: str, of: Callable[[ConditionResults], dict[str, StepNull]],
@@ -176,8 +184,10 @@ def _readout(found: AnalysisResults) -> Iterator[Finding]:
                     lambda r: r.readout and r.readout.kl, _middle, ends=True)  # fmt: skip
     yield from _row(found, "readout_entropy", "readout", "entropy of a sublayer's distribution, nats, at the middle",
                     lambda r: r.readout and r.readout.entropy, _middle, ends=True, detail=True)  # fmt: skip
-    yield from _row(found, "readout_agreement", "readout", "top token is the final one, at the last sublayer",
-                    lambda r: r.readout and r.readout.agreement, lambda curve: _read(curve)[-1], ends=True)  # fmt: skip
+    yield from _row(
+        found, "readout_agreement", "readout", "top token is the final one, at the last sublayer",
+        lambda r: r.readout and r.readout.agreement, lambda curve: _read(curve)[-1], ends=True, within=(0, 1),
+    )  # fmt: skip
 
 
 def _read(curve: Tensor) -> Tensor:
@@ -249,8 +259,9 @@ def shape_in_words(found: AnalysisResults) -> list[str]:
             f"own distribution.{massive}"
         )
     if r.phases is not None:
+        of = ", ".join(name.replace("/", " ") for name in r.phases.curves)
         words.append(
-            f"Phases: {r.phases.n} change points of {', '.join(name.replace('/', ' ') for name in r.phases.curves)} together are beyond curves of the "
-            f"same trend and spectrum ({_places(r.phases)}; intervals over documents). Any curve can be cut in three."
+            f"Phases: {r.phases.n} change points of {of} together are beyond curves of the same trend and spectrum "
+            f"({_places(r.phases)}; intervals over documents). Any curve can be cut in three."
         )
     return words

@@ -17,7 +17,18 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rsdyn.config.schema import UNUSED, Config, check, idle, options, sections, to_yaml, unveiled, veiled
+from rsdyn.config.schema import (
+    UNUSED,
+    Config,
+    check,
+    idle,
+    idle_in_analysis,
+    options,
+    sections,
+    to_yaml,
+    unveiled,
+    veiled,
+)
 from rsdyn.config.trainer_options import check_trainer_options
 from rsdyn.errors import UserError
 from rsdyn.options import Option, show
@@ -61,8 +72,9 @@ def load_config(argv: Sequence[str], script: str) -> Config:
                     f"{key}={show(text)} ({COMMAND_LINE}) would change nothing, since train.py does not measure unless "
                     "asked. Add analysis.on_train=true, or leave it out."
                 )
-    for key, text in words if script == "perturb" else []:
-        if (why := idle(key, config)) is not None:
+    reasons = {"perturb": idle, "analyze": idle_in_analysis}
+    for key, text in words if script in reasons else []:
+        if (why := reasons[script](key, config)) is not None:
             raise UserError(f"{key}={show(text)} ({COMMAND_LINE}) would change nothing {why}. Leave it out.")
     if print_config:
         print(to_yaml(config), end="")

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 from omegaconf import OmegaConf
 
-from rsdyn.analysis.settings import JACOBIAN, AnalysisConfig
+from rsdyn.analysis.settings import JACOBIAN, MASSIVE, PHASES, READOUT, SHAPE, AnalysisConfig
 from rsdyn.autoencoder.settings import CaeConfig
 from rsdyn.errors import UserError
 from rsdyn.lm.settings import LmConfig
@@ -177,11 +177,12 @@ def check(config: Config) -> None:
                     f"analysis.rotation.nulls={show(analysis.rotation.nulls)}: {null} is compared with the original "
                     "text, which is not measured. Add original to analysis.conditions."
                 )
-    if analysis.on_train and JACOBIAN in analysis.measures:
-        raise UserError(
-            f"analysis.measures={show(analysis.measures)}: jacobian is measured by analyze.py alone, since it needs "
-            "the model itself and not its stream. Leave it out with analysis.on_train=true."
-        )
+    for measure in (MASSIVE, *SHAPE, READOUT, PHASES, JACOBIAN):
+        if analysis.on_train and measure in analysis.measures:
+            raise UserError(
+                f"analysis.measures={show(analysis.measures)}: {measure} is measured by analyze.py alone, since it "
+                "takes more than one look at a stream on its way. Leave it out with analysis.on_train=true."
+            )
     perturb = config.perturb
     if (perturb.space == "cae") != (perturb.checkpoint is not None):
         raise UserError(
@@ -277,7 +278,7 @@ UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
         "by analyze.py alone": (
             *("analysis.conditions", "analysis.untrained_seeds", "analysis.components", "analysis.rotation."),
-            "analysis.jacobian.",
+            *("analysis.readout.", "analysis.jacobian."),
         ),
         "by perturb.py alone": ("perturb.",),
     },
@@ -331,6 +332,13 @@ KINDS = {
     **dict.fromkeys(("perturb.samples", "perturb.steps"), ("teleport", "noise", "swap")),
 }
 STREAM_KEYS = ("cache.", "data.positions", "lm.layout", "lm.batch_tokens")
+
+
+def idle_in_analysis(key: str, config: Config) -> str | None:
+    """Why a key of analyze.py would change nothing beside the other settings, or None when it would."""
+    if key.startswith("analysis.readout.") and READOUT not in config.analysis.measures:
+        return f"without readout in analysis.measures={show(config.analysis.measures)}"
+    return None
 
 
 def idle(key: str, config: Config) -> str | None:

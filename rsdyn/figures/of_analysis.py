@@ -53,7 +53,7 @@ def panels(
     }
     drawn: dict[str, Figure] = {}
     for measure in measures:
-        drawn |= makers[measure]()
+        drawn |= makers[measure]() if measure in makers else {}
     return drawn | _left_out(without_largest(results, measures, sites_per_layer))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rsdyn.analysis.results import MEASURES, AnalysisResults, ConditionResults, Measured, curves, each_tensor
-from rsdyn.analysis.settings import MASSIVE
+from rsdyn.analysis.settings import MASSIVE, PHASES, READOUT, SHAPE
 from rsdyn.analysis.settings import MEASURES as ASKED_FOR
 from rsdyn.analysis.stored import flatten, flatten_part, unflatten, unflatten_part
 from rsdyn.errors import UserError
@@ -80,7 +80,7 @@ def test_a_value_has_the_name_of_what_was_measured_and_the_rest_stands_below_it(
 
 
 def test_the_measures_that_can_be_asked_for_are_the_fields_of_the_results():
-    assert (*ASKED_FOR, MASSIVE) == MEASURES
+    assert (*ASKED_FOR, MASSIVE, *SHAPE, READOUT, PHASES) == MEASURES
 
 
 def test_a_missing_array_is_named():

@@ -1,0 +1,244 @@
+"""Curvature, dimension, similarity, readout and phases of streams whose shape is known, and their rows."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rsdyn.analysis.over_sequences import mean_of
+from rsdyn.analysis.phases import phases_of
+from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.analysis.readout import readout_results
+from rsdyn.analysis.results import AnalysisResults, ConditionResults, Counts, Curvature, Flags, Measured
+from rsdyn.analysis.shape import check_shape, shapes_of, with_shapes
+from rsdyn.analysis.shape_rows import shape_in_words, shape_rows
+from rsdyn.dynamics import dimension, geometry
+from rsdyn.dynamics.readout import Readout
+from rsdyn.dynamics.resampling import jackknife
+from rsdyn.dynamics.similarity import cka
+from rsdyn.errors import UserError
+from rsdyn.lm.readout import LogitLens
+from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
+
+pytest.importorskip("skdim")
+N, S, D = 60, 8, 40
+MEASURES = ("cosine", "curvature", "dimension", "similarity")
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def probed(x, measures=MEASURES, *, position=None, sequence=None, largest=None, tokens="last"):
+    probe = ResidualStreamProbe(
+        n_sublayers=x.shape[1], n_units=x.shape[2], measures=measures, largest=largest, tokens=tokens
+    )
+    sequence = torch.arange(len(x)) if sequence is None else sequence
+    batch = TrajectoryBatch(x, sequence, position=position)
+    probe.first_pass(batch)
+    probe.between_passes()
+    if probe.n_passes == 2:
+        probe._second_pass(batch)
+    probe.finish()
+    return probe
+
+
+@pytest.fixture(scope="module")
+def x():
+    x = drawn(N, S, D).cumsum(1)
+    x[..., 7] += 1000  # a massive unit
+    x[:, 0] = x[0, 0]  # as WikiText's first sublayer
+    return x
+
+
+@pytest.fixture(scope="module")
+def shapes(x):
+    probe = probed(x)
+    return dict(shapes_of(probe, MEASURES, main=probe, sites_per_layer=2, seed=0))
+
+
+def test_curvature_is_that_of_the_trajectories_with_and_without_massive_units(x, shapes):
+    found, few = shapes["curvature"], torch.arange(D) != 7
+    angles = geometry.curvature(x.double())
+    torch.testing.assert_close(found.angle.value, angles.mean(0))
+    torch.testing.assert_close(found.angle.without_massive.value, geometry.curvature(x.double(), few).mean(0))
+    torch.testing.assert_close(found.straightness.value, geometry.straightness(x.double()).mean())
+    group = torch.arange(N) % 20
+    without = torch.stack([angles[group != g].mean() for g in range(20)])
+    expected = jackknife(angles.mean(), without)
+    torch.testing.assert_close(found.mean_angle.interval, torch.stack(expected[1:]))
+    assert found.mean_angle.left_out.shape == (5,)  # of 40 units a quarter may be left out: 0, 1, 2, 4, 8
+    torch.testing.assert_close(found.mean_angle.left_out[1], geometry.curvature(x.double(), few).mean())
+    assert set(found.nulls) == {"shuffled_steps", "rotated_steps", "random_walk"} == set(found.nulls_without_massive)
+    assert found.nulls["rotated_steps"].mean == pytest.approx(math.pi / 2)
+
+
+def test_dimensions_are_those_of_each_sublayer_and_repeated_states_are_counted(x, shapes):
+    found = shapes["dimension"]
+    assert found.repeated.tolist() == [N - 1] + [0] * (S - 1)
+    assert math.isnan(float(found.twonn.value[0]))
+    for s in (1, S - 1):
+        assert float(found.twonn.value[s]) == pytest.approx(dimension.twonn(x[:, s]), rel=1e-4)
+        assert float(found.mle.value[s]) == pytest.approx(dimension.mle(x[:, s]), rel=1e-4)
+        few = x[:, s][:, torch.arange(D) != 7]
+        assert float(found.twonn.without_massive.value[s]) == pytest.approx(dimension.twonn(few), rel=1e-4)
+        assert float(found.effective_rank.value[s]) == pytest.approx(float(dimension.effective_rank(x[:, s])), rel=1e-3)
+    assert found.participation.interval.shape == (2, S)
+
+
+def test_similarity_is_cka_with_its_floor_and_an_interval(x, shapes):
+    found = shapes["similarity"]
+    for s in (1, 4):
+        assert float(found.adjacent.value[s]) == pytest.approx(float(cka(x[:, s], x[:, s + 1])), abs=1e-5)
+        assert float(found.map[s, 6]) == pytest.approx(float(cka(x[:, s], x[:, 6])), abs=1e-5)
+    assert found.adjacent.value[0].isnan() and found.map[0].isnan().all()  # a constant sublayer
+    low, high = found.adjacent.interval[:, 3]
+    assert low < found.adjacent.value[3] < high
+    assert found.floor.shape == (5, S - 1) and abs(float(found.floor.nanmean())) < 0.05
+    assert found.with_main is None
+
+
+def test_another_stream_is_compared_sequence_by_sequence(x):
+    main, other = probed(x), probed(x @ torch.linalg.qr(drawn(D, D, seed=3))[0])
+    found = dict(shapes_of(other, ("similarity",), main=main, sites_per_layer=2, seed=0))["similarity"]
+    torch.testing.assert_close(found.with_main.value[1:], torch.ones(S - 1, dtype=torch.float64), atol=1e-4, rtol=0)
+    assert found.floor is None and found.with_main.n == N
+
+
+def test_streams_of_different_sequences_are_compared_on_those_in_common(x):
+    main, other = probed(x), probed(x[20:], sequence=torch.arange(20, 90)[:40])
+    found = dict(shapes_of(other, ("similarity",), main=main, sites_per_layer=2, seed=0))["similarity"]
+    assert found.with_main.n == 40
+    torch.testing.assert_close(found.with_main.value[1:], torch.ones(S - 1, dtype=torch.float64), atol=1e-4, rtol=0)
+    apart = probed(x, sequence=torch.arange(1000, 1000 + N))
+    assert dict(shapes_of(apart, ("similarity",), main=main, sites_per_layer=2, seed=0))["similarity"].with_main is None
+
+
+def test_order_of_sequences_and_basis_make_no_difference(x):
+    order, q = torch.randperm(N, generator=torch.Generator().manual_seed(1)), torch.linalg.qr(drawn(D, D, seed=4))[0]
+    plain = drawn(N, S, D, seed=5).cumsum(1)
+    one, two = probed(plain), probed(100 * plain[order] @ q, sequence=order)
+    a, b = (dict(shapes_of(p, MEASURES, main=p, sites_per_layer=2, seed=0)) for p in (one, two))
+    torch.testing.assert_close(a["curvature"].angle.value, b["curvature"].angle.value, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(a["similarity"].map, b["similarity"].map, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(a["dimension"].mle.value, b["dimension"].mle.value, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        a["dimension"].effective_rank.value, b["dimension"].effective_rank.value, rtol=1e-3, atol=0
+    )
+
+
+def test_curves_by_position_and_over_tokens():
+    lengths = torch.tensor([9, 6, 7, 5, 8, 6])
+    sequence = torch.arange(6).repeat_interleave(lengths)
+    position = torch.cat([torch.arange(n) for n in lengths.tolist()])
+    x = drawn(len(sequence), S, D).cumsum(1)
+    probe = probed(x, sequence=sequence, position=position, tokens="all")
+    found = dict(shapes_of(probe, ("curvature",), main=probe, sites_per_layer=2, seed=0))
+    over = found["curvature"].over_tokens
+    rows = [geometry.curvature(x[sequence == i].transpose(0, 1).double()).T for i in range(6)]
+    torch.testing.assert_close(over.value, torch.cat(rows).mean(0), rtol=1e-5, atol=1e-5)
+    assert over.n == int((lengths - 2).sum()) and over.without_massive.n == int((lengths - 3).sum())
+    typed = with_shapes(results(ConditionResults(counts(), flags())), {"original": found}, {"original": probe},
+                        {"original": "original"}, 0).main  # fmt: skip
+    later = geometry.curvature(x[(position > 0) & (position < 4)].double()).mean(0)
+    torch.testing.assert_close(typed.curvature.by_position[1], later, rtol=1e-5, atol=1e-5)
+    assert typed.curvature.by_position[3:].isnan().all()
+
+
+# -- readout, phases, rows ---------------------------------------------------------------------------------------------
+
+
+def counts():
+    return Counts(trajectories=N, bos=0, sinks=0, groups=20)
+
+
+def flags():
+    none = torch.zeros(0, dtype=torch.int64)
+    return Flags(none, none, none, none, none, none, none, none, none, none, none)
+
+
+def results(found, measures=MEASURES):
+    return AnalysisResults({"original": found}, measures, 2, S, D)
+
+
+def test_a_readout_leaves_out_where_the_lens_does_not_read():
+    kl = torch.tensor([[math.nan, 3.0, math.nan, 1.0], [math.nan, 5.0, math.nan, 0.0]])
+    unread = kl.isnan()
+    read = Readout(
+        kl=kl,
+        entropy=kl,
+        rank=torch.where(unread, -1, torch.tensor([[0, 9, 0, 0], [0, 99, 0, 0]])),
+        probability=kl / 10,
+        agrees=torch.tensor([[False, False, False, True]] * 2),
+        commit=torch.tensor([3, 4]),
+    )
+    found = readout_results(read, torch.tensor([0, 1]), LogitLens())
+    assert found.kl.value.nan_to_num(-1).tolist() == [-1, 4, -1, 0.5]
+    assert found.agreement.value.nan_to_num(-1).tolist() == [-1, 0, -1, 1]
+    assert float(found.rank.value[1]) == pytest.approx((math.log(10) + math.log(100)) / 2)
+    assert float(found.commit.value) == 3.5 and found.committed.tolist() == [0, 0, 0, 0.5, 1]
+
+
+def three_phases(seed=0):
+    """A condition whose curves change their level at layers 5 and 11 of 16."""
+    level = torch.tensor([0.2, 0.9, 0.5]).repeat_interleave(torch.tensor([10, 12, 10]))
+    values = level + 0.05 * drawn(N, 32, seed=seed)
+    curve = mean_of(values[:, :-2], torch.arange(N) % 10)
+    whole = Curvature(curve, *[mean_of(values.mean(1), torch.arange(N) % 10)] * 4)
+    return ConditionResults(counts(), flags(), curvature=whole)
+
+
+def test_phases_of_a_stream_that_has_three():
+    pytest.importorskip("ruptures")
+    found = phases_of(three_phases(), sites_per_layer=2, seed=0)
+    assert found.curves == ("curvature/angle",) and found.n == 2
+    assert found.places[1, :2].tolist() == [5, 11] == found.low[1, :2].tolist() == found.high[1, :2].tolist()
+    rows = {row.key: row for row in shape_rows(results(replace(three_phases(), phases=found), ("phases",)))}
+    assert "at layer 5 [5, 5], 11 [11, 11]" in str(rows["phases"].values["original"])
+
+
+def test_phases_need_curves_and_layers():
+    pytest.importorskip("ruptures")
+    with pytest.raises(UserError, match="phases look at the curves of other measures"):
+        phases_of(ConditionResults(counts(), flags()), sites_per_layer=2, seed=0)
+    short = replace(three_phases(), curvature=replace(three_phases().curvature, angle=Measured(drawn(10))))
+    assert phases_of(short, sites_per_layer=2, seed=0) is None
+
+
+def test_rows_and_words(x, shapes):
+    found = results(replace(ConditionResults(counts(), flags()), **shapes))
+    rows = {row.key: row for row in shape_rows(found)}
+    assert len(rows) == len(shape_rows(found))
+    for key in ("curvature", "curvature_without_massive", "curvature_rotated_steps", "straightness", "dimension_twonn",
+                "similarity_adjacent", "similarity_floor"):  # fmt: skip
+        assert key in rows, key
+    value = rows["curvature"].values["original"]
+    assert value.low < value.value < value.high and value.n == N
+    text = " ".join(shape_in_words(found))
+    assert "at a right angle, 1.571" in text and "1 sublayers up to 59 states repeat others" in text
+
+
+@pytest.mark.parametrize(
+    ("measures", "n", "said"),
+    [
+        (["curvature"], 2, "curvature needs at least 3 sublayers, and this model has 2"),
+        (["phases"], 8, "phases look at the curves of other measures"),
+    ],
+)
+def test_what_a_stream_cannot_give_is_said_first(measures, n, said):
+    with pytest.raises(UserError, match=said):
+        check_shape(measures, n_trajectories=20, n_sublayers=n)
+
+
+@pytest.mark.parametrize(("measure", "least"), [("similarity", 4), ("dimension", 10)])
+def test_too_few_sequences_are_refused(measure, least):
+    check_shape([measure], n_trajectories=least, n_sublayers=8)
+    with pytest.raises(UserError, match=f"{measure} needs at least {least} sequences and gets {least - 1}"):
+        check_shape([measure], n_trajectories=least - 1, n_sublayers=8)
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr("rsdyn.analysis.shape.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="dimension needs the package scikit-dimension: pip install scikit-dimension"):
+        check_shape(["dimension"], n_trajectories=20, n_sublayers=8)

@@ -1,0 +1,139 @@
+"""Readout and geometry from the command line: tables, files, two processes, every token, and mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rsdyn.commands import analyze
+
+ROOT = Path(__file__).parents[2]
+N = 61
+SEEDS = {"analysis.untrained_seeds": 2, "analysis.readout.samples": 20, "analysis.readout.examples": 2}
+SHAPE = "[cosine,velocity,curvature,dimension,similarity,readout]"
+
+pytest.importorskip("skdim")
+
+
+@pytest.fixture(scope="module")
+def words(tiny_llama, tmp_path_factory):
+    return {
+        "lm.name": str(tiny_llama), "data.limit": N, "data.l_max": 220, "cache.shard_sequences": 16,
+        "cache.dir": str(tmp_path_factory.mktemp("cache")), "tracking.mode": "disabled", "trainer.accelerator": "cpu",
+        "analysis.measures": SHAPE, "analysis.conditions": "[original,token_shuffled,untrained]",
+    }  # fmt: skip
+
+
+def argv_of(words, **more):
+    return [f"{k}={v}" for k, v in {**words, **more}.items()]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    monkeypatch.setenv("RSDYN_RUN_DIR", "")
+
+
+def run(words, folder, **more):
+    command = [sys.executable, str(ROOT / "analyze.py"), *argv_of(words, **{"run.dir": folder}, **more)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+@pytest.fixture(scope="module")
+def default(words, tmp_path_factory):
+    return run(words, tmp_path_factory.mktemp("runs") / "default", **SEEDS)
+
+
+def arrays_of(folder):
+    with np.load(folder / "results.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def test_every_measure_has_rows_numbers_and_curves_in_each_condition(default):
+    folder, said = default
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = {row["key"]: row for row in summary["findings"]}
+    for key in ("curvature", "curvature_shuffled_steps", "straightness", "dimension_twonn", "similarity_adjacent",
+                "readout_commit", "readout_kl"):  # fmt: skip
+        assert set(rows[key]["values"]) == {"original", "token_shuffled", "untrained"}, key
+        assert len(rows[key]["values"]["untrained"]["seeds"] or [1]) == 1
+    assert set(rows["similarity_with_main"]["values"]) == {"token_shuffled", "untrained"}
+    assert {"curvature/angle", "dimension/mle", "similarity/adjacent", "readout/kl"} <= set(
+        summary["curves"]["original"]
+    )
+    arrays = arrays_of(folder)
+    assert arrays["original/curvature/angle"].shape == (4,) and arrays["original/similarity/map"].shape == (6, 6)
+    assert arrays["untrained/curvature/angle/seeds"].shape == (1, 4)
+    assert arrays["original/readout/kl/n"] == 20
+    assert len(arrays["original/readout/examples/0/tokens"]) == 7 * 5
+    assert "Readout through the logit lens, at the last token of 20 sequences" in " ".join(said.split())
+
+
+def test_two_processes_give_what_one_does(default, words, tmp_path):
+    folder, _ = run(words, tmp_path / "two", **SEEDS, **{"trainer.devices": 2})
+    one, two = arrays_of(default[0]), arrays_of(folder)
+    assert set(one) == set(two)
+    for name, expected in one.items():
+        if expected.dtype.kind == "U":
+            assert two[name].tolist() == expected.tolist(), name
+        else:
+            np.testing.assert_allclose(two[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_every_token_gives_curves_by_position_and_over_tokens(words, tmp_path):
+    options = {"data.positions": "all", "analysis.samples": 13, "analysis.conditions": "original",
+               "analysis.measures": "[cosine,velocity,curvature]", "run.dir": tmp_path / "all"}  # fmt: skip
+    assert analyze.main(argv_of(words, **options)) == 0
+    arrays = arrays_of(tmp_path / "all")
+    assert arrays["original/cosine/by_position"].shape == (5, 5)
+    assert arrays["original/velocity/relative_by_position"].shape == (5, 5)
+    assert arrays["original/curvature/by_position"].shape == (5, 4)
+    assert np.isfinite(arrays["original/curvature/by_position"][:4]).all()
+    assert arrays["original/curvature/over_tokens"].shape == (6,)
+    assert "angle over tokens, degrees" in (tmp_path / "all" / "findings.md").read_text()
+
+
+def test_a_lens_that_knows_nothing_says_the_same_everywhere(words, tmp_path):
+    """Weight 0 and bias 0: after the norm the head gives every token alike, log V nats."""
+    save_file({"weight": torch.zeros(6, 32, 32), "bias": torch.zeros(6, 32)}, tmp_path / "zero.safetensors")
+    options = {"analysis.readout.lens": tmp_path / "zero.safetensors", "analysis.measures": "readout",
+               "analysis.conditions": "original", "run.dir": tmp_path / "run"}  # fmt: skip
+    assert analyze.main(argv_of(words, **options)) == 0
+    arrays = arrays_of(tmp_path / "run")
+    assert str(arrays["original/readout/lens"]) == "affine lens"
+    entropy = arrays["original/readout/entropy"]
+    np.testing.assert_allclose(entropy, entropy[0], rtol=1e-6)
+    assert np.exp(entropy[0]) == pytest.approx(round(float(np.exp(entropy[0]))), rel=1e-4)
+
+
+def test_a_model_with_one_site_a_layer(words, tmp_path):
+    from tiny_models import tiny_lm
+
+    pythia = tiny_lm(tmp_path / "pythia", model_type="gpt_neox")
+    options = {"lm.name": pythia, "run.dir": tmp_path / "run", "cache.dir": tmp_path / "cache",
+               "analysis.conditions": "original"}  # fmt: skip
+    assert analyze.main(argv_of(words, **options)) == 0
+    assert arrays_of(tmp_path / "run")["original/curvature/angle"].shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"analysis.readout.lens": "none.pt"}, "analysis.readout.lens=none.pt: no such file"),
+        ({"analysis.readout.samples": 0}, "analysis.readout.samples=0"),
+        ({"analysis.measures": "cosine", "analysis.readout.samples": 9}, "would change nothing without readout in"),
+        ({"analysis.measures": "phases"}, "phases look at the curves of other measures"),
+        ({"analysis.measures": "dimension", "analysis.keep": 9}, "dimension needs at least 10 sequences and gets 9"),
+    ],
+)
+def test_a_mistake_is_one_message(more, said, words, tmp_path, capsys):
+    assert analyze.main(argv_of(words, **{"run.dir": tmp_path / "run"}, **more)) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+    assert not (tmp_path / "run").exists()

@@ -91,6 +91,9 @@ OTHER = {
     "analysis.rotation.shared": ("true", True),
     "analysis.rotation.window": ("4", 4),
     "analysis.rotation.units": ("[7, 1e1]", [7, 10]),
+    "analysis.readout.samples": ("50", 50),
+    "analysis.readout.lens": ("a.jlens.pt", "a.jlens.pt"),
+    "analysis.readout.examples": ("0", 0),
     "analysis.jacobian.texts": ("4", 4),
     "analysis.jacobian.seeds": ("2", 2),
     "analysis.jacobian.sublayers": ("[0,3]", [0, 3]),
@@ -183,7 +186,7 @@ def test_every_key_has_help_and_accepts_its_default(key):
 def test_sections_have_a_line_of_help():
     assert list(sections()) == [
         *("run", "lm", "data", "cache", "cae", "analysis", "analysis.mi", "analysis.rotation"),
-        *("analysis.jacobian", "perturb", "perturb.grid", "perturb.noise", "trainer", "tracking"),
+        *("analysis.readout", "analysis.jacobian", "perturb", "perturb.grid", "perturb.noise", "trainer", "tracking"),
     ]
     assert all(text.endswith(".") and "\n" not in text for text in sections().values())
 

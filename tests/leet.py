@@ -63,7 +63,7 @@ class Inspected:
         found = json.loads((self.folder / "files" / self.summary[f"tables/{name}"]["path"]).read_text())
         return found["columns"], [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]
 
-    def curve(self, key, axis="sublayer"):
+    def curve(self, key, axis="depth"):
         """``[(place, value), ...]`` of a key."""
         return [(row[axis], row[key]) for row in self.history if key in row]
 

@@ -15,7 +15,7 @@ ended. ``Nursery`` talks to such a program. What is asked of a run:
     at_step    before it takes this step
     at_record  when so many sequences went through the language model
     at_shard   before it reads or records this shard
-    where      when this function is called next, such as rsdyn.figures:save
+    where      when this function is called next, such as rsdyn.figures.static:save
     then       so many times more, the next times that one of these comes
     to         which processes are sent the signal, from outside
     after      when each of them has trained on so many batches
@@ -95,7 +95,6 @@ def prepare(asked):
     import torch
     import xxhash
 
-    from rsdyn import figures
     from rsdyn.autoencoder.training import LitAutoencoder
     from rsdyn.figures import static
     from rsdyn.run import script
@@ -104,7 +103,7 @@ def prepare(asked):
     from rsdyn.stream.trajectories import TrajectoryStream
 
     # what takes seconds and is looked at elsewhere
-    figures.save = static.save = lambda *args, **kwargs: None
+    static.save = lambda *args, **kwargs: None
     script.provenance = lambda **extra: {**described(), **extra}
     left = [1 + asked.get("then", 0)]
 

@@ -83,6 +83,22 @@ def as_markdown(found: LargestUnits, condition: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def without_largest_of(data: Mapping[str, Any] | None) -> LargestUnits | None:
+    """What :func:`as_json` gave, read back; a number that JSON has not is NaN."""
+    if data is None:
+        return None
+
+    def numbers(values: Sequence[float | None]) -> list[float]:
+        return [float("nan") if value is None else float(value) for value in values]
+
+    of_row = ("key", "measure", "statistic", "under")
+    rows = [
+        LeftOut(**{name: row[name] for name in of_row}, values={c: numbers(v) for c, v in row["values"].items()})
+        for row in data["rows"]
+    ]
+    return LargestUnits(list(data["counts"]), list(data["units"]), numbers(data["ratios"]), rows)
+
+
 def as_json(found: LargestUnits) -> dict[str, Any]:
     """What ``summary.json`` has of it."""
     of_row = ("key", "measure", "statistic", "under", "values")

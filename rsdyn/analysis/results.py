@@ -327,7 +327,7 @@ class PrincipalComponents:
 
     Attributes:
         ratio: ``(K,)`` share of the variance along each.
-        components: ``(D, 10)`` the first ones; ``components_without_massive`` the same without massive units.
+        components: ``(10, D)`` the first ones; ``components_without_massive`` the same without massive units.
         massive_loadings: ``(K, M)`` squared loadings of the massive units on each.
         control: smoothed random walks with the stream's steps, in the plane that they make.
         half_angles: ``(2,)`` degrees between the planes of two halves of the sequences; None with too few.

@@ -16,6 +16,7 @@ import lightning as L
 from rsdyn.analysis import measures as analysis
 from rsdyn.analysis.checks import streams_wanted
 from rsdyn.analysis.flat import typed_results
+from rsdyn.analysis.left_out import without_largest
 from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.analysis.results import AnalysisResults
 from rsdyn.analysis.seeds import with_seeds
@@ -25,8 +26,9 @@ from rsdyn.analysis.streams import Results, compare_streams, measures_of
 from rsdyn.analysis.summary import on_cpu
 from rsdyn.commands.jacobians import analyze_jacobians, check_continues, measure_jacobians
 from rsdyn.commands.readout import check_readout, measure_readout
+from rsdyn.figures.analysis import analysis_panels
 from rsdyn.figures.jacobians import jacobian_panels
-from rsdyn.figures.of_analysis import panels
+from rsdyn.figures.streams import Analysis, streams_of
 from rsdyn.run.analysis import check_analysis, ending_of, kept_of, n_steps, probe_of
 from rsdyn.run.finish import draw, finish, in_all_processes, leave
 from rsdyn.run.opening import find_source, open_stream, say_positions, start_records
@@ -120,13 +122,17 @@ def analyze(run: Run) -> None:
         typed = {c: typed_results(r) for c, r in flat.items()}
         found = AnalysisResults(typed, measures, sites, first.n_sublayers, first.n_units)
         found = with_shapes(found, shapes, probes, {w.name: w.condition for w in wanted.values()}, seed)
-        units = settings.rotation.units
-        of_streams = panels(flat, measures, sites_per_layer=sites, units=units, seed=seed)
-        derived = [] if jacobians is None else jacobian_panels(jacobians, settings.jacobian.sublayers)
-        drawn = draw(run, derived, trainer, figures=of_streams)
+        panels = analysis_panels(
+            streams_of([Analysis(found, n_sequences=n_samples)]),
+            largest=without_largest(flat, measures, sites),
+            units=settings.rotation.units,
+            seed=seed,
+        )
+        panels += [] if jacobians is None else jacobian_panels(jacobians, settings.jacobian.sublayers)
+        draw(run, panels, trainer)
         steps.done("figures")
         if trainer.is_global_zero:
-            finish(run, ending_of(run, source, streams, found, jacobians, drawn, recorded, steps))
+            finish(run, ending_of(run, source, streams, found, jacobians, panels, recorded, steps))
     leave(trainer)
 
 

@@ -30,13 +30,15 @@ def change_layers(run: Run, source: Source) -> None:
         run.say(f"{len(texts)} text{'s' * (len(texts) > 1)}, {settings.kind} of {len(layers)} layers, one at a time")
         with stage_bar(settings.kind, len(texts), "texts") as done:
             found = measure_layers(lm, texts, layers, settings.kind, done=done)
+    panels = effect_panels(found)
+    draw(run, panels)
     end = Ending(
         answer=effects_answer(found),
         tables=effects_table(found, table_columns()),
         notes=effects_words(found),
         summary={**source.facts(), **found.to_dict()},
         arrays=found.arrays(),
-        pictures=draw(run, effect_panels(found)),
+        panels=panels,
         send=lambda to, summary: show.layer_effects(to, summary=summary, found=found),
     )
     finish(run, end)

@@ -60,9 +60,10 @@ def analyze_jacobians(run: Run, source: Source) -> None:
     with keeping(lambda: "texts that were finished are in the cache" if config.cache.enabled else "nothing is kept"):
         result = measure_jacobians(run, source, steps)
         steps.done(JACOBIAN)
-        drawn = draw(run, jacobian_panels(result, config.analysis.jacobian.sublayers))
+        panels = jacobian_panels(result, config.analysis.jacobian.sublayers)
+        draw(run, panels)
         steps.done("figures")
-        finish(run, ending_of(run, source, {}, None, result, drawn, [], steps))
+        finish(run, ending_of(run, source, {}, None, result, panels, [], steps))
 
 
 def measure_jacobians(run: Run, source: Source, steps: Steps) -> JacobianResult:

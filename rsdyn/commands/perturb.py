@@ -82,6 +82,7 @@ def move_points(run: Run, source: Source) -> None:
         choices = {name: getattr(settings, name) for name in ("site", "position", "off_plane")}
         ratio = None if plane.ratio is None else plane.ratio.tolist()
         panels = perturbation_panels(found, steps=settings.steps, name=plane.name, ratio=ratio, **choices)
+        draw(run, panels)
         recorded = Recorded([stream], [stream.n_recorded])
         summary = {
             **source.facts(),
@@ -99,7 +100,7 @@ def move_points(run: Run, source: Source) -> None:
             foot={"LM": recorded.words()},
             summary=summary,
             arrays=found.arrays(),
-            pictures=draw(run, panels),
+            panels=panels,
             recorded=recorded,
             send=lambda to, said: show.perturbation(to, summary=said, found=found, checkpoint=settings.checkpoint),
         )

@@ -15,9 +15,10 @@ from rsdyn.analysis.flat import typed_results
 from rsdyn.analysis.stored import flatten_part
 from rsdyn.analysis.summary import curves_of
 from rsdyn.autoencoder.model import read_checkpoint
+from rsdyn.autoencoder.result import Trained
 from rsdyn.autoencoder.words import answer, closing_table, foot, widths_in_words
 from rsdyn.config.schema import keyed, named_by_keys
-from rsdyn.figures.of_training import panels
+from rsdyn.figures.autoencoder import training_panels
 from rsdyn.labels import stream_name
 from rsdyn.run.finish import BEST, Ending, Recorded, draw, finish, in_all_processes, leave
 from rsdyn.run.opening import find_source, open_stream, say_positions, start_records, what_decides
@@ -70,9 +71,6 @@ def train(run: Run) -> None:
             found = callbacks.summary(module, datamodule)
             flat = {} if riding is None else riding.results
             measured = typed_results(flat) if flat else None
-            several = not stream.positions.is_last
-            of_it = panels(found, sites_per_layer=len(stream.lm.site_names), several_tokens=several)
-            drawn = draw(run, figures=of_it)
             counts = stream.positions.counts
             facts = {
                 **source.facts(),
@@ -86,6 +84,9 @@ def train(run: Run) -> None:
                 "processes": trainer.world_size,
                 "checkpoint": BEST,
             }
+            trained = Trained.of(found.results, {**facts, **found.to_dict()})
+            panels = training_panels(trained)
+            draw(run, panels)
             curves = {} if measured is None else {"analysis": curves_of(measured)}
             lines = {label: keyed("cae", line) for label, line in foot(found, config.cae).items()}
             cache = {} if stream.cache is None else {"Cache": str(stream.cache.folder)}
@@ -95,10 +96,10 @@ def train(run: Run) -> None:
                 foot={**lines, "LM": recorded.words(), **cache},
                 summary={**facts, **found.to_dict(), **curves},
                 arrays=found.arrays() | ({} if measured is None else flatten_part(measured, "analysis")),
-                pictures=drawn,
+                panels=panels,
                 recorded=recorded,
                 seconds={"fit": found.seconds},
-                send=lambda to, summary: show.training(to, summary=summary, results=found.results, measured=flat),
+                send=lambda to, summary: show.training(to, summary=summary, found=trained, measured=measured),
             )
             finish(run, end)
     leave(trainer)

@@ -105,6 +105,8 @@ LOOKS = {
     "the null": Look("muted", "solid"),
     "surrogates": Look("muted", "solid"),
     "the unit": Look("c1", "solid"),
+    "the chosen unit": Look("c1", "solid"),
+    "width": Look("ink", "solid"),
     "massive units": Look("c4", "solid"),
     "largest units": Look("muted", "solid"),
 }

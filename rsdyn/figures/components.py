@@ -2,222 +2,272 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from rsdyn.figures.colours import look_of
-from rsdyn.figures.depth import depth_bar, draw_path, draw_samples, sublayer_axis
-from rsdyn.figures.style import (
-    GREY,
-    STYLE,
-    WIDTH,
-    as_array,
-    as_curves,
-    brief_percent,
-    check_sites,
-    counted,
-    legend,
-    log_scale,
-    note,
-    only_finite,
-)
-from rsdyn.figures.training import samples_of
+from rsdyn.analysis.results import Plane, PrincipalComponents
+from rsdyn.figures.colours import WITHOUT, Look
+from rsdyn.figures.over_depth import sublayer_names
+from rsdyn.figures.panel import Axis, Bars, Caption, Line, Mark, Panel, Path, Paths, array, brief, counted, percent
+from rsdyn.figures.streams import Stream, curve_panel, pick, sequences_in_words, when
+
+N_BARS = 10  # components
+N_NAMED = 3  # units of each
 
 
-def pca_trajectory(
-    mean: Any,
-    samples: Any = None,
-    *,
-    ratio: Any = None,
-    control_mean: Any = None,
-    control_samples: Any = None,
-    control_ratio: Any = None,
-    control_name: str = "smoothed random walk",
-    sites_per_layer: int = 2,
-    title: str | None = None,
-) -> Figure:
-    """Draw single sequences and their mean in the plane of the first two components, coloured by depth (Fig. 4A).
-
-    ``mean`` is (S, K) with K >= 2 and ``samples``, thin grey lines behind it, (M, S, K) or None; components after the
-    second are not drawn. ``ratio`` (K,) is the share of the variance along each component, written on its axis. The
-    control, in its own components, is drawn below: curved paths in a plane are what any smooth random walk gives.
-
-    Raises ValueError for other shapes, fewer than two components, and a mean that is not finite.
-    """
-    panels = [("", mean, samples, ratio)]
-    if control_mean is not None:
-        panels.append(("control_", control_mean, control_samples, control_ratio))
-    elif control_samples is not None or control_ratio is not None:
-        raise ValueError("control_mean is None, but must go with the control's samples and ratio: pass it too.")
-    check_sites(sites_per_layer)
-    drawn = []
-    for prefix, path, behind, shares in panels:
-        path = as_array(f"{prefix}mean", path, 2, finite=True)
-        if path.shape[1] < 2:
-            raise ValueError(f"{prefix}mean has shape {path.shape}, but needs 2 components for a plane: keep two.")
-        behind = samples_of(f"{prefix}samples", behind, path)
-        labels = ["PC 1", "PC 2"]
-        if shares is not None:
-            shares = as_array(f"{prefix}ratio", shares, 1)
-            if len(shares) < 2:
-                raise ValueError(f"{prefix}ratio has 1 value, but must have one a component: pass (K,) shares.")
-            labels = [f"{label} ({brief_percent(share)})" for label, share in zip(labels, shares[:2], strict=True)]
-        drawn.append((path[:, :2], None if behind is None else behind[..., :2], labels))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.7 if len(drawn) == 1 else 4.8), layout="constrained")
-        grid = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
-        for axes, (path, behind, labels) in zip(grid, drawn, strict=True):
-            if behind is not None:
-                draw_samples(axes, only_finite(behind))
-            dots = draw_path(axes, path, sites_per_layer)
-            axes.autoscale_view()
-            axes.set_xlabel(labels[0])
-            axes.set_ylabel(labels[1])
-            depth_bar(figure, dots, axes, len(path), sites_per_layer)
-        if len(drawn) > 1:
-            note(grid[0], "residual stream")
-            note(grid[1], f"control: {control_name}")
-        legend(figure, title, *grid[0].get_legend_handles_labels(), ncols=5, handlelength=0.9)
-    return figure
+def components(streams: Sequence[Stream]) -> list[Panel]:
+    """Fig. 4A to C, and what the components are made of."""
+    some = [s for s in streams if s.found.pca is not None]
+    if not some:
+        return []
+    n = ", ".join(dict.fromkeys(str(len(_found(s).ratio.value)) for s in some))
+    jackknife = ""
+    return [
+        *_plane(some),
+        _control(some),
+        _cumulative(some),
+        *curve_panel(
+            "fig4c_variance_by_sublayer", "4C", "Explained variance by sublayer", some,
+            lambda r: r.pca and r.pca.over_depth and r.pca.over_depth.explained,
+            Axis("explained variance", limits=(-0.02, 1.02)),
+            Caption(
+                f"How much of each sublayer's variance over {{sequences}} the first {n} components of all sublayers "
+                f"together hold.{jackknife} Values below 0, of sublayers that vary outside all of the components, are "
+                "off the panel.",
+                "which sublayers vary within the directions that are shared.",
+                "that later layers need fewer components because it rises: the components are fitted to where the "
+                "variance is, which is late. The two panels below do not depend on that.",
+            ),
+        ),
+        *curve_panel(
+            "fig4c_components_needed", "4C", "Components for 90 % of a sublayer's variance", some,
+            lambda r: r.pca and r.pca.over_depth and r.pca.over_depth.components_90,
+            Axis("components", from_zero=True),
+            Caption(
+                "How many of each sublayer's own components hold 90 % of its variance over {sequences}.",
+                "the number of directions that matter at a depth, whatever its norm. The paper's claim is that it "
+                "falls.",
+                "a number of dimensions beyond the number of sequences, which limits it from above.",
+            ),
+        ),
+        *curve_panel(
+            "fig4c_dimensions", "4C", "Dimensions filled at each sublayer", some,
+            lambda r: r.pca and r.pca.over_depth and r.pca.over_depth.dimensions,
+            Axis("participation ratio of the variances", from_zero=True),
+            Caption(
+                "The participation ratio of each sublayer's own variances, (Σλ)² / Σλ², over {sequences}.",
+                "how many directions the sequences spread over evenly at a depth. Here the claim \u201clater layers "
+                "need fewer components\u201d can be seen to hold or not.",
+                "much about small directions: the ratio is ruled by the largest variances, and one massive unit holds "
+                "it near 1.",
+            ),
+        ),
+        _loadings(some[0]),
+        _units_of(some),
+    ]  # fmt: skip
 
 
-def cumulative_variance(ratios: Mapping[str, Any], *, share: float = 0.9, title: str | None = None) -> Figure:
-    """Draw how much variance the first components explain together (Fig. 4B).
-
-    ``ratios`` maps a condition's name to (K,) shares of the variance, largest first; K may differ. A dot marks where a
-    curve first reaches ``share``, and the legend says with how many components, or that all of them do not.
-
-    Raises ValueError when ``ratios`` is empty, for other shapes, and when ``share`` is not between 0 and 1.
-    """
-    curves = {name: np.cumsum(values) for name, values in as_curves("ratios", ratios, same_length=False).items()}
-    _check_share(share)
-    goal = f"{100 * share:.3g} %"
-    most = max(len(values) for values in curves.values())
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
-        axes = figure.subplots()
-        axes.axhline(share, color=GREY, linewidth=0.6, linestyle=":", zorder=0)
-        for name, values in curves.items():
-            look = look_of(name)
-            reached = np.flatnonzero(values >= share - 1e-12)  # a sum of shares may end an ulp short of 1
-            words = f"{reached[0] + 1} for {goal}" if len(reached) else f"{goal} not reached"
-            count = np.arange(1, len(values) + 1)
-            axes.plot(count, only_finite(values), color=look.hex, linestyle=look.line, label=f"{name} ({words})")
-            if len(reached):
-                axes.plot(reached[0] + 1, values[reached[0]], "o", color=look.hex, markersize=5, zorder=4)
-        axes.set_xscale("log")
-        axes.set_xlim(0.9, max(most, 2) * 1.1)
-        ticks = [m * 10**e for e in range(5) for m in ((1, 2, 5) if most < 500 else (1,)) if m * 10**e <= most]
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_ylim(0, 1.03)
-        axes.set_xlabel("number of components")
-        axes.set_ylabel("cumulative explained variance")
-        legend(figure, title, ncols=2)
-    return figure
+def _found(stream: Stream) -> PrincipalComponents:
+    assert stream.found.pca is not None
+    return stream.found.pca
 
 
-def components_needed(
-    counts: Mapping[str, Any], *, share: float = 0.9, sites_per_layer: int = 2, title: str | None = None
-) -> Figure:
-    """Draw how many components each sublayer needs for a share of its own variance (the claim beside Fig. 4C).
-
-    ``counts`` maps a condition's name to (S,) numbers of components; NaN where the share is not reached, or nothing
-    varies, leaves a gap and is counted. The axis is logarithmic when the counts span more than a factor of 20.
-
-    Raises ValueError when ``counts`` is empty, lengths differ, and when ``share`` is not between 0 and 1.
-    """
-    arrays = {name: only_finite(values) for name, values in as_curves("counts", counts).items()}
-    _check_share(share)
-    check_sites(sites_per_layer)
-    n_sublayers = len(next(iter(arrays.values())))
-    everything = np.concatenate(list(arrays.values()))
-    finite = everything[np.isfinite(everything)]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
-        axes = figure.subplots()
-        for i, (name, values) in enumerate(arrays.items()):
-            look: Any = {"color": look_of(name).hex, "linestyle": look_of(name).line, "linewidth": 0.9 if i else 1.2}
-            marker = "os^Dv"[i % 5] if n_sublayers < 40 else ""  # markers that touch would hide the dashes
-            axes.plot(values, marker=marker, markersize=2.5, label=name, **look)
-        if len(finite) and finite.min() > 0 and finite.max() > 20 * finite.min():
-            log_scale(axes, finite)
-        else:
-            axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        sublayer_axis(axes, n_sublayers, sites_per_layer)
-        axes.set_ylabel(f"components for {100 * share:.3g} %\nof a sublayer's variance")
-        if len(finite) < len(everything):
-            note(axes, f"{len(everything) - len(finite)} of {len(everything)} values undefined or not reached")
-        legend(figure, title)
-    return figure
+def _axes(plane: Plane) -> tuple[Axis, Axis]:
+    ratio = array(plane.ratio)
+    x, y = (Axis(f"component {k + 1}" + (f" ({percent(ratio[k])})" if k < len(ratio) else "")) for k in (0, 1))
+    return x, y
 
 
-def loadings(
-    loadings: Any, massive: Sequence[int] = (), *, n_components: int = 10, n_units: int = 3, title: str | None = None
-) -> Figure:
-    """Draw which units make up each principal component: squared loadings of its largest few, by name (Fig. 4A).
+def plane_marks(
+    name: str, mean: np.ndarray, samples: np.ndarray | None, sites: int, labels: Sequence[str] = (), **more: object
+) -> list[Mark]:
+    """A mean path ``(S, 2+)`` through a plane with single ones ``(n, S, 2+)`` behind it."""
+    text = sublayer_names(len(mean), sites)
+    marks: list[Mark] = []
+    if samples is not None and len(samples):
+        called = tuple(labels) or tuple(f"sequence {i}" for i in range(len(samples)))
+        marks.append(Paths(name="sequences", x=samples[..., 0], y=samples[..., 1], labels=called, text=text, **more))  # type: ignore[arg-type]
+    marks.append(Path(name=name, x=mean[:, 0], y=mean[:, 1], sites=sites, text=text, **more))  # type: ignore[arg-type]
+    return marks
 
-    ``loadings`` is (K, D), a component of length 1 a row (`PCA.components` transposed), so that a row's squared
-    loadings sum to 1. The bar is split among its ``n_units`` largest units, named at the right, largest first, with
-    their sum; ``massive`` units are orange and starred, and a diamond marks what all of them hold together. The first
-    ``n_components`` rows are drawn.
 
-    Raises ValueError for other shapes, rows that are not of length 1, and unit numbers out of range.
-    """
-    rows = as_array("loadings", loadings, 2, finite=True)
-    lengths = np.linalg.norm(rows, axis=1)
-    if np.abs(lengths - 1).max() > 0.02:  # bf16 rounds each loading to 1 in 256
-        raise ValueError(
-            f"loadings has rows of length {lengths.min():.3g} to {lengths.max():.3g}, but each must be a component of "
-            "length 1: pass (K, D), the components in rows."
+def _planes(streams: list[Stream], of: Callable[[PrincipalComponents], Plane], labels: str = "") -> tuple[Mark, ...]:
+    marks: list[Mark] = []
+    for stream in streams:
+        plane = of(_found(stream))
+        samples = array(plane.samples)
+        called = [f"{labels} {i}" for i in range(len(samples))] if labels else []
+        marks += plane_marks("mean", array(plane.mean), samples, stream.sites, called, when=when(stream, streams))
+    return tuple(marks)
+
+
+def _plane(streams: list[Stream]) -> list[Panel]:
+    some = [s for s in streams if (plane := _found(s).latents) is not None and plane.mean.shape[1] > 1]
+    if not some:
+        return []
+
+    def of(found: PrincipalComponents) -> Plane:
+        assert found.latents is not None
+        return found.latents
+
+    first = _found(some[0])
+    mean = array(of(first).mean)
+    angles = first.half_angles
+    sure = (
+        f" The planes of two halves of the sequences lie {float(angles[0]):.1f} and {float(angles[1]):.1f} degrees "
+        "apart."
+        if angles is not None
+        else ""
+    )
+    n = len(of(first).samples)
+    axes = {s.key: _axes(of(_found(s))) for s in some}
+    return [
+        Panel(
+            key="fig4a_trajectory",
+            figure="4A",
+            title="The stream in the plane of its first two components",
+            marks=_planes(some, of),
+            x=axes[some[0].key][0],
+            y=axes[some[0].key][1],
+            axes=axes,
+            own_axes=True,
+            controls=pick(some),
+            tall=1.3,
+            caption=Caption(
+                f"The mean over {sequences_in_words(some)} at every sublayer, coloured by depth (circles resid_pre, "
+                f"squares resid_mid), and single sequences behind it; on the page, point at one to follow it. "
+                f"Components are of all states of all sequences together.{sure}",
+                "the direction in which all sequences move together, and how far they spread about it.",
+                "that the curve is the system's: the first two components of any smooth random walk trace one, as the "
+                "panel beside it shows. The plane holds the share of the variance that its axes say; the rest is not "
+                "seen.",
+            ),
+            alt=f"Path of the mean over {len(mean)} sublayers in a plane of components, from ({brief(mean[0, 0])}, "
+            f"{brief(mean[0, 1])}) to ({brief(mean[-1, 0])}, {brief(mean[-1, 1])}), and {n} single sequences.",
         )
-    known = {int(u) for u in massive}
-    strange = sorted(u for u in known if not 0 <= u < rows.shape[1])
-    if strange:
-        raise ValueError(f"massive holds unit {strange[0]}, but units run from 0 to {rows.shape[1] - 1}: check it.")
-    squared = rows[:n_components] ** 2
-    names = []
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.9 + 0.19 * len(squared)), layout="constrained")
-        axes = figure.subplots()
-        for k, row in enumerate(squared):
-            largest = np.argsort(-row, kind="stable")[:n_units]
-            left = 0.0
-            for u in largest:
-                colour = look_of("without_massive").hex if int(u) in known else "#BBBBBB"
-                axes.barh(k, row[u], left=left, height=0.7, color=colour, edgecolor="white", linewidth=0.6)
-                left += row[u]
-            if known:
-                axes.plot(row[sorted(known)].sum(), k, "D", color="#000000", markersize=3, zorder=3, clip_on=False)
-            starred = ", ".join(f"{u}*" if int(u) in known else f"{u}" for u in largest)
-            names.append(f"{starred}: {brief_percent(left)}")
-        axes.set_yticks(range(len(squared)), [f"PC {k + 1}" for k in range(len(squared))])
-        axes.set_ylim(len(squared) - 0.4, -0.6)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("squared loading (share of the component)")
-        right = axes.secondary_yaxis("right")
-        right.set_yticks(range(len(squared)), names)
-        right.tick_params(length=0)
-        right.spines["right"].set_visible(False)
-        handles: list[Any] = [Patch(color="#BBBBBB")]
-        labels = [f"the {n_units} largest units"]
-        if known:
-            (diamond,) = axes.plot([], [], "D", color="#000000", markersize=3)
-            handles += [Patch(color=look_of("without_massive").hex), diamond]
-            labels += ["massive (*)", f"sum of {counted(len(known), 'massive unit')}"]
-        legend(figure, title, handles, labels)
-    return figure
+    ]
 
 
-def _check_share(share: float) -> None:
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}, but must be above 0 and at most 1: pass 0.9 for 90 %.")
+def _control(streams: list[Stream]) -> Panel:
+    axes = {s.key: _axes(_found(s).control) for s in streams}
+    control = _found(streams[0]).control
+    held = percent(array(control.ratio)[:2].sum())
+    return Panel(
+        key="fig4a_control", figure="4A", title="A random walk in the plane of its own components",
+        marks=_planes(streams, lambda found: found.control, "walk"), x=axes[streams[0].key][0],
+        y=axes[streams[0].key][1], axes=axes, own_axes=True, controls=pick(streams), tall=1.3,
+        caption=Caption(
+            f"{len(control.samples)} smoothed random walks with the stream's own step lengths, common to all and their "
+            "own, in the plane of their own components, drawn as Fig. 4A is.",
+            "how much curve, and how much variance in a plane, comes from nothing but steps added up.",
+            "a test: it is one draw of one kind of walk.",
+        ),
+        alt=f"Path of the mean of random walks in the plane of their own first two components, which hold {held} of "
+        "their variance; it is a curve although the walks have no dynamics.",
+    )  # fmt: skip
+
+
+def _cumulative(streams: list[Stream]) -> Panel:
+    marks: list[Mark] = []
+    told = []
+    for stream in streams:
+        ratio = _found(stream).ratio
+        for without, measured in ((False, ratio), (True, ratio.without_massive)):
+            if measured is None:
+                continue
+            total = np.cumsum(array(measured.value))
+            count = np.arange(1, len(total) + 1)
+            label = (WITHOUT if stream.main else f"{stream.label}, {WITHOUT}") if without else stream.label
+            look = stream.look and Look(stream.look.colour, "longdash" if without else stream.look.dash)
+            reached = np.flatnonzero(total >= 0.9 - 1e-12)  # a sum of shares may end an ulp short
+            needs = f"{reached[0] + 1} for 90 %" if len(reached) else "90 % is not reached"
+            marks.append(
+                Line(name=label, x=count, y=total, look=look, waits=without and not stream.main,
+                     text=tuple(f"{counted(int(k), 'component')}<br>{percent(v)}" for k, v in
+                                zip(count, total, strict=True)))
+            )  # fmt: skip
+            told.append(
+                f"{label}: {percent(total[0])} with one component, {percent(total[-1])} with {len(total)}, {needs}"
+            )
+    most = max(len(_found(s).ratio.value) for s in streams)
+    return Panel(
+        key="fig4b_cumulative_variance", figure="4B", title="Cumulative explained variance", marks=tuple(marks),
+        x=Axis("number of components", "log" if most > 20 else "linear"),
+        y=Axis("cumulative explained variance", limits=(0, 1.03), percent=True),
+        caption=Caption(
+            f"The share of the variance of all states, over all sublayers of {sequences_in_words(streams)}, that the "
+            f"first components hold together. {'; '.join(told)}.",
+            "how many directions hold most of what varies, depth included.",
+            "the dimension of the computation: large units and late layers own the variance, and movement that is "
+            "common to all sequences is counted like differences between them.",
+        ),
+        alt="Rising lines. " + "; ".join(told) + ".",
+    )  # fmt: skip
+
+
+def _loadings(stream: Stream) -> Panel:
+    """Squared loadings of the largest units of each of the first components, by name."""
+    found = _found(stream)
+    squared = array(found.components)[:N_BARS] ** 2
+    massive = set(stream.found.flags.massive_units.tolist())
+    parts: dict[str, list[tuple[int, float, float, str]]] = {"largest units": [], "massive units": []}
+    ticks = []
+    for k, row in enumerate(squared):
+        left = 0.0
+        named = []
+        for u in np.argsort(-row, kind="stable")[:N_NAMED]:
+            is_massive = int(u) in massive
+            parts["massive units" if is_massive else "largest units"].append((k, left, row[u], f"unit {u}"))
+            named.append(f"{u}{'*' * is_massive}")
+            left += row[u]
+        ticks.append((float(k), f"PC {k + 1}: {', '.join(named)}"))
+    marks = [
+        Bars(name=name, x=[p[0] for p in of], start=[p[1] for p in of], height=[p[2] for p in of], width=0.7,  # type: ignore[arg-type]
+             text=tuple(f"{p[3]}: {percent(p[2])} of PC {p[0] + 1}" for p in of))
+        for name, of in parts.items()
+        if of
+    ]  # fmt: skip
+    held = (
+        f", of which {counted(len(massive), 'massive unit')} hold {percent(squared[0, sorted(massive)].sum())}"
+        if massive
+        else ""
+    )
+    told = f"the largest unit holds {percent(squared[0].max())} of component 1{held}"
+    return Panel(
+        key="fig4_loadings", figure="4A", title=f"The {N_NAMED} largest units of each component", marks=tuple(marks),
+        x=Axis("squared loading (share of the component)", percent=True), y=Axis("", ticks=tuple(ticks)),
+        caption=Caption(
+            f"The squared loadings of the {N_NAMED} largest units of each of the first components of {stream.label}, "
+            f"by their numbers, largest first; a star marks a massive unit. Here {told}.",
+            "whether a component is a direction of many units or, at bottom, one or two.",
+            "that a few large loadings are a finding: massive units have most of the variance and become components "
+            "of themselves.",
+        ),
+        alt=f"Bars of squared loadings: {told}.",
+    )  # fmt: skip
+
+
+def _units_of(streams: list[Stream]) -> Panel:
+    marks: list[Mark] = []
+    told = []
+    for stream in streams:
+        power = array(_found(stream).components)[:2] ** 2
+        largest = np.sort(power, axis=1)[:, ::-1].cumsum(1)
+        count = np.arange(1, largest.shape[1] + 1)
+        for k, row in enumerate(largest):
+            look = Look(stream.looks.colour, ("solid", "dash")[k])
+            marks.append(Line(name=f"{stream.label}, component {k + 1}", x=count, y=row, look=look,
+                              waits=not stream.first))  # fmt: skip
+        told.append(f"{stream.label}: the largest unit holds {percent(largest[0, 0])} of component 1")
+    return Panel(
+        key="fig4_units_of_components", figure="4A", title="How many units a component is made of",
+        marks=tuple(marks), x=Axis("units, largest loading first", "log"),
+        y=Axis("share of the component", limits=(0, 1.03), percent=True),
+        caption=Caption(
+            f"The squared loadings of the first two components, added up from the largest. {'; '.join(told)}.",
+            "whether a component is a direction of many units or, at bottom, one or two.",
+            "the units themselves: the panel beside it names them.",
+        ),
+        alt="Rising lines. " + "; ".join(told) + ".",
+    )  # fmt: skip

@@ -203,7 +203,8 @@ def _line(mark: Line, panel: Panel) -> list[Trace]:
     if not mark.legend:
         trace["showlegend"] = False
     if mark.picks:
-        trace |= {"customdata": list(mark.picked), "picks": mark.picks}
+        hover = f"{mark.picks} %{{customdata}}<br>%{{y:.4g}}<extra>%{{fullData.name}}</extra>"
+        trace |= {"customdata": list(mark.picked), "picks": mark.picks, "hovertemplate": hover}
     return [*found, trace]
 
 

@@ -452,11 +452,17 @@ def log_ticks(values: np.ndarray) -> tuple[tuple[float, float], list[float]] | N
     pad = 0.04 * (high - low) + 0.01
     powers = range(int(np.floor(low - pad)), int(np.ceil(high + pad)) + 1)
     ticks: list[float] = []
-    for steps in ((1.0,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), np.arange(1, 10, 0.1), np.arange(1, 10, 0.01)):
-        found = [float(f"{step:.3g}e{power}") for power in powers for step in steps]
+    for steps in ((1.0,), (1.0, 2.0, 5.0)):
+        found = [step * 10.0**power for power in powers for step in steps]
         ticks = [t for t in found if low - pad <= np.log10(t) <= high + pad]
         if len(ticks) >= 4:
             break
+    else:  # over less than a decade, labels that are evenly spaced in value
+        ends = 10 ** (low - pad), 10 ** (high + pad)
+        size = 10 ** np.floor(np.log10((ends[1] - ends[0]) / 3))
+        step = next(float(size * m) for m in (5, 2, 1, 0.5, 0.2) if (ends[1] - ends[0]) / (size * m) >= 3)
+        found = [float(f"{k * step:.12g}") for k in range(int(ends[0] / step), int(ends[1] / step) + 2)]
+        ticks = [t for t in found if ends[0] <= t <= ends[1] and t > 0]
     return (low - pad, high + pad), ticks[:: max(1, -(-len(ticks) // 7))]
 
 

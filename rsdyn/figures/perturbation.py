@@ -80,6 +80,8 @@ def _plane(found: Found, steps: int, name: str, ratio: Sequence[float] | None, w
     reference = array(found.reference)[:, :2]
     n = len(reference)
     conditions = list(dict.fromkeys(c for layer in found.sublayers for c in found.conditions(layer)))
+    longest = n - 1 - min(found.sublayers.values())
+    ks = [str(k) for k in range(min(1, longest), longest + 1)]
     drawn: list[Mark] = [
         Line(name="unperturbed", x=reference[:, 0], y=reference[:, 1], text=tuple(f"sublayer {s}" for s in range(n)))
     ]
@@ -93,7 +95,7 @@ def _plane(found: Found, steps: int, name: str, ratio: Sequence[float] | None, w
                 continue
             latents, relative = array(points["latents"])[..., :2].transpose(1, 0, 2), array(points["relative"]).T
             last = len(latents) - 1
-            rows = Rows("steps", tuple(str(k) for k in range(min(1, last), last + 1)), last=True)
+            rows = Rows("steps", tuple(ks[: max(1, last)]), last=True)  # the last ends where it stands
             at = n - 1 - last
             drawn.append(
                 Flow(
@@ -121,8 +123,6 @@ def _plane(found: Found, steps: int, name: str, ratio: Sequence[float] | None, w
                 told.append(f"{lost} of {latents.shape[1]} points not finite")
             if told:
                 drawn.append(Said(name="said", when=when, words=", ".join(told)))
-    longest = n - 1 - min(found.sublayers.values())
-    ks = [str(k) for k in range(min(1, longest), longest + 1)]
     labels = [f"{name} {i + 1}" for i in range(2)]
     if ratio is not None and len(ratio) > 1:
         labels = [f"{label} ({percent(share)})" for label, share in zip(labels, ratio, strict=False)]

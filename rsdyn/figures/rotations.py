@@ -1,213 +1,328 @@
-"""The panels of unit rotations: portraits, and turns beside what surrogates give (Fig. 2).
+"""The panels of unit rotations: portraits, each unit's place in its null, and turns over units (Fig. 2).
 
-Rotations R are passed as measured, counter-clockwise positive; every panel shows clockwise turns, -R, as the paper
-does.
+Every panel shows clockwise turns, -R, as the paper does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+import torch
 
-from rsdyn.figures.colours import LIGHT, is_series, look_of
-from rsdyn.figures.depth import depth_bar, draw_path
-from rsdyn.figures.style import (
-    DARK,
-    GREY,
-    STYLE,
-    WIDTH,
-    as_array,
-    as_shape,
-    check_sites,
-    legend,
-    note,
-    number,
-    only_finite,
+from rsdyn.analysis.results import Rotation
+from rsdyn.analysis.unit_surrogates import TurnHistograms
+from rsdyn.dynamics.rotation import portrait
+from rsdyn.figures.colours import Look, is_series
+from rsdyn.figures.over_depth import sublayer_names
+from rsdyn.figures.panel import (
+    Axis,
+    Bars,
+    Caption,
+    Control,
+    Distribution,
+    Line,
+    Mark,
+    Panel,
+    Path,
+    Rows,
+    Said,
+    array,
+    brief,
+    counted,
     percent,
-    wrapped,
 )
+from rsdyn.figures.streams import Stream, pick, sequences_in_words, when
+from rsdyn.labels import KEEPS, NAMES
 
-COLUMNS, MOST_PORTRAITS = 3, 12
-TURNS = "clockwise turns over the sublayers"
+MOST_UNITS = 1024  # whose portraits a page holds
+MOST_HISTOGRAMS = 256  # units whose surrogates are drawn again
+N_PORTRAITS = 3  # that turn most clockwise, and as many at random
+LEADING = ("innovation_shuffle", "layer_shuffle")  # nulls of a static figure: the one for claims, and the paper's
+TURNS = Axis("clockwise turns")
 
 
-def portraits(
-    x: Any,
-    y: Any,
-    names: Sequence[str],
-    rotations: Any,
+def chosen_units(turns: np.ndarray, most: int | None = None) -> np.ndarray:
+    """The units that a page holds: all, or those that turn most each way and an even sample of the rest."""
+    most = MOST_UNITS if most is None else most
+    if len(turns) <= most:
+        return np.arange(len(turns))
+    order = np.argsort(np.nan_to_num(turns, nan=0.0), kind="stable")
+    ends = most // 8
+    middle = order[ends:-ends]
+    some = middle[np.linspace(0, len(middle) - 1, most - 2 * ends).round().astype(int)]
+    return np.sort(np.concatenate([order[:ends], some, order[-ends:]]))
+
+
+def histogram_units(turns: np.ndarray) -> list[int]:
+    """The units whose surrogates are drawn again: those of a page that turn most, where there are very many."""
+    kept = chosen_units(turns)
+    if len(kept) <= MOST_HISTOGRAMS:
+        return kept.tolist()
+    most = np.argsort(-np.abs(np.nan_to_num(turns[kept], nan=0.0)), kind="stable")[:MOST_HISTOGRAMS]
+    return sorted(kept[most].tolist())
+
+
+def portrait_units(turns: np.ndarray, units: Sequence[int] | None, seed: int) -> list[int]:
+    """The units asked for, else the three that turn most clockwise and three others at random."""
+    if units is not None:
+        return list(units)[:12]
+    ranked = np.argsort(-np.nan_to_num(turns, nan=-np.inf), kind="stable").tolist()
+    rest = ranked[N_PORTRAITS:]
+    order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[:N_PORTRAITS]
+    return [*ranked[:N_PORTRAITS], *(rest[i] for i in order.tolist())]
+
+
+def rotation(
+    streams: Sequence[Stream],
     *,
-    sites_per_layer: int = 2,
-    title: str | None = None,
-) -> Figure:
-    """Draw units in the plane of activation and gradient, coloured by depth, with their clockwise turns (Fig. 2A).
+    units: Sequence[int] | None = None,
+    seed: int = 0,
+    histograms: Mapping[str, TurnHistograms] | None = None,
+) -> list[Panel]:
+    """Fig. 2A to C.
 
-    ``x`` and ``y`` are (S, U), activation and gradient less their values at the first sublayer, ``names`` the U names
-    and ``rotations`` (U,) the signed R of each; at most 12 units, three a row. Axes are each unit's own. Points that
-    are not finite are left out, and a rotation that is not is called undefined.
-
-    Raises ValueError for other shapes and for more units than fit.
+    Args:
+        streams: those that have the measure are drawn.
+        units: whose portraits a static figure shows.
+        seed: chooses those that it shows otherwise.
+        histograms: by null model, turns of the first stream's surrogates.
     """
-    x = as_array("x", x, 2)
-    y = as_shape("y", y, x.shape, "x")
-    n_sublayers, n_units = x.shape
-    rotations = as_shape("rotations", rotations, (n_units,), "x")
-    if len(names) != n_units:
-        raise ValueError(f"names has {len(names)} names, but x has {n_units} units: pass one name a unit.")
-    if n_units > MOST_PORTRAITS:
-        raise ValueError(
-            f"x has {n_units} units, but at most {MOST_PORTRAITS} portraits can be read in one column: choose some."
-        )
-    check_sites(sites_per_layer)
-    n_columns = min(COLUMNS, n_units)
-    n_rows = -(-n_units // n_columns)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.75 + 1.15 * n_rows * (1 if n_columns > 1 else 2)), layout="constrained")
-        grid = figure.subplots(n_rows, n_columns, squeeze=False)
-        for axes in grid.ravel()[n_units:]:
-            axes.set_axis_off()
-        dots = None
-        for u, axes in enumerate(grid.ravel()[:n_units]):
-            axes.axhline(0, color=GREY, linewidth=0.4, zorder=0)
-            axes.axvline(0, color=GREY, linewidth=0.4, zorder=0)
-            path = only_finite(np.column_stack([x[:, u], y[:, u]]))
-            dots = draw_path(axes, path, sites_per_layer, size=0.5)
-            turns = -rotations[u]
-            words = f"{number(turns)} turns ↻" if np.isfinite(turns) else "turns undefined"
-            axes.set_title(f"{names[u]}\n{words}", fontsize=7, pad=3)
-            axes.tick_params(labelsize=6, length=2, pad=1.5)
-            for axis, values in ((axes.xaxis, path[:, 0]), (axes.yaxis, path[:, 1])):
-                axis.set_major_locator(FixedLocator([0, _round_extreme(values)]))
-                axis.set_major_formatter(FuncFormatter(lambda value, _: number(value, "g")))
-        figure.get_layout_engine().set(w_pad=0.01, wspace=0.0)  # type: ignore[union-attr, call-arg]
-        depth_bar(figure, dots, grid, n_sublayers, sites_per_layer)
-        figure.supxlabel("activation, from its start", fontsize=8)
-        figure.supylabel("gradient over sublayers, from its start", fontsize=8)
-        legend(figure, title, *grid[0, 0].get_legend_handles_labels(), ncols=4, handlelength=0.9)
-    return figure
-
-
-def _round_extreme(values: np.ndarray) -> float:
-    """The value furthest from 0, cut to one digit: beside the 0 of the start, all the ticks there is room for."""
-    finite = values[np.isfinite(values)]
-    extreme = finite[np.abs(finite).argmax()] if len(finite) else 0.0
-    if extreme == 0:
-        return 0.0
-    unit = 10.0 ** np.floor(np.log10(abs(extreme)))
-    return float(np.trunc(extreme / unit + np.sign(extreme) * 1e-9) * unit)
-
-
-def rotation_distribution(
-    observed: Any,
-    nulls: Mapping[str, Any],
-    *,
-    observed_name: str = "observed",
-    bins: int | None = None,
-    title: str | None = None,
-) -> Figure:
-    """Draw how clockwise turns are spread over units, and what each null model gives (Fig. 2B).
-
-    ``observed`` (U,) is the signed R of each unit; ``nulls`` maps a null's name to its R in any shape: a row each,
-    every histogram scaled to its own peak, the mean marked and written beside it with the SD. The dashed line carries
-    the observed mean through all rows. Values that are not finite are left out, and counted above the panel.
-
-    Raises ValueError for other shapes, for no null, and when no value of a row is finite.
-    """
-    rows = {observed_name: as_array("observed", observed, 1)}
-    if not nulls:
-        raise ValueError("nulls is empty, but the observed turns mean nothing alone: pass at least one null's R.")
-    for name, values in nulls.items():
-        if name == observed_name:
-            raise ValueError(f"nulls has {name!r}, which is observed_name too: rename one of them.")
-        flat = values.reshape(-1) if hasattr(values, "reshape") else np.ravel(values)
-        rows[name] = as_array(f"nulls[{name!r}]", flat, 1)
-    turns = {name: -values[np.isfinite(values)] for name, values in rows.items()}
-    for name, values in turns.items():
-        if not len(values):
-            raise ValueError(f"{name!r} holds no finite value, but a distribution needs some: leave it out.")
-    low = min(values.min() for values in turns.values())
-    high = max(values.max() for values in turns.values())
-    pad = 0.02 * (high - low) + 1e-3
-    if bins is None:  # a bin of a few units is a spike, not a shape
-        bins = int(np.clip(2 * min(len(values) for values in turns.values()) ** 0.5, 12, 80))
-    edges = np.linspace(low - pad, high + pad, bins + 1)
-    missing = {name: len(rows[name]) - len(turns[name]) for name in rows if len(turns[name]) < len(rows[name])}
-    labels = [wrapped(name, 7, 80) for name in rows]
-    height = max(0.36, 0.04 + 0.125 * max(label.count("\n") + 1 for label in labels))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.8 + height * len(rows)), layout="constrained")
-        axes = figure.subplots()
-        for i, (name, values) in enumerate(turns.items()):
-            base = len(rows) - 1 - i
-            heights = np.histogram(values, edges)[0]
-            colour = look_of("original").hex if i == 0 else look_of(name).hex if is_series(name) else GREY
-            axes.stairs(
-                base + 0.85 * heights / heights.max(), edges, baseline=base, fill=True, color=colour, label=name
-            )
-            mean = values.mean()
-            axes.plot([mean, mean], [base, base + 0.85], color="#000000" if i else "#FFFFFF", linewidth=1.2)
-            words = f"{number(mean)} ± {number(values.std())}"
-            axes.text(1.02, base + 0.4, words, transform=axes.get_yaxis_transform(), fontsize=7, va="center")
-        axes.axvline(turns[observed_name].mean(), color=DARK, linestyle="--", linewidth=0.8, zorder=3)
-        axes.text(1.02, len(rows) - 0.05, "mean ± SD", transform=axes.get_yaxis_transform(), fontsize=7, color=DARK)
-        axes.set_yticks([len(rows) - 1 - i + 0.4 for i in range(len(rows))], labels)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.set_ylim(0, len(rows))
-        axes.set_xlim(edges[0], edges[-1])
-        axes.set_xlabel(TURNS)
-        if missing:
-            note(axes, "left out: " + ", ".join(f"{n} of {name}" for name, n in missing.items()))
-        legend(figure, title, [], [])
-    return figure
-
-
-def rotations_by_unit(
-    observed: Any, null_mean: Any, null_std: Any, *, p: Any, null_name: str = "null", title: str | None = None
-) -> Figure:
-    """Draw every unit's clockwise turns, sorted, beside its own null's mean and 95 % band (Fig. 2C).
-
-    ``observed``, ``null_mean`` and ``null_std`` are (U,), R as measured; the band is the mean ± 1.96 SD. ``p`` (U,) are
-    the units' p-values, of which the share below .05 is stated, as everywhere: 5 % if the null were true. (It is not
-    quite the share outside the band, since turns come in steps and no null is Gaussian.) Units with a value that is
-    not finite are left out, and counted.
-
-    Raises ValueError for other shapes.
-    """
-    observed = as_array("observed", observed, 1)
-    shape = observed.shape
-    null_mean, null_std = (
-        as_shape(key, value, shape, "observed") for key, value in (("null_mean", null_mean), ("null_std", null_std))
+    some = [s for s in streams if s.found.rotation is not None]
+    if not some:
+        return []
+    first = some[0]
+    assert first.found.rotation is not None
+    turns = -array(first.found.rotation.turns)
+    kept = chosen_units(turns)
+    shown = portrait_units(turns, units, seed)
+    kept = np.unique(np.concatenate([kept, shown]))
+    ranked = kept[np.argsort(np.nan_to_num(turns[kept], nan=-np.inf), kind="stable")]
+    options = tuple((str(u), f"unit {u}") for u in ranked)
+    control = Control("unit", "unit", options, str(shown[0]), "unit", tuple(str(u) for u in shown))
+    thinned = (
+        f" Thinned: {len(kept):,} of {len(turns):,} units, those that turn most each way and an even sample."
+        if len(kept) < len(turns)
+        else ""
     )
-    p = as_shape("p", p, shape, "observed")
-    tested = np.isfinite(p)
-    known = np.isfinite(observed) & np.isfinite(null_mean) & np.isfinite(null_std)
-    order = np.flatnonzero(known)[np.argsort(-observed[known], kind="stable")]
-    turns, centre, half = -observed[order], -null_mean[order], 1.96 * null_std[order]
-    rank = np.arange(len(order))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
-        axes = figure.subplots()
-        band = axes.fill_between(rank, centre - half, centre + half, color=GREY, alpha=0.45, linewidth=0)
-        # dots, since a line through unordered values of thousands of units is a black mass
-        size = 2.0 if len(order) < 300 else 0.7
-        axes.plot(rank, centre, "o", color=LIGHT["muted"], markersize=size, markeredgewidth=0, rasterized=True)
-        (key,) = axes.plot([], [], "o", color=LIGHT["muted"], markersize=2)
-        (line,) = axes.plot(rank, turns, color=look_of("original").hex, linewidth=1.4)
-        axes.set_xlabel("units, sorted by their turns")
-        axes.set_ylabel("clockwise turns")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        words = []
-        if tested.any():
-            beyond = percent((p[tested] < 0.05).mean())
-            words.append(f"{beyond} of {tested.sum()} units have p < .05 (5 % if the null held)")
-        if len(order) < len(observed):
-            words.append(f"{len(observed) - len(order)} undefined")
-        note(axes, "; ".join(words))
-        legend(figure, title, [line, key, band], ["observed", f"{null_name}: mean", "± 1.96 SD"])
-    return figure
+    return [
+        _portraits(some, kept, control, thinned),
+        *_places(some, kept, control, histograms or {}),
+        distribution(some),
+        *_by_unit(some, kept, control, thinned),
+    ]
+
+
+def _found(stream: Stream) -> Rotation:
+    assert stream.found.rotation is not None
+    return stream.found.rotation
+
+
+def _keys(kept: np.ndarray) -> Rows:
+    return Rows("unit", tuple(str(u) for u in kept))
+
+
+def _portraits(streams: list[Stream], kept: np.ndarray, control: Control, thinned: str) -> Panel:
+    marks: list[Mark] = []
+    for stream in streams:
+        found = _found(stream)
+        path = portrait(found.trajectory[:, kept.tolist()])
+        here = when(stream, streams)
+        marks.append(Path(name=stream.label, when=here, rows=_keys(kept), x=array(path.x).T, y=array(path.y).T,
+                          sites=stream.sites, text=sublayer_names(stream.n_sublayers, stream.sites)))  # fmt: skip
+        numbers = np.stack([kept, -array(found.turns)[kept]], axis=1)
+        marks.append(Said(name="said", when=here, rows=_keys(kept), numbers=numbers, words="{1} turns ↻"))
+    first = streams[0]
+    turns = -array(_found(first).turns)
+    most = int(np.nanargmax(turns)) if np.isfinite(turns).any() else 0
+    return Panel(
+        key="fig2a_portraits", figure="2A", title="Portraits of units", marks=tuple(marks),
+        x=Axis("activation, from its start"), y=Axis("gradient over sublayers, from its start"),
+        controls=(control, *pick(streams)), own_axes=True, columns=3, tall=1.05,
+        caption=Caption(
+            f"The mean trajectory of single units over {sequences_in_words(streams)}: activation against that "
+            "activation's gradient over sublayers (central differences), each from its start; open ring start, full "
+            "ring end. On the page: choose a unit by its number, step through them by their turns, or touch one in "
+            f"Fig. 2C.{thinned}",
+            "the shape behind a number of turns: a few wide loops, or many small zigzags.",
+            "rotation. A path in the plane of a value and its own slope can only turn clockwise, and every reversal of "
+            "the slope adds to the count: |R| counts how jagged the path is.",
+        ),
+        alt=f"A unit's path over {first.n_sublayers} sublayers in the plane of its activation and that one's gradient; "
+        f"unit {most} makes most clockwise turns in {first.label}, {brief(turns[most])}.",
+    )  # fmt: skip
+
+
+def _nulls(streams: Sequence[Stream]) -> list[str]:
+    return list(dict.fromkeys(null for s in streams for null in _found(s).nulls))
+
+
+def _null_control(nulls: Sequence[str]) -> Control:
+    options = tuple((null, NAMES.get(null, null)) for null in nulls)
+    shown = tuple(null for null in LEADING if null in nulls) or (nulls[0],)
+    return Control("null", "null model", options, nulls[0], shown=shown)
+
+
+def _places(
+    streams: list[Stream], kept: np.ndarray, control: Control, histograms: Mapping[str, TurnHistograms]
+) -> list[Panel]:
+    """Each unit's own turns beside those of its surrogates."""
+    nulls = _nulls(streams)
+    if not nulls:
+        return []
+    marks: list[Mark] = []
+    for stream in streams:
+        found = _found(stream)
+        own = -array(found.turns)[kept]
+        for null, test in found.nulls.items():
+            here = {"null": null} | when(stream, streams)
+            mean, std = -array(test.mean)[kept], array(test.std)[kept]
+            top = np.ones(len(kept))
+            if stream is streams[0] and (counted_ := histograms.get(null)):
+                place = {u: i for i, u in enumerate(counted_.units)}
+                known = [int(u) for u in kept if int(u) in place]
+                at = [place[u] for u in known]
+                width = (counted_.high - counted_.low)[at] / counted_.counts.shape[1]
+                centres = counted_.low[at][:, None] + (np.arange(counted_.counts.shape[1]) + 0.5) * width[:, None]
+                counts = counted_.counts[at]
+                top[np.isin(kept, known)] = counts.max(1)
+                marks.append(Bars(name="surrogates", when=here, rows=Rows("unit", tuple(map(str, known))), x=centres,
+                                  height=counts, width=width))  # fmt: skip
+            ends = np.stack([mean - 1.96 * std, mean, mean + 1.96 * std], axis=1)
+            marks.append(Line(name="null: mean ± 1.96 SD", when=here, rows=_keys(kept), x=ends,
+                              y=np.repeat(-0.05 * top[:, None], 3, axis=1), marker="circle",
+                              look=Look("ink", "solid")))  # fmt: skip
+            marks.append(Line(name="the unit", when=here, rows=_keys(kept), x=np.stack([own, own], axis=1),
+                              y=np.stack([0 * top, 1.05 * top], axis=1), width=1.4))  # fmt: skip
+            numbers = np.stack([own, mean, std, array(test.p)[kept], array(test.q_normal)[kept]], axis=1)
+            marks.append(Said(name="said", when=here, rows=_keys(kept), numbers=numbers,
+                              words="{0} turns, null {1} ± {2}; p = {3}, q = {4}"))  # fmt: skip
+    main = _found(streams[0])
+    beyond = {null: test.walks_beyond for null, test in main.nulls.items()}
+    rejected = ", ".join(f"{NAMES.get(k, k)} {percent(v, 0)}" for k, v in beyond.items() if v is not None)
+    keeps = "; ".join(f"{NAMES.get(null, null)}: {KEEPS[null]}" for null in nulls if null in KEEPS)
+    return [
+        Panel(
+            key="fig2a_place_in_null",
+            figure="2A",
+            title="A unit's place in its null",
+            marks=tuple(marks),
+            x=Axis("clockwise turns"),
+            y=Axis("surrogates"),
+            own_axes=True,
+            controls=(
+                Control("unit", control.label, control.options, control.value, "unit"),
+                Control(
+                    "null",
+                    "null model",
+                    _null_control(nulls).options,
+                    nulls[0],
+                    shown=tuple(null for null in histograms if null in nulls)[-1:],
+                ),
+                *pick(streams),
+            ),
+            caption=Caption(
+                "The turns of the unit's own surrogates under the chosen null model, and the unit's. Where the "
+                "surrogates are not drawn again (nulls that need the model or take long, other streams, beyond "
+                f"{MOST_HISTOGRAMS} units), their mean and 1.96 SD stand for them. p is two-sided, for this unit "
+                "alone; q is the false discovery rate over all units.",
+                "whether the order that this null destroys matters for this unit's turns.",
+                "dynamics, from a null that keeps little: random walks of equal length, which have none, go beyond "
+                f"their null at p < .05 this often: {rejected or 'not measured'}. Go by the nulls that keep most, the "
+                f"first ones. What each keeps: {keeps}. A unit picked because its p is small is no evidence: go by q.",
+            ),
+            alt="Histogram of the turns of the surrogates of the chosen unit, with the unit's own turns as a line.",
+        )
+    ]
+
+
+def distribution(streams: list[Stream]) -> Panel:
+    """Turns over units, of every stream and beside the nulls (Fig. 2B)."""
+    main = streams[0]
+    found = _found(main)
+    rows = [(s.label, -array(_found(s).turns), s.look) for s in streams]
+    per_sequence = NAMES["per_sequence"] if main.main else f"{main.label}, per sequence"
+    rows.insert(1, (per_sequence, -array(found.per_sequence), None))
+    for null, test in found.nulls.items():
+        if test.example is not None:
+            name = NAMES.get(null, null)
+            rows.append((name, -array(test.example), None if is_series(name) else Look("muted", "solid")))
+    rows = [row for row in rows if np.isfinite(row[1]).any()]
+    told = "; ".join(f"{name}: {brief(np.nanmean(v))} ± {brief(np.nanstd(v))}" for name, v, _ in rows)
+    lost = "; ".join(f"{int((~np.isfinite(v)).sum())} of {n}" for n, v, _ in rows if not np.isfinite(v).all())
+    return Panel(
+        key="fig2b_rotations", figure="2B", title="Turns over units, beside the nulls",
+        marks=tuple(Distribution(name=name, values=values, look=look) for name, values, look in rows),
+        x=Axis("clockwise turns over the sublayers"), y=Axis(""), wide=True,
+        note=f"undefined: {lost}" if lost else "",
+        caption=Caption(
+            f"How clockwise turns are spread over units, over {sequences_in_words(streams)}: of the mean trajectory, "
+            "of single sequences (mean of each unit's), of the other streams, and of one surrogate a unit of each null "
+            f"(grey). Mean ± SD: {told}.",
+            "which null has turns like the stream's: those keep what makes the turns.",
+            "that a null with a mean near 0 proves rotation. The layer shuffle takes points out of their order, which "
+            "no trajectory is like; it is far from a random walk too.",
+        ),
+        alt=f"Distributions over units of clockwise turns, mean and standard deviation: {told}.",
+    )  # fmt: skip
+
+
+def _by_unit(streams: list[Stream], kept: np.ndarray, unit: Control, thinned: str) -> list[Panel]:
+    """Every unit's turns, sorted, beside its own null's mean and 95 % band (Fig. 2C)."""
+    nulls = _nulls(streams)
+    if not nulls:
+        return []
+    marks: list[Mark] = []
+    for stream in streams:
+        found = _found(stream)
+        turns = -array(found.turns)[kept]
+        order = np.argsort(turns, kind="stable")[: int(np.isfinite(turns).sum())]
+        at = np.arange(len(order)) + 1.0
+        names = [str(u) for u in kept[order]]
+        for null, test in found.nulls.items():
+            here = {"null": null} | when(stream, streams)
+            mean, std = -array(test.mean)[kept][order], array(test.std)[kept][order]
+            marks.append(Line(name="the null", when=here, x=at, y=mean, low=mean - 1.96 * std, high=mean + 1.96 * std,
+                              line=False, marker="circle", size=0.5))  # fmt: skip
+            marks.append(Line(name="units", when=here, x=at, y=turns[order], marker="circle", size=0.6, picks="unit",
+                              picked=tuple(names)))  # fmt: skip
+            tested = array(test.p)[np.isfinite(array(test.p))]
+            if len(tested):
+                beyond = np.array([100 * (tested < 0.05).mean(), len(tested)])
+                marks.append(Said(name="said", when=here, numbers=beyond,
+                                  words="{0} % of {1} units have p < .05 (5 % if the null held)"))  # fmt: skip
+        marks.append(Line(name="the chosen unit", when=when(stream, streams), rows=Rows("unit", tuple(names)),
+                          x=at[:, None], y=turns[order][:, None], line=False, marker="ring"))  # fmt: skip
+    main = _found(streams[0])
+    turns = -array(main.turns)
+    walk = "" if main.random_walk is None else f" A random walk of equal length makes {brief(main.random_walk)} turns."
+    return [
+        Panel(
+            key="fig2c_rotations_by_unit",
+            figure="2C",
+            title="Turns of all units, beside their nulls",
+            marks=tuple(marks),
+            x=Axis("units, sorted by their turns"),
+            y=TURNS,
+            bands="± 1.96 SD of the null",
+            controls=(
+                _null_control(nulls),
+                Control("unit", unit.label, unit.options, unit.value, "unit"),
+                *pick(streams),
+            ),
+            columns=1,
+            wide=True,
+            caption=Caption(
+                f"Clockwise turns of each unit's mean trajectory over {sequences_in_words(streams)}, sorted, beside "
+                "the mean and the band of ± 1.96 SD of its own surrogates under the null model. On the page: touch a "
+                f"unit to see its portrait.{thinned}{walk}",
+                "how many units have p < .05: 5 % would if the null held for every unit.",
+                "that units outside rotate: they differ from what this null keeps, no more. The bands are of single "
+                "units; the findings table has the test of all units together, whose surrogates keep their "
+                "correlation.",
+            ),
+            alt=f"Turns of {counted(len(kept), 'unit')}, sorted, with each one's null mean and band. In "
+            f"{streams[0].label} they go from {brief(np.nanmin(turns))} to {brief(np.nanmax(turns))} clockwise, mean "
+            f"size {brief(np.nanmean(np.abs(turns)))}.",
+        )
+    ]

@@ -129,8 +129,9 @@ def _height(panel: Panel) -> float:
     rows, columns = _grid(panel)
     if panel.square:
         return 0.9 + rows * ((_width(panel) - 0.5) / columns + 0.25)
-    if any(isinstance(m, (Distribution, Bars)) and _rows_of(panel) for m in panel.marks):
-        return 0.75 + 0.36 * _rows_of(panel)
+    if n := _rows_of(panel):
+        lying = any(isinstance(m, Bars) for m in panel.marks)
+        return 0.75 + n * (0.2 if lying else 0.36)
     small = 0.72 if rows * columns > 2 else 1.0
     return 0.55 + rows * HEIGHT * panel.tall * small
 
@@ -138,7 +139,7 @@ def _height(panel: Panel) -> float:
 def _rows_of(panel: Panel) -> int:
     """How many rows stand below each other: distributions, or what lying bars belong to."""
     n = sum(isinstance(m, Distribution) for m in panel.marks)
-    return n or max((len(m.x) for m in panel.marks if isinstance(m, Bars) and m.start is not None), default=0)
+    return n or len({x for m in panel.marks if isinstance(m, Bars) and m.start is not None for x in m.x.tolist()})
 
 
 def _draw_into(figure: Figure | SubFigure, panel: Panel) -> None:
@@ -160,7 +161,7 @@ def _draw_into(figure: Figure | SubFigure, panel: Panel) -> None:
             bars.append(DRAW[type(mark)](axes, mark, scales))
         x, y = panel.axes_at(choice)
         of = marks if panel.own_axes else everything
-        _axis(axes, "x", x, values_of(of, "x"), _rows_of(panel))
+        _axis(axes, "x", x, values_of(of, "x"), _rows_of(panel), _width(panel) / columns)
         _axis(axes, "y", y, values_of(of, "y"), _rows_of(panel))
         if panel.square:
             axes.set_aspect("equal", adjustable="box")
@@ -244,7 +245,7 @@ def _value_scales(panel: Panel, choices: Sequence[Choice]) -> dict[str, Any]:
 # -- axes --------------------------------------------------------------------------------------------------------------
 
 
-def _axis(axes: Axes, which: str, axis: Axis, values: np.ndarray, n_rows: int) -> None:
+def _axis(axes: Axes, which: str, axis: Axis, values: np.ndarray, n_rows: int, room: float | None = None) -> None:
     own: Any = axes.xaxis if which == "x" else axes.yaxis
     set_limits: Any = axes.set_xlim if which == "x" else axes.set_ylim
     (axes.set_xlabel if which == "x" else axes.set_ylabel)(wrapped(axis.label, 8, 72 * HEIGHT * 0.95)
@@ -278,7 +279,8 @@ def _axis(axes: Axes, which: str, axis: Axis, values: np.ndarray, n_rows: int) -
         own.set_major_locator(FixedLocator([at for at, _ in axis.ticks]))
         own.set_major_formatter(FixedFormatter([label for _, label in axis.ticks]))
     elif axis.scale == "linear" and not n_rows:
-        own.set_major_locator(MaxNLocator(5 if which == "x" else 6, integer=axis.whole, min_n_ticks=1))
+        n = (5 if which == "x" else 6) if room is None or room > 1.2 else 3
+        own.set_major_locator(MaxNLocator(n, integer=axis.whole, min_n_ticks=1))
     if axis.percent:
         own.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
 

@@ -28,7 +28,10 @@ from rsdyn.analysis.summary import in_words, numbers_of
 from rsdyn.analysis.table import as_json, as_text
 from rsdyn.config.schema import Config, to_yaml
 from rsdyn.errors import UserError
-from rsdyn.figures.of_analysis import panels
+from rsdyn.figures import static
+from rsdyn.figures.analysis import analysis_panels
+from rsdyn.figures.panel import Panel
+from rsdyn.figures.streams import Analysis, streams_of
 from rsdyn.files import CONFIG, PROVENANCE, write_json, write_results, write_text
 from rsdyn.notebook.quiet import quiet
 from rsdyn.notebook.recording import Origin, read
@@ -41,18 +44,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONTROLS = {"shuffled": "token_shuffled", **{c: c for c in CONDITIONS[1:]}}  # what may be typed for each
+
+
 # which measure draws a panel of the paper, and how its file name begins
-PANELS = {
-    **dict.fromkeys(("1B",), "activations"),
-    **dict.fromkeys(("1C", "1D"), "correlation"),
-    **dict.fromkeys(("1E",), "cosine"),
-    **dict.fromkeys(("1F",), "velocity"),
-    **dict.fromkeys(("1G", "1H"), "mutual_information"),
-    **dict.fromkeys(("2A", "2B", "2C"), "rotation"),
-    **dict.fromkeys(("4A", "4B", "4C"), "pca"),
-}
-
-
 class Curve(NamedTuple):
     """A curve over depth with the ends of its 95 % interval, each ``(S,)`` or ``(S - 1,)``."""
 
@@ -167,16 +161,22 @@ class Found(Stream):
             raise UserError(f"key={key!r}: the findings here have {', '.join(rows)}.")
         return rows[key]
 
+    @property
+    def panels(self) -> list[Panel]:
+        """All panels of what was measured, as :mod:`rsdyn.figures.static` and ``interactive`` draw them."""
+        return analysis_panels(streams_of([Analysis(self._found())]))
+
     def plot(self, panel: str) -> Figure:
         """A panel of the paper, such as ``1E``, with its controls and intervals, as a matplotlib figure."""
-        measure = PANELS.get(panel.upper())
-        if measure is None or measure not in self.settings.measures:
-            known = [name for name, of in PANELS.items() if of in self.settings.measures]
-            raise UserError(f"panel={panel!r}: what was measured here has the panels {', '.join(known)}.")
-        drawn = panels(self.streams, [measure], sites_per_layer=self.x.sites_per_layer)
-        wanted = f"fig{panel.lower()}"
-        name = next((n for n in drawn if n.startswith(wanted)), None) or next(n for n in drawn if panel.lower() in n)
-        return drawn[name]
+        known = {one.key: one for one in self.panels}
+        letters = {one.figure: one for one in reversed(known.values())}  # the first of each letter
+        found = known.get(panel) or letters.get(panel.upper())
+        if found is None:
+            raise UserError(
+                f"panel={panel!r}: what was measured here has the panels {', '.join(sorted(letters))}, and by name "
+                f"{', '.join(known)}."
+            )
+        return static.draw(found)
 
     def report(self, path: str | Path) -> Path:
         """Write the page of an analysis, one file that opens without a network; gives its path."""

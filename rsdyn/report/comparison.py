@@ -11,9 +11,8 @@ from rsdyn.analysis.comparison_table import Footnotes, answer, leading, title, t
 from rsdyn.figures import static
 from rsdyn.figures.comparison import comparison_panels
 from rsdyn.figures.panel import Panel
-from rsdyn.report.page import HOW, write_page
-from rsdyn.report.panels import html_table, notes
-from rsdyn.report.plain_page import Page, whole_page
+from rsdyn.report.html import html_table, notes
+from rsdyn.report.page import HOW, Page, whole_page, write_page
 
 PAGE = "comparison.html"
 WIDE_TABLE = 6  # columns from which on a model's row is a line of its own

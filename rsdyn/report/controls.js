@@ -3,32 +3,34 @@
 // --- controls ---------------------------------------------------------------------------------------------------
 
 function set(name, value) {
-  if (name === "unit") {
-    const units = decode(streamOf("units").units);
-    if (!units.includes(Number(value))) {
-      // a unit that the page does not hold: the nearest number that it does
-      value = String(units.reduce((best, u) => (Math.abs(u - Number(value)) < Math.abs(best - Number(value)) ? u : best), units[0]));
-    }
+  const controls = document.querySelectorAll(`[data-control="${name}"]`);
+  for (const control of controls) {
+    if (control.type !== "number") continue;
+    const known = JSON.parse(control.dataset.values);
+    // a unit that the page does not hold: the nearest number that it does
+    if (!known.includes(value)) value = known.reduce((best, u) => (Math.abs(u - value) < Math.abs(best - value) ? u : best));
   }
   values[name] = value;
-  for (const control of document.querySelectorAll(`[data-control="${name}"]`)) {
-    if (control.type === "checkbox") control.checked = value === control.dataset.on;
-    else if (control.type === "range") control.value = JSON.parse(control.dataset.values).indexOf(value);
+  for (const control of controls) {
+    if (control.type === "range") control.value = JSON.parse(control.dataset.values).indexOf(value);
     else control.value = value;
   }
-  for (const output of document.querySelectorAll(`[data-shows="${name}"]`)) output.textContent = value;
-  const follow = name === "unit" ? ["portrait", "place", "by_unit"] : name === "stream" ? ["portrait"] : [];
-  for (const [id, plot] of Object.entries(page.plots)) {
-    if (plot.controls.includes(name) || follow.includes(plot.widget)) draw(id);
-  }
+  for (const output of document.querySelectorAll(`[data-shows="${name}"]`)) output.textContent = JSON.parse(output.dataset.labels)[value];
+  for (const [id, plot] of Object.entries(page.plots)) if (plot.controls.includes(name)) draw(id);
+}
+
+/* The next option of a control whose options are in an order. */
+function step(name, by) {
+  const known = JSON.parse(document.querySelector(`[data-control="${name}"]`).dataset.values);
+  const next = Math.min(Math.max(known.indexOf(values[name]) + by, 0), known.length - 1);
+  set(name, known[next]);
 }
 
 function listen() {
   for (const control of document.querySelectorAll("[data-control]")) {
     const name = control.dataset.control;
     control.addEventListener(control.type === "range" ? "input" : "change", () => {
-      if (control.type === "checkbox") set(name, control.checked ? control.dataset.on : control.dataset.off);
-      else if (control.type === "range") set(name, JSON.parse(control.dataset.values)[control.value]);
+      if (control.type === "range") set(name, JSON.parse(control.dataset.values)[control.value]);
       else if (control.value !== "") set(name, control.value);
     });
   }
@@ -37,7 +39,7 @@ function listen() {
     button.addEventListener("click", () => Plotly.downloadImage(hosts.get(save), { format: "svg", filename: save, width: 900, height: 500 }));
   }
   for (const button of document.querySelectorAll("[data-step]")) {
-    button.addEventListener("click", () => step(Number(button.dataset.step)));
+    button.addEventListener("click", () => step(button.dataset.of, Number(button.dataset.step)));
   }
 }
 
@@ -46,10 +48,10 @@ function listen() {
 const heard = new Set();
 function draw(id) {
   const plot = page.plots[id], host = hosts.get(id);
-  const made = plot.widget ? widgets[plot.widget](plot) : { traces: shown(plot), layout: plot.layout };
-  if (made.said !== undefined) host.previousElementSibling.textContent = made.said;
-  const looks = layout(made.layout);
-  if (host.clientWidth < 480 && !made.layout.legend) {
+  const made = shown(plot);
+  host.previousElementSibling.textContent = made.said;
+  const looks = layout(plot.layout);
+  if (host.clientWidth < 480) {
     // the legend stands above the plot and takes a line a name or two: the plot keeps its height
     const named = made.traces.filter((trace) => trace.showlegend !== false && trace.type === "scatter").length;
     looks.height += 12 * named;
@@ -58,8 +60,11 @@ function draw(id) {
   const drawn = Plotly.react(host, themed(made.traces), looks, { ...options, staticPlot: printing });
   if (!heard.has(id)) {
     heard.add(id);
-    if (made.drawn) made.drawn(host);
-    if (plot.widget === "paths") follow(host);
+    follow(host);
+    host.on("plotly_click", (event) => {
+      const point = event.points.find((one) => one.data.picks);
+      if (point) set(point.data.picks, String(point.customdata));
+    });
   }
   return drawn;
 }

@@ -2,7 +2,6 @@
 const page = JSON.parse(document.getElementById("data").textContent);
 const values = page.values;
 const hosts = new Map([...document.querySelectorAll("[data-plot]")].map((host) => [host.dataset.plot, host]));
-const TYPES = { f4: Float32Array, i4: Int32Array, u2: Uint16Array };
 const PRINTED = 660; // pixels: a column on A4, at a height that lets two figures stand on a page
 let printing = false;
 
@@ -12,16 +11,13 @@ const decoded = new Map();
 function decode(packed) {
   if (!decoded.has(packed)) {
     const bytes = Uint8Array.from(atob(packed.bdata), (character) => character.charCodeAt(0));
-    decoded.set(packed, new TYPES[packed.dtype](bytes.buffer));
+    decoded.set(packed, new Float32Array(bytes.buffer));
   }
   return decoded.get(packed);
 }
 
 const told = (value, digits = 3) =>
   Number.isFinite(value) ? String(Number(value.toPrecision(digits))).replace("-", "\u2212") : "not defined";
-
-// names from a run's files: Plotly would take these characters for markup
-const flat = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
 // --- looks ------------------------------------------------------------------------------------------------------
 

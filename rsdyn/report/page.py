@@ -1,7 +1,7 @@
-"""The page itself: sections in the order of the paper, one file that asks nothing of the network.
+"""The page itself: what was found first, then the figures in the order of the paper, and what was run at the foot.
 
-Everything that comes from a run's files is escaped; the scripts of the page are allowed by their hashes alone, so that
-nothing else on it could run.
+It is one file that asks nothing of the network. Everything that comes from a run's files is escaped; the scripts of
+the page are allowed by their hashes alone, so that nothing else on it could run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
@@ -19,27 +19,38 @@ from pathlib import Path
 from typing import Any
 
 import rsdyn
+from rsdyn.analysis.left_out import without_largest_of
+from rsdyn.analysis.results import Measured
+from rsdyn.analysis.unit_surrogates import AGAIN, TurnHistograms, turn_histograms
 from rsdyn.errors import UserError
+from rsdyn.figures import interactive
+from rsdyn.figures.analysis import analysis_panels
+from rsdyn.figures.autoencoder import training_panels
 from rsdyn.figures.colours import DARK, LIGHT
+from rsdyn.figures.jacobians import jacobian_panels
+from rsdyn.figures.panel import Panel, array, brief, counted
+from rsdyn.figures.perturbation import effect_panels, perturbation_panels
+from rsdyn.figures.rotations import histogram_units
+from rsdyn.figures.streams import Analysis, streams_of
 from rsdyn.files import plain
+from rsdyn.labels import COLUMNS
+from rsdyn.perturbation.result import Found
+from rsdyn.perturbation.words import percent
 from rsdyn.report import what_ran
-from rsdyn.report.figure1 import figure1
-from rsdyn.report.figure2 import figure2
-from rsdyn.report.figure3 import figure3
-from rsdyn.report.figure4 import figure4
-from rsdyn.report.figure4d import effects_table, figure4d, layer_effects, table
-from rsdyn.report.jacobians import jacobians
-from rsdyn.report.panels import html_table, notes, panel
-from rsdyn.report.plots import Plot, counted, number
+from rsdyn.report.html import html_table, notes, panel
 from rsdyn.report.reading import RunFiles
-from rsdyn.report.streams import Stream, streams_of
 
-SCRIPTS = ("data.js", "widgets.js", "controls.js")  # one after the other, in one scope
+SCRIPTS = ("data.js", "choosing.js", "controls.js")  # one after the other, in one scope
 HOW = (
     "Touch a name in a legend to switch its line off or on, drag over a figure to look closer, and double-click to "
     "come back. Under each figure stands what is drawn, what to read it for, and what not."
 )
 ARXIV = "Fernando & Guitchounts 2025, arXiv 2502.12131"
+SECTIONS = {
+    "1": ("figure-1", "Figure 1: the stream over depth"),
+    "2": ("figure-2", "Figure 2: turns of units"),
+    "4": ("figure-4", "Figure 4A–C: principal components"),
+}  # fmt: skip
 
 
 @dataclass
@@ -48,13 +59,12 @@ class Page:
 
     title: str
     sections: list[tuple[str, str, str]] = field(default_factory=list)  # identifier, heading, HTML
-    plots: list[Plot] = field(default_factory=list)
-    shared: dict[str, Any] = field(default_factory=dict)
+    plots: list[Panel] = field(default_factory=list)
 
     def add(self, identifier: str, heading: str, html: str) -> None:
         self.sections.append((identifier, heading, html))
 
-    def panels(self, plots: Sequence[Plot]) -> str:
+    def panels(self, plots: Sequence[Panel]) -> str:
         self.plots += plots
         return '<div class="panels">' + "".join(map(panel, plots)) + "</div>"
 
@@ -63,47 +73,82 @@ def make_page(runs: Sequence[RunFiles], title: str | None = None) -> str:
     """The whole page of some runs, as HTML."""
     models = list(dict.fromkeys(run.model for run in runs))
     page = Page(title or f"Transformer dynamics of {' and '.join(models)}")
-    streams = streams_of(runs)
-    page.add("what", "What was run", what_ran.section(runs))
+    if answer := what_ran.answers(runs):
+        page.add("answer", "What was found", answer)
     if any(run.summary["findings"] for run in runs if run.script == "analyze"):
         page.add("findings", "Findings", what_ran.findings(runs))
-    if plots := figure1(streams):
-        page.add("figure-1", "Figure 1: the stream over depth", notes([HOW]) + page.panels(plots))
-    plots, shared = figure2(streams)
-    if plots:
-        page.shared |= shared
-        page.add("figure-2", "Figure 2: turns of units", page.panels(plots))
-    _training(page, runs, streams)
-    if plots := figure4(streams):
-        page.add("figure-4", "Figure 4A–C: principal components", page.panels(plots))
+    measured = [run for run in runs if run.measured]
+    drawn = _analyses(measured)
+    for part in ("1", "2"):
+        _figure(page, drawn, part)
+    _training(page, runs, measured)
+    _figure(page, drawn, "4")
     _perturbation(page, runs)
     if some := [run for run in runs if "jacobian" in run.summary]:
-        page.add("jacobians", "Jacobians over depth", _several(some, lambda run, key: jacobians(run)))
-    return _html(page, runs)
+        page.add("jacobians", "Jacobians over depth", _several(some, lambda run, key: _jacobians(page, run, key)))
+    page.add("what", "What was run", what_ran.section(runs))
+    return whole_page(page, counted(len(runs), "run"))
 
 
-def _sites(run: RunFiles, runs: Sequence[RunFiles]) -> int | None:
-    """Sites of a layer, from the run or from another of its model."""
-    return next((r.sites_per_layer for r in (run, *runs) if r.model == run.model and r.sites_per_layer), None)
+def _figure(page: Page, drawn: Sequence[Panel], part: str) -> None:
+    if plots := [one for one in drawn if one.figure.startswith(part)]:
+        identifier, heading = SECTIONS[part]
+        page.add(identifier, heading, notes([HOW] * (part == "1")) + page.panels(plots))
+
+
+def _analyses(runs: Sequence[RunFiles]) -> list[Panel]:
+    if not runs:
+        return []
+    streams = streams_of([Analysis(run.results, run.model, run.name, int(run.summary["n_sequences"])) for run in runs])
+    first = runs[0]
+    largest = without_largest_of(first.summary.get("without_largest")) if len(runs) == 1 else None
+    return analysis_panels(streams, largest=largest, seed=first.seed, histograms=histograms(first))
+
+
+def histograms(run: RunFiles) -> dict[str, TurnHistograms]:
+    """Turns of the surrogates of the units of a run's first stream, under the nulls that are quickly drawn again."""
+    rotation = run.results.main.rotation
+    if rotation is None:
+        return {}
+    settings, units = run.rotation_settings, histogram_units(array(rotation.turns))
+    return {
+        null: turn_histograms(
+            rotation.trajectory, null, units, settings, sites_per_layer=run.results.sites_per_layer, seed=run.seed
+        )
+        for null in AGAIN
+        if null in rotation.nulls
+    }
 
 
 def _several(runs: Sequence[RunFiles], make: Callable[[RunFiles, str], str]) -> str:
-    """A part a run, headed by its name when there are several."""
+    """A part a run, headed by its name when there are several, whose panels' keys then end in a number."""
     parts = []
     for i, run in enumerate(runs):
         head = f"<h3>{escape(run.name)} <small>{escape(run.model)}</small></h3>" if len(runs) > 1 else ""
-        parts.append(head + make(run, str(i)))
+        parts.append(head + make(run, f"-{i}" if len(runs) > 1 else ""))
     return "".join(parts)
 
 
-def _training(page: Page, runs: Sequence[RunFiles], streams: Sequence[Stream]) -> None:
+def _named(panels: Sequence[Panel], key: str) -> list[Panel]:
+    return [one.with_key(key) for one in panels] if key else list(panels)
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def _training(page: Page, runs: Sequence[RunFiles], analyses: Sequence[RunFiles]) -> None:
     some = [run for run in runs if run.script == "train"]
     if not some:
         return
 
     def make(run: RunFiles, key: str) -> str:
-        beside = [s for s in streams if s.run.model == run.model]
-        return _training_table(run) + page.panels(figure3(run, beside, _sites(run, runs), key))
+        beside: dict[str, Measured] = {}
+        for other in analyses:
+            found = other.results.conditions.get(str(run.summary["condition"]))
+            if other.model == run.model and found and found.pca and found.pca.over_depth and not beside:
+                n = len(found.pca.ratio.value)
+                beside[f"PCA, {n} components (analysis)"] = found.pca.over_depth.explained
+        return _training_table(run) + page.panels(_named(training_panels(run.trained, beside), key))
 
     page.add("figure-3", "Figure 3: the compressing autoencoder", _several(some, make))
 
@@ -120,20 +165,29 @@ def _training_table(run: RunFiles) -> str:
         rows.append(
             (f"without the {counted(n_massive, 'massive unit')}", "r2_without_massive_cae", "r2_without_massive_pca")
         )
-    body = [[label, number(test.get(a), 4), number(test.get(b), 4)] for label, a, b in rows]
+    if n_latent > 1 and "latent_participation" in test:
+        rows.append((f"dimensions that the latents fill, of {n_latent}", "latent_participation",
+                     "latent_participation_pca"))  # fmt: skip
+    body = [[label, brief(test.get(a), 4), brief(test.get(b), 4)] for label, a, b in rows]
     sizes = summary["n_sequences"]
     lines = [
         f"Widths {' '.join(map(str, summary['widths']))} and back; {sizes['train']:,} training, {sizes['val']:,} "
         f"validation and {sizes['test']:,} test sequences. An autoencoder that PCA with as many components beats has "
         "not learnt the manifold."
     ]
-    if n_latent > 1 and "latent_participation" in test:
-        filled = [number(test.get(k), 3) for k in ("latent_participation", "latent_participation_pca")]
-        body.append([f"dimensions that the latents fill, of {n_latent}", *filled])
     if test.get("collapsed"):
         reasons = test.get("collapse") or ["its latents barely move, or it is no better than the mean"]
         lines.append(f"The autoencoder collapsed: {', and '.join(reasons)}.")
     return html_table(["of the test sequences", "autoencoder", f"PCA, {n_latent} components"], body) + notes(lines)
+
+
+# -- perturbation ------------------------------------------------------------------------------------------------------
+
+NEARER = (
+    "rel. is the distance over the reference's norm, as put and at the end; nearer, the points that end nearer than "
+    "they were put in distance and in that ratio both; contraction, the slope of the log of the two per sublayer, the "
+    "larger one: below 0 is contraction. Over several prompts, shares are means and the other numbers medians."
+)
 
 
 def _perturbation(page: Page, runs: Sequence[RunFiles]) -> None:
@@ -142,21 +196,77 @@ def _perturbation(page: Page, runs: Sequence[RunFiles]) -> None:
         return
 
     def make(run: RunFiles, key: str) -> str:
+        told = run.summary.get("in_words", [])
         if run.changed_layers:
-            told = notes(run.summary.get("in_words", []))
-            return page.panels(layer_effects(run, key)) + html_table(*effects_table(run)) + told
-        plots, shared = figure4d(run, key)
-        page.shared.update(shared)
-        heads, rows = table(run)
-        note = (
-            "rel. is the distance over the reference's norm, as put and at the end; nearer, the points that end "
-            "nearer than they were put in distance and in that ratio both; contraction, the slope of the log of the "
-            "two per sublayer, the larger one: below 0 is contraction. Over several prompts, shares are means and the "
-            "other numbers medians."
-        )
-        return page.panels(plots) + html_table(heads, rows) + notes([note, *run.summary.get("in_words", [])])
+            return page.panels(_named(effect_panels(run.effects), key)) + _effects_table(run) + notes(told)
+        settings, found = run.config.get("perturb") or {}, run.points
+        how = {name: run.summary[name] for name in ("site", "position", "off_plane") if name in run.summary}
+        name = "latent" if run.summary.get("space") == "cae" else "component"
+        plots = perturbation_panels(found, steps=int(settings.get("steps", 12)), name=name, **how)
+        return page.panels(_named(plots, key)) + _points_table(found) + notes([NEARER, *told])
 
     page.add("figure-4d", "Figure 4D: perturbation and recovery", _several(some, make))
+
+
+def _points_table(found: Found) -> str:
+    """A row a layer and condition, as the closing table has them."""
+    rows = []
+    for row in found.rows:
+        cells = []
+        for name in COLUMNS:
+            value, low, high = map(float, row.values[name])
+            form = (lambda v: f"{100 * v:.0f} %") if name == "nearer" else brief
+            ends = f" [{form(low).removesuffix(' %')}, {form(high).removesuffix(' %')}]" if low == low else ""
+            cells.append(("not defined" if value != value else form(value)) + ends)
+        some = f", {row.prompts} of {len(found.sample)} prompts" if row.prompts < len(found.sample) else ""
+        rows.append([f"layer {row.layer}, {row.condition}{some}", *cells])
+    return html_table(["layer, what was put in", *COLUMNS.values()], rows)
+
+
+def _effects_table(run: RunFiles) -> str:
+    rows = []
+    for effect in run.effects.effects:
+        cells = []
+        for one, form in ((effect.kl, brief), (effect.perplexity, percent)):
+            value, low, high = map(float, one)
+            cells += ["–" if value != value else form(value), f"[{form(low)}, {form(high)}]" if low == low else "–"]
+        rows.append([str(effect.layer), *cells])
+    return html_table(["layer", "KL, nats", "95 %", "perplexity", "95 %"], rows)
+
+
+# -- Jacobians ---------------------------------------------------------------------------------------------------------
+
+
+def _jacobians(page: Page, run: RunFiles, key: str) -> str:
+    """The claims of arXiv 2605.14258, what must be known, and the figures."""
+    found: Mapping[str, Any] = run.summary["jacobian"]
+    series: dict[str, str] = found["series"]
+    rows, claim = [], ""
+    for row in found["claims"]:
+        claim = row["claim"] or claim
+        values = [_claimed(row["values"].get(s)) for s in series]
+        held = row["verdict"] + (f" {row['bound']}" if row["bound"] else "")
+        rows.append([f"{claim}: {row['statistic']}", row["paper"], *values, held])
+    head = ["claim of arXiv 2605.14258: measured here", "paper", *series.values(), "verdict, if"]
+    plots = _named(jacobian_panels(run.jacobians), key)
+    table = html_table(head, rows) + _sink(found.get("sink"))
+    return table + notes(found.get("in_words", [])) + page.panels(plots)
+
+
+def _sink(found: Mapping[str, Any] | None) -> str:
+    """Whether the first token's state and massive units own the gain."""
+    if found is None:
+        return ""
+    head = [f"does the sink own the gain? {found['texts']} texts", "ln of the largest gain", "participation"]
+    rows = [[row["label"], _claimed(row["log_gain"]), _claimed(row["participation"])] for row in found["rows"]]
+    return html_table(head, rows)
+
+
+def _claimed(value: Mapping[str, float | None] | None) -> str:
+    if value is None or value["value"] is None:
+        return "not defined"
+    ends = f" [{brief(value['low'])}, {brief(value['high'])}]" if value["low"] is not None else ""
+    return brief(value["value"]) + ends
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -199,21 +309,15 @@ def colours() -> str:
     )
 
 
-def _html(page: Page, runs: Sequence[RunFiles]) -> str:
+def whole_page(page: Page, of: str) -> str:
+    """The page as one file; ``of`` says what it is of, such as ``3 runs``."""
     plotly = _plotly()
     code = '"use strict";(() => {\n' + "".join(map(_resource, SCRIPTS)) + "})();"
     packed = base64.b64encode(gzip.compress(plotly.encode(), 9, mtime=0)).decode()
     data = {
-        "plots": {
-            plot.name: {
-                "traces": plot.traces, "layout": plot.layout, "widget": plot.widget, "source": plot.source,
-                "controls": [c.name for c in plot.controls],
-            }
-            for plot in page.plots
-        },
-        "shared": page.shared,
+        "plots": {plot.key: interactive.for_page(plot) for plot in page.plots},
         "values": {c.name: c.value for plot in page.plots for c in plot.controls},
-    }  # fmt: skip
+    }
     policy = (
         f"default-src 'none'; script-src {_hash(code)} {_hash(plotly)}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
@@ -222,13 +326,13 @@ def _html(page: Page, runs: Sequence[RunFiles]) -> str:
     sections = "".join(
         f'<section id="{i}"><h2>{escape(heading)}</h2>{body}</section>' for i, heading, body in page.sections
     )
-    of = f"{counted(len(runs), 'run')} of rsdyn {escape(rsdyn.__version__)}"
+    made = f"{escape(of)} of rsdyn {escape(rsdyn.__version__)}"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(page.title)}</title><style>{colours()}{_resource('page.css')}</style></head>\n"
-        f"<body><header><h1>{escape(page.title)}</h1><p>{of}, measured after {escape(ARXIV)}.</p></header>"
+        f"<body><header><h1>{escape(page.title)}</h1><p>{made}, measured after {escape(ARXIV)}.</p></header>"
         f'<div class="columns"><nav aria-label="Contents"><ol>{contents}</ol></nav><main>'
         '<noscript><p class="note">The figures of this page are drawn by a script that is in it. Without scripts, '
         "see the pictures in the runs' own figures folders.</p></noscript>"

@@ -6,7 +6,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,15 @@ import yaml
 from packaging.version import InvalidVersion, Version
 
 import rsdyn
+from rsdyn.analysis.jacobians import JacobianResult
 from rsdyn.analysis.results import AnalysisResults
+from rsdyn.analysis.settings import JACOBIAN, RotationConfig
 from rsdyn.analysis.stored import unflatten
+from rsdyn.autoencoder.result import Trained
 from rsdyn.errors import UserError
 from rsdyn.files import LAYOUT
+from rsdyn.perturbation.layers import LayerEffects
+from rsdyn.perturbation.result import Found
 
 SCRIPTS = ("train", "analyze", "perturb")
 # What a page reads of a summary.json, and of what kind it is: a type, or a list of them as [type].
@@ -107,14 +112,53 @@ class RunFiles:
     arrays: Arrays
     config_text: str = field(repr=False, default="")
 
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def measured(self) -> bool:
+        """Whether it is an analysis that measured something of its streams, and not their Jacobians alone."""
+        return self.script == "analyze" and self.summary["measures"] != [JACOBIAN]
+
     @cached_property
     def results(self) -> AnalysisResults:
         """What an analysis measured of its streams."""
         return unflatten(self.arrays, str(self.arrays.path))
 
+    @cached_property
+    def jacobians(self) -> JacobianResult:
+        """What an analysis measured of Jacobians."""
+        sites = int(self.summary["sites_per_layer"])
+        return JacobianResult.from_arrays(
+            self.arrays, n_layers=self.n_sublayers // sites, n_units=int(self.summary["n_units"]), sites=sites
+        )
+
+    @cached_property
+    def trained(self) -> Trained:
+        """What a training left."""
+        return Trained.of(self.arrays, self.summary)
+
+    @cached_property
+    def points(self) -> Found:
+        """What came of perturbed points."""
+        return Found.from_arrays(self.arrays, self.summary)
+
+    @cached_property
+    def effects(self) -> LayerEffects:
+        """What came of changed layers."""
+        drawn = bool(self.summary.get("n_drawn"))
+        return LayerEffects.from_arrays(self.arrays, str(self.summary["kind"]), drawn=drawn)
+
     @property
-    def name(self) -> str:
-        return self.folder.name
+    def seed(self) -> int:
+        return int(self.config.get("seed") or 0)
+
+    @property
+    def rotation_settings(self) -> RotationConfig:
+        """The settings of the null models of an analysis."""
+        given = (self.config.get("analysis") or {}).get("rotation") or {}
+        return RotationConfig(**{f.name: given[f.name] for f in fields(RotationConfig) if f.name in given})
 
     @property
     def model(self) -> str:

@@ -1,4 +1,4 @@
-"""The first sections of the page: what was run, and the paper's claims beside what was measured."""
+"""The sections of the page that are words and tables: what was found, the paper's claims, and what was run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from rsdyn.report.panels import html_table, notes
-from rsdyn.report.plots import counted, number
+from rsdyn.figures.panel import brief, counted
+from rsdyn.labels import NAMES
+from rsdyn.report.html import html_table, notes
 from rsdyn.report.reading import RunFiles
-from rsdyn.report.streams import NAMES
 
 WHAT = {"train": "training of the autoencoder", "analyze": "analysis", "perturb": "perturbation"}
+
+
+def answers(runs: Sequence[RunFiles]) -> str:
+    """What each run answers, in its own few sentences; empty where none has any."""
+    parts = []
+    for run in runs:
+        if sentences := run.summary.get("answer"):
+            head = f"<h3>{escape(run.name)} <small>{escape(run.model)}</small></h3>" if len(runs) > 1 else ""
+            parts.append(head + "".join(f"<p>{escape(str(line))}</p>" for line in sentences))
+    return "".join(parts)
 
 
 def section(runs: Sequence[RunFiles]) -> str:
@@ -161,11 +171,11 @@ def _without_largest(run: RunFiles) -> str:
         return ""
     condition = run.summary["conditions"][0]
     rows = [
-        [row["statistic"], *(number(x) for x in row["values"][condition])]
+        [row["statistic"], *(brief(x) for x in row["values"][condition])]
         for row in found["rows"]
         if condition in row["values"]
     ]
-    units = ", ".join(f"{u} ({number(x)} times)" for u, x in zip(found["units"], found["ratios"], strict=True))
+    units = ", ".join(f"{u} ({brief(x)} times)" for u, x in zip(found["units"], found["ratios"], strict=True))
     heads = ["largest units left out", *map(str, found["counts"])]
     words = (
         f"The largest units of {NAMES.get(condition, condition)}, by how often the median |mean| theirs is: {units}."
@@ -180,7 +190,7 @@ def _cell(value: dict[str, Any]) -> str:
     if value.get("reason"):
         below = str(value["reason"])
     elif value.get("first") is not None:
-        below = " → ".join(number(value.get(end)) for end in ("first", "middle", "last"))
+        below = " → ".join(brief(value.get(end)) for end in ("first", "middle", "last"))
     return f'<div>{text}<div class="below">{escape(below)}</div></div>' if below else text
 
 

@@ -22,7 +22,7 @@ from rsdyn.analysis.stored import flatten
 from rsdyn.analysis.summary import in_words, numbers_of
 from rsdyn.analysis.table import as_json, as_markdown, as_text
 from rsdyn.config.schema import named_by_keys
-from rsdyn.figures.of_analysis import portrait_units
+from rsdyn.figures.panel import Panel
 from rsdyn.metrics.processes import n_processes
 from rsdyn.run.finish import MOST_SENTENCES, Ending, Recorded
 from rsdyn.run.opening import Source, last_tokens
@@ -99,7 +99,7 @@ def ending_of(
     streams: Mapping[str, TrajectoryStream],
     found: AnalysisResults | None,
     jacobians: JacobianResult | None,
-    pictures: Sequence[str],
+    panels: Sequence[Panel],
     recorded: Sequence[int],
     steps: Steps,
 ) -> Ending:
@@ -109,7 +109,7 @@ def ending_of(
         streams: what was measured, the main one first; none where Jacobians alone were.
         found: the results; None where Jacobians alone were measured.
         jacobians: their result, where they were measured.
-        pictures: names of the figures.
+        panels: what is shown.
         recorded: how many sequences of each stream, in all processes.
         steps: with the seconds of each part.
     """
@@ -161,9 +161,6 @@ def ending_of(
         markdown += "".join(f"\n{line}\n" for line in more)
         lines += [line for note in more for line in ("", note)]
         said = [*said[: MOST_SENTENCES - 1], jacobian_table.answer(claimed)]
-    units = []
-    if "rotation" in measures:
-        units = portrait_units(results[conditions[0]]["rotation"], settings.rotation.units, run.config.seed)
     counted = f", {n_sequences} sequences" + (f", {n_trajectories} trajectories" if several else "")
     title = f"{source.lm.label} on {source.text}{counted if results else ''}"
     of_streams = Recorded([*streams.values()], recorded)
@@ -175,8 +172,8 @@ def ending_of(
         summary=summary,
         arrays=arrays,
         findings=(title, markdown),
-        pictures=pictures,
+        panels=panels,
         recorded=of_streams,
         seconds={"parts": steps.seconds},
-        send=lambda to, summary: show.analysis(to, summary=summary, table=table, results=results, units=units),
+        send=lambda to, summary: show.analysis(to, summary=summary, table=table, results=found),
     )

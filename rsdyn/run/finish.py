@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 
-from rsdyn.figures import save, static
+from rsdyn.figures import static
+from rsdyn.figures.analysis import figure_1
 from rsdyn.files import RESULTS, SUMMARY, write_results, write_text
 from rsdyn.report import write_report
 from rsdyn.run.run import Run
 from rsdyn.tracking.show import Shared
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from rsdyn.figures.panel import Panel
     from rsdyn.stream.trajectories import TrajectoryStream
 
@@ -53,7 +52,7 @@ class Ending:
         findings: of ``findings.md``, below its title, the answer and the notes: its tables, and what stands beneath
             them. None writes no such file.
         send: hands the results to W&B.
-        pictures: the names of the figures.
+        panels: what is shown, on the page, in pictures and in W&B.
         recorded: what the run recorded.
         seconds: of parts of the run, beside the whole.
     """
@@ -63,7 +62,7 @@ class Ending:
     summary: Mapping[str, Any]
     arrays: Mapping[str, Any]
     send: Callable[[Shared, Mapping[str, Any]], None]
-    pictures: Sequence[str]
+    panels: Sequence[Panel]
     notes: Sequence[str] = ()
     recorded: Recorded = field(default_factory=Recorded)
     foot: Mapping[str, str] = field(default_factory=dict)
@@ -71,27 +70,17 @@ class Ending:
     seconds: Mapping[str, Any] = field(default_factory=dict)
 
 
-def draw(
-    run: Run,
-    panels: Sequence[Panel] = (),
-    trainer: L.Trainer | None = None,
-    *,
-    figures: Mapping[str, Figure] | None = None,
-) -> list[str]:
-    """Save panels and ``figures``, shared out over the processes of the first node, which surely have one disk.
-
-    Returns their names.
-    """
-    folder, drawn = run.folder / "figures", figures or {}
+def draw(run: Run, panels: Sequence[Panel], trainer: L.Trainer | None = None) -> None:
+    """Save panels, shared out over the processes of the first node, which surely have one disk; Fig. 1 also as one."""
+    folder = run.folder / "figures"
     rank, n = (0, 1) if trainer is None else (trainer.local_rank, trainer.num_devices)
     if trainer is None or trainer.node_rank == 0:
         for panel in panels[rank::n]:
             static.save(panel, folder)
-        for name in list(drawn)[rank::n]:
-            save(drawn[name], folder, name)
+        if rank == 0 and (parts := figure_1(panels)):
+            static.save(static.assembled(parts), folder, "fig1")
     if trainer is not None:
         trainer.strategy.barrier()
-    return [*drawn, *(panel.key for panel in panels)]
 
 
 def finish(run: Run, end: Ending) -> None:
@@ -108,7 +97,7 @@ def finish(run: Run, end: Ending) -> None:
         files.append(BEST)
     write_report(run.folder)
     artifacts = run.config.tracking.artifacts
-    shared = Shared(run.logger, run.folder, end.recorded.streams, end.recorded.counts, end.pictures, artifacts)
+    shared = Shared(run.logger, run.folder, end.recorded.streams, end.recorded.counts, end.panels, artifacts)
     end.send(shared, summary)
     for part in (end.answer, end.tables, *([note] for note in end.notes)):
         if part:

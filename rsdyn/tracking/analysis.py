@@ -2,52 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsdyn.analysis.finding import Finding
-from rsdyn.analysis.findings import Results
-from rsdyn.analysis.rotation_rows import nulls_of
-from rsdyn.tracking.log import Curves, Table
+from rsdyn.analysis.results import AnalysisResults, ConditionResults, Measured
+from rsdyn.tracking.log import Series, Table
 
-# results -> measure; a _interval, a _without_massive and a null or floor go with each that has one
-MEASURES = {
-    "density": "active_share",
-    "participation": "participation",
-    "r_mean": "correlation",
-    "cosine": "cosine",
-    "speed": "speed",
-    "relative_speed": "relative_speed",
-    "mi_mean": "mutual_information",
-    "ev": "components_variance",
-    "components_90": "components_90",
-    "dimensions": "dimensions",
+Of = Callable[[ConditionResults], Measured | None]
+# measure -> where it stands in the results
+MEASURES: dict[str, Of] = {
+    "active_share": lambda r: r.activations and r.activations.density,
+    "participation": lambda r: r.activations and r.activations.participation,
+    "correlation": lambda r: r.correlation and r.correlation.mean,
+    "cosine": lambda r: r.cosine and r.cosine.mean,
+    "speed": lambda r: r.velocity and r.velocity.speed,
+    "relative_speed": lambda r: r.velocity and r.velocity.relative,
+    "mutual_information": lambda r: r.mutual_information and r.mutual_information.mean,
+    "components_variance": lambda r: r.pca and r.pca.over_depth and r.pca.over_depth.explained,
+    "components_90": lambda r: r.pca and r.pca.over_depth and r.pca.over_depth.components_90,
+    "dimensions": lambda r: r.pca and r.pca.over_depth and r.pca.over_depth.dimensions,
 }
-NULLS = {"mi_mean": "mi_floor"}
 
 
-def curves(results: Mapping[str, Results]) -> Curves:
+def curves(conditions: Mapping[str, ConditionResults], n_units: int) -> Series:
     """The curves over depth of every condition, with what belongs to each."""
-    found: Curves = {}
-    for condition, r in results.items():
-        for key, measure in MEASURES.items():
-            if key not in r:
+    found: Series = {}
+    for condition, r in conditions.items():
+        usable = n_units - len(r.flags.unusable_units)
+        for measure, of in MEASURES.items():
+            measured = of(r)
+            if measured is None:
                 continue
-            if key == "mi_mean" and r["mi_estimator"] == "paper_literal":  # not an information: a panel of its own
-                found.setdefault("mutual_information", {})[condition] = _values(r["mi_true_mean"])
-                measure = "paper_literal"
-            whole, few = _n_units(r) if key == "participation" else (1, 1)
-            series = {condition: r[key] / whole}
-            if (interval := r.get(f"{key}_interval")) is not None:
-                series |= {f"{condition}_low": interval[0] / whole, f"{condition}_high": interval[1] / whole}
-            if NULLS.get(key) in r:
-                series[f"{condition}_null"] = r[NULLS[key]]
-            if (without := r.get(f"{key}_without_massive")) is not None:
-                series[f"{condition}_without_massive"] = without / few
-            found.setdefault(measure, {}).update({name: _values(curve) for name, curve in series.items()})
+            information = r.mutual_information
+            series: dict[str, Tensor] = {}
+            whole, few = (usable, usable - len(r.flags.massive_units)) if measure == "participation" else (1, 1)
+            name = measure
+            if measure == "mutual_information" and information is not None:
+                series[f"{condition}_null"] = information.floor
+                if information.true is not None:  # the paper's sum is no information: a panel of its own
+                    found.setdefault(measure, {})[condition] = _values(information.true.value)
+                    name = "paper_literal"
+            series[condition] = measured.value / whole
+            if measured.interval is not None:
+                low, high = measured.interval / whole
+                series |= {f"{condition}_low": low, f"{condition}_high": high}
+            if measured.without_massive is not None:
+                series[f"{condition}_without_massive"] = measured.without_massive.value / few
+            found.setdefault(name, {}).update({key: _values(curve) for key, curve in series.items()})
     return found
 
 
@@ -55,31 +60,33 @@ def _values(curve: Tensor) -> list[float | None]:
     return [float(v) if v.isfinite() else None for v in curve.to(torch.float64)]
 
 
-def _n_units(r: Results) -> tuple[int, int]:
-    """Usable units, and those of them that are not massive."""
-    usable = r["mean"].shape[1] - len(r["unusable_units"])
-    return usable, usable - len(r["massive_units"])
-
-
 # -- the runs table ----------------------------------------------------------------------------------------------------
 
 
 def summary_numbers(table: Sequence[Finding]) -> dict[str, float]:
-    """The findings as ``key/condition``, the key being the row's own."""
-    return {f"{row.key}/{c}": v.value for row in table for c, v in row.values.items()}
+    """The findings as ``key/condition``, the key being the row's own, and the ends of their intervals."""
+    found: dict[str, float] = {}
+    for row in table:
+        if row.detail:
+            continue  # in the table of findings
+        for condition, v in row.values.items():
+            key = f"{row.key}/{condition}"
+            found[key] = v.value
+            if v.low is not None and v.high is not None:
+                found |= {f"{key}_low": v.low, f"{key}_high": v.high}
+    return found
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def tables(table: Sequence[Finding], results: Mapping[str, Results]) -> dict[str, Table]:
+def tables(table: Sequence[Finding], results: AnalysisResults) -> dict[str, Table]:
     """The tables of an analysis: findings, massive units, units by rotation effect size."""
     found = {"findings": findings_table(table)}
-    first = next(iter(results.values()))
-    if "mean" in first:
-        found["massive_units"] = massive_table({c: (r["mean"], r["massive_units"]) for c, r in results.items()})
-    if "rotation" in first:
-        found["units_by_rotation"] = rotation_table(results)
+    if results.main.activations is not None:
+        found["massive_units"] = massive_table(results.conditions)
+    if results.main.rotation is not None:
+        found["units_by_rotation"] = rotation_table(results.conditions)
     return found
 
 
@@ -108,31 +115,35 @@ def claims_table(found: Mapping[str, Any]) -> Table:
     return Table(heads, rows)
 
 
-def massive_table(of: Mapping[str, tuple[Tensor, Tensor]]) -> Table:
-    """Massive units of each condition, from ``mean`` ``(S, D)`` and their numbers, the largest first."""
+def massive_table(conditions: Mapping[str, ConditionResults]) -> Table:
+    """Massive units of each condition, the largest first."""
     rows = []
-    for condition, (mean, units) in of.items():
+    for condition, r in conditions.items():
+        if r.activations is None:
+            continue
+        mean = r.activations.mean
         size = mean.abs()
         over = size / size.nanmedian(dim=1, keepdim=True).values
         found = []
-        for u in units.tolist():
+        for u in r.flags.massive_units.tolist():
             s = int(over[:, u].nan_to_num(0.0, posinf=0.0).argmax())
             found.append([condition, u, float(mean[s, u]), s, float(over[s, u]), float(mean[-1, u])])
         rows += sorted(found, key=lambda row: -row[4])
     return Table(["condition", "unit", "mean there", "sublayer", "times the median", "mean at the end"], rows)
 
 
-def rotation_table(results: Mapping[str, Results]) -> Table:
+def rotation_table(conditions: Mapping[str, ConditionResults]) -> Table:
     """A row a unit and null model, those first whose turns differ most from their null, in its standard deviations.
 
     Turns are clockwise, as the paper shows them. The false discovery rate to go by is ``q_normal``, from the z-scores:
     no p by rank is below 1 / (surrogates + 1), so with few surrogates ``q_ranks`` of many units is large in any case.
     """
     blocks = []
-    for condition, r in results.items():
-        for null in nulls_of(r):
-            columns = [-r["rotation"], -r[f"null_{null}_mean"], r[f"null_{null}_std"], -r[f"null_{null}_z"]]
-            columns += [r[f"null_{null}_{name}"] for name in ("p", "q_normal", "q")]
+    for condition, r in conditions.items():
+        for null, test in r.rotation.nulls.items() if r.rotation is not None else ():
+            assert r.rotation is not None
+            ranks = torch.full_like(test.p, torch.nan) if test.q is None else test.q
+            columns = [-r.rotation.turns, -test.mean, test.std, -test.z, test.p, test.q_normal, ranks]
             values = torch.stack([c.to(torch.float64) for c in columns], dim=1)
             order = values[:, 3].abs().nan_to_num(-1.0).argsort(descending=True, stable=True)
             blocks.append([[condition, null, u, *values[u].tolist()] for u in order.tolist()])

@@ -10,19 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rsdyn.figures import interactive
 from rsdyn.files import plain
 from rsdyn.redaction import redact
-from rsdyn.tracking.keys import CHART, CURVE, DEPTH, IMAGE, TABLE, panel
+from rsdyn.tracking.keys import CHART, CURVE, IMAGE, PAGE, TABLE, curves_of
 from rsdyn.tracking.sending import sending
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
+    from rsdyn.figures.panel import Panel
     from rsdyn.tracking.logger import RunLogger
 
 MAX_ROWS = 20_000  # of a table: W&B takes .4 ms a row, shows 10,000 at once, and cuts at 200,000
 
-Curves = dict[str, dict[str, list[float | None]]]
+Series = dict[str, dict[str, list[float | None]]]
 """``{measure: {series: a value a sublayer}}``: S values, or S - 1 of transitions, None where there is none."""
 
 
@@ -33,17 +33,17 @@ class Table(NamedTuple):
     rows: list[list[Any]]
 
 
-def log_curves(logger: RunLogger | None, curves: Curves, n_sublayers: int) -> None:
-    """Log curves over depth, one row a sublayer, against ``sublayer`` and against ``depth`` in [0, 1].
+def log_curves(logger: RunLogger | None, curves: Series, n_sublayers: int) -> None:
+    """Log curves over depth, one row a sublayer, against ``depth`` in [0, 1].
 
     Transitions stand at the sublayer they leave. Values that are not finite are left out. Raises ValueError for a curve
     of neither S nor S - 1 values, and KeyError for a measure that `rsdyn.tracking.keys` does not know.
     """
     if logger is None:
         return
-    rows: list[dict[str, Any]] = [{"sublayer": s, "depth": s / max(n_sublayers - 1, 1)} for s in range(n_sublayers)]
+    rows: list[dict[str, Any]] = [{"depth": s / max(n_sublayers - 1, 1)} for s in range(n_sublayers)]
     for measure, series in curves.items():
-        panel(measure)
+        curves_of(measure)
         for name, curve in series.items():
             values = plain(curve)
             if len(values) not in (n_sublayers, n_sublayers - 1):
@@ -54,20 +54,36 @@ def log_curves(logger: RunLogger | None, curves: Curves, n_sublayers: int) -> No
             for row, value in zip(rows, values, strict=False):
                 if value is not None:
                     row[CURVE.format(measure=measure, series=name)] = value
-                    row[DEPTH.format(measure=measure, series=name)] = value
     with sending(logger, "the curves over depth"):
         for row in rows:
             logger.experiment.log(row)
 
 
-def log_charts(logger: RunLogger | None, charts: Mapping[str, Figure]) -> None:
-    """Log Plotly figures as ``charts/<name>``, all in one row."""
-    if logger is None or not charts:
+def log_panels(logger: RunLogger | None, panels: Sequence[Panel], folder: Path) -> None:
+    """Log panels as interactive charts ``charts/<key>``, and as their pictures in ``folder``, ``figures/<key>``.
+
+    Pictures that no panel made (the whole of Fig. 1) are logged by the names of their files.
+    """
+    if logger is None or not panels:
         return
     import wandb
 
+    charts = {CHART.format(key=panel.key): interactive.figure(panel) for panel in panels}
     with sending(logger, "the charts"):
-        logger.experiment.log({CHART.format(measure=name): wandb.Plotly(figure) for name, figure in charts.items()})
+        logger.experiment.log({key: wandb.Plotly(figure) for key, figure in charts.items()})
+    pictures = sorted(folder.glob("*.png"))
+    with sending(logger, "the figures"):
+        logger.experiment.log({IMAGE.format(key=path.stem): wandb.Image(str(path)) for path in pictures})
+
+
+def log_page(logger: RunLogger | None, path: Path) -> None:
+    """Log the run's page, as ``page``."""
+    if logger is None or not path.is_file():
+        return
+    import wandb
+
+    with sending(logger, "the page"):
+        logger.experiment.log({PAGE: wandb.Html(str(path), inject=False)})
 
 
 def log_tables(logger: RunLogger | None, tables: Mapping[str, Table]) -> None:
@@ -90,16 +106,6 @@ def log_tables(logger: RunLogger | None, tables: Mapping[str, Table]) -> None:
     with sending(logger, "the tables"):
         logger.experiment.log({key: wandb.Table(**parts) for key, parts in made.items()})
         logger.experiment.summary.update(thinned)
-
-
-def log_figures(logger: RunLogger | None, folder: Path, names: Sequence[str]) -> None:
-    """Log the pictures ``folder/<name>.png`` as ``figures/<name>``, all in one row."""
-    if logger is None or not names:
-        return
-    import wandb
-
-    with sending(logger, "the figures"):
-        logger.experiment.log({IMAGE.format(name=name): wandb.Image(str(folder / f"{name}.png")) for name in names})
 
 
 def log_summary(logger: RunLogger | None, summary: Mapping[str, Any]) -> None:

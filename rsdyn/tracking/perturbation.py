@@ -7,61 +7,64 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsdyn.labels import COLUMNS
 from rsdyn.perturbation.layers import LayerEffects
-from rsdyn.perturbation.result import Found
-from rsdyn.tracking.log import Curves, Table
+from rsdyn.perturbation.result import STILL, Found
+from rsdyn.tracking.keys import depth_slots
+from rsdyn.tracking.log import Series, Table
 
 MEASURES = {"relative_curve": "recovery_distance", "cosine_curve": "recovery_cosine"}
 ENDS = ("relative_put", "relative", "cosine_put", "cosine", "nearer", "contraction", "kl")
 HEADS = ("distance put", "distance at the end", "cosine put", "cosine at the end", "nearer", "contraction", "KL")
+NUMBERS = ("nearer", "contraction", "kl")  # of the points; of the controls the table has them
+BEYOND = ("nearer", "mse_ratio")  # of what the points do beyond points that stay put
 
 
-def series_name(found: Found, layer: int, condition: str) -> str:
-    """``layer08_attention_frozen``: as many digits as the deepest layer needs, at least two, so that they sort."""
-    digits = max(2, len(str(max(found.sublayers))))
-    return f"layer{layer:0{digits}d}_{condition.replace(' ', '_').replace('-', '_')}"
+def slots(found: Found, n_layers: int) -> dict[int, str]:
+    """The slot of depth of each layer of injection."""
+    return depth_slots([*found.sublayers], n_layers)
 
 
-def curves(found: Found) -> Curves:
-    """Distance and cosine to the reference from each injection on, of points and controls, with intervals."""
-    out: Curves = {measure: {} for measure in MEASURES.values()}
-    for (layer, condition), values in found.values.items():
-        name, before = series_name(found, layer, condition), found.sublayers[layer]
-        for key, measure in MEASURES.items():
-            if key not in values:
+def curves(found: Found, n_layers: int) -> Series:
+    """Distance and cosine to the reference from each injection on: of the points, and of points that stay put."""
+    out: Series = {measure: {} for measure in MEASURES.values()}
+    for layer, slot in slots(found, n_layers).items():
+        for condition in (found.kind, STILL):
+            if (layer, condition) not in found.values:
                 continue
-            over = found.measured(layer, condition, key)
-            parts: dict[str, Tensor] = {name: over.value}
-            if over.low.isfinite().any():
-                parts |= {f"{name}_low": over.low, f"{name}_high": over.high}
-            for part, curve in parts.items():
-                known = [float(v) if v.isfinite() else None for v in curve.to(torch.float64)]
-                out[measure][part] = [*(None for _ in range(before)), *known]
+            at = slot.removeprefix("depth_").replace(".", "")  # W&B takes a dot in the name of a curve for a path
+            name = f"{at}_{condition.replace(' ', '_')}"
+            before: list[float | None] = [None] * found.sublayers[layer]
+            for key, measure in MEASURES.items():
+                over = found.measured(layer, condition, key)
+                parts: dict[str, Tensor] = {name: over.value}
+                if condition == found.kind and over.low.isfinite().any():
+                    parts |= {f"{name}_low": over.low, f"{name}_high": over.high}
+                for part, curve in parts.items():
+                    known = [float(v) if v.isfinite() else None for v in curve.to(torch.float64)]
+                    out[measure][part] = [*before, *known]
     return out
 
 
-def summary_numbers(found: Found) -> dict[str, Any]:
-    """``{layer and condition: {column: value}}`` of the closing table."""
-    rows = {
-        series_name(found, row.layer, row.condition): {k: row[k] for k in COLUMNS if row[k] == row[k]}
-        for row in found.rows
+def summary_numbers(found: Found, n_layers: int) -> dict[str, Any]:
+    """``{slot of depth: {kind: {number: value}}}`` of the points, for ``recovery/<slot>/<kind>/<number>``."""
+    kept = {(row.layer, row.condition): row for row in found.rows}
+    return {
+        slot: {found.kind: {name: value for name in NUMBERS if (value := kept[layer, found.kind][name]) == value}}
+        for layer, slot in slots(found, n_layers).items()
     }
-    return {name: values for name, values in rows.items() if values}
 
 
-def beyond_still_numbers(found: Found) -> dict[str, Any]:
-    """``{layer: {name: value}}`` of what the points do beyond points that stay put, with the ends of its interval."""
-    digits = max(2, len(str(max(found.sublayers))))
+def beyond_still_numbers(found: Found, n_layers: int) -> dict[str, Any]:
+    """``{slot of depth: {number: value}}`` of what points do beyond points that stay put, with the interval's ends."""
+    at = slots(found, n_layers)
     out: dict[str, Any] = {}
     for beyond in found.beyond_still:
         values: dict[str, float] = {}
-        for name in ("nearer", "contraction", "mse_ratio"):
-            interval = getattr(beyond, name)
-            parts = zip(("", "_low", "_high"), map(float, interval), strict=True)
+        for name in BEYOND:
+            parts = zip(("", "_low", "_high"), map(float, getattr(beyond, name)), strict=True)
             values |= {f"{name}{suffix}": value for suffix, value in parts if value == value}
         if values:
-            out[f"layer{beyond.layer:0{digits}d}"] = values
+            out[at[beyond.layer]] = values
     return out
 
 
@@ -75,16 +78,14 @@ def effects_table(found: LayerEffects) -> Table:
 def effects_numbers(found: LayerEffects) -> dict[str, Any]:
     """What tells models apart: the plain perplexity, the most and the least missed layer, and the median KL."""
     effects = sorted(found.effects, key=lambda e: float(e.kl.value))
-    most, least = effects[-1], effects[0]
+    ends = {
+        name: {"layer": e.layer, "kl": float(e.kl.value), "perplexity_percent": float(e.perplexity.value)}
+        for name, e in (("most", effects[-1]), ("least", effects[0]))
+    }
     return {
         "perplexity": float(found.perplexity.value),
         "median_kl": float(effects[len(effects) // 2].kl.value),
-        "most": {"layer": most.layer, "kl": float(most.kl.value), "perplexity_percent": float(most.perplexity.value)},
-        "least": {
-            "layer": least.layer,
-            "kl": float(least.kl.value),
-            "perplexity_percent": float(least.perplexity.value),
-        },
+        **ends,
     }
 
 

@@ -257,9 +257,8 @@ def make_wandb_logger(
 
     # No two rules may match one name: wandb-core expands globs in a random order, whatever stands first. Axes and what
     # ends up in the summary by itself stay out of automatic panels and of the runs table.
-    for axis in ("sublayer", "depth"):
-        run.define_metric(axis, hidden=True, summary="none")
-        run.define_metric(f"{axis}/*", step_metric=axis, step_sync=False, summary="none")
+    run.define_metric("depth", hidden=True, summary="none")
+    run.define_metric("depth/*", step_metric="depth", step_sync=False, summary="none")
     run.define_metric("trainer/global_step", hidden=True, summary="none")
     run.define_metric("epoch", step_metric="trainer/global_step", hidden=True, summary="none")
     run.define_metric("train/*", step_metric="trainer/global_step", summary="none")

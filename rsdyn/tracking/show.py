@@ -1,6 +1,7 @@
-"""What each script hands to W&B at its end: curves, charts, tables, pictures, its row in the runs table, artifacts.
+"""What each script hands to W&B at its end: curves, panels, tables, the page, its row in the runs table, artifacts.
 
-Everything is on disk by then. ``shared`` are the arguments that all scripts have.
+Results come as the values that were measured; nothing is read back from the run folder but the files that W&B is to
+have. ``shared`` are the arguments that all scripts have.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rsdyn.tracking.artifacts import log_caches, log_checkpoint, log_results, use_checkpoint
-from rsdyn.tracking.keys import PANELS
-from rsdyn.tracking.log import Curves, log_charts, log_curves, log_figures, log_summary, log_tables
+from rsdyn.tracking.log import log_curves, log_page, log_panels, log_summary, log_tables
 
 if TYPE_CHECKING:
     from rsdyn.analysis.finding import Finding
+    from rsdyn.analysis.results import AnalysisResults, ConditionResults
+    from rsdyn.autoencoder.result import Trained
+    from rsdyn.figures.panel import Panel
     from rsdyn.perturbation.layers import LayerEffects
     from rsdyn.perturbation.result import Found
     from rsdyn.tracking.logger import RunLogger
@@ -24,7 +27,7 @@ HEAD = ("lm", "text", "condition", "n_sublayers", "n_units", "n_sequences", "kin
 
 
 class Shared(NamedTuple):
-    """What all scripts show: the logger, the run's folder, its streams, its pictures, and whether to make artifacts.
+    """What all scripts show: the logger, the run's folder, its streams, its panels, and whether to make artifacts.
 
     ``recorded`` is how many sequences of each stream the run recorded, in all its processes.
     """
@@ -33,34 +36,34 @@ class Shared(NamedTuple):
     folder: Path
     streams: Sequence[Any]
     recorded: Sequence[int]
-    pictures: Sequence[str]
+    panels: Sequence[Panel]
     artifacts: bool
 
 
 def training(
-    shared: Shared, *, summary: Mapping[str, Any], results: Mapping[str, Any], measured: Mapping[str, Any]
+    shared: Shared,
+    *,
+    summary: Mapping[str, Any],
+    found: Trained,
+    measured: ConditionResults | None,
 ) -> None:
-    """A run of train.py: ``results`` of the test, and what was ``measured`` on the side (analysis.on_train)."""
+    """A run of train.py: what came of the test, and what was ``measured`` on the side (analysis.on_train)."""
     if shared.logger is None:
         return
     from rsdyn.tracking import analysis as dashboard_analysis
     from rsdyn.tracking import training as dashboard_training
-    from rsdyn.tracking.interactive import training_charts
 
-    curves = dashboard_training.curves(results)
+    curves = dashboard_training.curves(found)
     tables = {}
-    if measured:
-        condition = str(summary["condition"])
-        curves |= dashboard_analysis.curves({condition: measured})
-        if "mean" in measured:
-            tables["massive_units"] = dashboard_analysis.massive_table(
-                {condition: (measured["mean"], measured["massive_units"])}
-            )
-    _curves(shared, summary, curves)
-    log_charts(shared.logger, training_charts(shared.folder))
+    if measured is not None:
+        of = {str(summary["condition"]): measured}
+        curves |= dashboard_analysis.curves(of, int(summary["n_units"]))
+        if measured.activations is not None:
+            tables["massive_units"] = dashboard_analysis.massive_table(of)
+    log_curves(shared.logger, curves, summary["n_sublayers"])
+    _panels(shared)
     log_tables(shared.logger, tables)
-    log_figures(shared.logger, shared.folder / "figures", shared.pictures)
-    log_summary(shared.logger, _head(summary) | dashboard_training.summary_numbers(summary))
+    log_summary(shared.logger, _head(summary) | dashboard_training.summary_numbers(summary, found))
     if shared.artifacts:
         log_caches(shared.logger, shared.streams, shared.recorded)
         log_checkpoint(
@@ -71,30 +74,26 @@ def training(
 
 
 def analysis(
-    shared: Shared,
-    *,
-    summary: Mapping[str, Any],
-    table: Sequence[Finding],
-    results: Mapping[str, Mapping[str, Any]],
-    units: Sequence[int],
+    shared: Shared, *, summary: Mapping[str, Any], table: Sequence[Finding], results: AnalysisResults | None
 ) -> None:
-    """A run of analyze.py: ``results`` by condition, the findings, and the ``units`` whose portraits are drawn."""
+    """A run of analyze.py: what was measured of streams, unless it was Jacobians alone, and the findings."""
     if shared.logger is None:
         return
     from rsdyn.tracking import analysis as dashboard_analysis
-    from rsdyn.tracking.interactive import analysis_charts
 
-    _curves(shared, summary, dashboard_analysis.curves(results))
-    log_charts(shared.logger, analysis_charts(shared.folder, units))
-    tables = dashboard_analysis.tables(table, results) if table else {}
-    numbers = {"findings": dashboard_analysis.summary_numbers(table)} if table else {}
+    numbers: dict[str, Any] = {}
+    tables = {}
+    if results is not None:
+        log_curves(shared.logger, dashboard_analysis.curves(results.conditions, results.n_units), results.n_sublayers)
+        tables = dashboard_analysis.tables(table, results)
+        numbers = {"findings": dashboard_analysis.summary_numbers(table)}
+        numbers["n_massive_units"] = {c: len(r.flags.massive_units) for c, r in results.conditions.items()}
+    _panels(shared)
     if "jacobian" in summary:
         tables |= {"jacobian_claims": dashboard_analysis.claims_table(summary["jacobian"])}
         numbers |= {"jacobian": {c["key"]: c["values"]["full"]["value"] for c in summary["jacobian"]["claims"]}}
     log_tables(shared.logger, tables)
-    log_figures(shared.logger, shared.folder / "figures", shared.pictures)
-    counts = {f"n_massive_units/{c}": len(r["massive_units"]) for c, r in results.items()}
-    log_summary(shared.logger, _head(summary) | counts | numbers)
+    log_summary(shared.logger, _head(summary) | numbers)
     if shared.artifacts:
         log_caches(shared.logger, shared.streams, shared.recorded)
         log_results(shared.logger, shared.folder, script="analyze")
@@ -105,15 +104,14 @@ def perturbation(shared: Shared, *, summary: Mapping[str, Any], found: Found, ch
     if shared.logger is None:
         return
     from rsdyn.tracking import perturbation as dashboard_perturbation
-    from rsdyn.tracking.interactive import perturbation_charts
 
-    _curves(shared, summary, dashboard_perturbation.curves(found))
-    log_charts(shared.logger, perturbation_charts(shared.folder))
+    n_layers = summary["n_sublayers"] // summary["sites_per_layer"]
+    log_curves(shared.logger, dashboard_perturbation.curves(found, n_layers), summary["n_sublayers"])
+    _panels(shared)
     log_tables(shared.logger, {"perturbation_points": dashboard_perturbation.points_table(found)})
-    log_figures(shared.logger, shared.folder / "figures", shared.pictures)
     numbers = {
-        "recovery": dashboard_perturbation.summary_numbers(found),
-        "beyond_still": dashboard_perturbation.beyond_still_numbers(found),
+        "recovery": dashboard_perturbation.summary_numbers(found, n_layers),
+        "beyond_still": dashboard_perturbation.beyond_still_numbers(found, n_layers),
     }
     log_summary(shared.logger, _head(summary) | numbers)
     if shared.artifacts:
@@ -128,24 +126,17 @@ def layer_effects(shared: Shared, *, summary: Mapping[str, Any], found: LayerEff
     if shared.logger is None:
         return
     from rsdyn.tracking import perturbation as dashboard_perturbation
-    from rsdyn.tracking.interactive import effects_charts
 
-    log_charts(shared.logger, effects_charts(shared.folder))
+    _panels(shared)
     log_tables(shared.logger, {"layer_effects": dashboard_perturbation.effects_table(found)})
-    log_figures(shared.logger, shared.folder / "figures", shared.pictures)
     log_summary(shared.logger, _head(summary) | {found.kind: dashboard_perturbation.effects_numbers(found)})
     if shared.artifacts:
         log_results(shared.logger, shared.folder, script="perturb")
 
 
-def _curves(shared: Shared, summary: Mapping[str, Any], curves: Curves) -> None:
-    """The curves, and the chart of each measure, which is complete without a saved layout."""
-    from rsdyn.report.plots import sublayer_names
-    from rsdyn.tracking.charts import curve_charts
-
-    log_curves(shared.logger, curves, summary["n_sublayers"])
-    names = sublayer_names(summary["n_sublayers"], summary["sites_per_layer"])
-    log_charts(shared.logger, curve_charts(curves, PANELS, names))
+def _panels(shared: Shared) -> None:
+    log_panels(shared.logger, shared.panels, shared.folder / "figures")
+    log_page(shared.logger, shared.folder / "report.html")
 
 
 def _head(summary: Mapping[str, Any]) -> dict[str, Any]:

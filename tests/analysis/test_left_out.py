@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rsdyn import figures
 from rsdyn.analysis.checks import SMALL_LM, streams_wanted
 from rsdyn.analysis.findings import findings
-from rsdyn.analysis.left_out import as_json, as_markdown, without_largest
+from rsdyn.analysis.left_out import as_json, as_markdown, without_largest, without_largest_of
 from rsdyn.analysis.seeds import with_seeds
 from rsdyn.analysis.words import largest_in_words, samples_in_words
+from rsdyn.figures.massive import without_largest as without_largest_panels
+from rsdyn.figures.panel import Line
+from rsdyn.files import plain
 
 RISING = torch.arange(6, dtype=torch.float64)
 
@@ -37,17 +39,16 @@ def test_each_finding_has_a_value_per_number_of_units():
     assert without_largest({"original": {"cosine": RISING}}, ["cosine"], 1) is None
 
 
-def test_the_figure_has_a_panel_per_finding_and_a_look_per_condition():
-    values = {f"finding {i}": {"original text": [1.0, 2.0, 3.0], "untrained model": [3.0, 2.0, 1.0]} for i in range(4)}
-    figure = figures.findings_left_out([0, 1, 2], values)
-    assert len(figure.axes) == 4
-    assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["0", "1", "2"]
-    assert len({line.get_color() for axes in figure.axes for line in axes.lines[:2]}) == 2
-    for bad, message in (({}, "values is empty"), ({"a": {"b": [1.0]}}, "other than 3 values")):
-        with pytest.raises(ValueError, match=message):
-            figures.findings_left_out([0, 1, 2], bad)
-    with pytest.raises(ValueError, match="must rise"):
-        figures.findings_left_out([0, 2, 1], values)
+def test_the_figure_has_each_finding_and_a_look_per_condition():
+    found = without_largest({"original": results(), "untrained": results()}, ["cosine"], 1)
+    (panel,) = without_largest_panels(found)
+    assert [value for value, _ in panel.controls[0].options] == ["cosine_trend"]  # a row under another has none
+    original, untrained = (m for m in panel.drawn(panel.first) if isinstance(m, Line))
+    assert original.y[:2] == pytest.approx([1.0, -1.0]) and original.looks != untrained.looks
+    assert [label for _, label in panel.x.ticks] == ["0", "1", "2"]
+    again = without_largest_of(json.loads(json.dumps(plain(as_json(found)))))
+    assert again.counts == found.counts and again.rows[0].values["original"][2] != again.rows[0].values["original"][2]
+    assert without_largest_panels(None) == [] and without_largest_of(None) is None
 
 
 def test_further_models_of_a_condition_become_its_seeds():

@@ -1,5 +1,6 @@
 """Massive activations: planted units, by class of token, are found where they were written."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,12 +63,20 @@ def test_nothing_known_of_tokens_is_one_class():
     assert massive.largest_units(found.largest, found.typical, 1).tolist() == [7]
 
 
-def test_figure_has_a_panel_for_positions_only_where_they_are_known():
-    from rsdyn import figures
+def test_norms_by_position_have_a_panel_only_where_positions_are_known():
+    from dataclasses import replace
 
-    curve = {"first token": torch.rand(S) + 1}
-    assert len(figures.massive_activations(curve, curve, {}).axes) == 1
-    assert len(figures.massive_activations(curve, curve, {"0": torch.rand(S) + 1}).axes) == 2
+    from every_panel import analysis
+
+    from rsdyn.figures.massive import massive as panels
+    from rsdyn.figures.streams import Analysis, streams_of
+
+    found = analysis()
+    largest, norms = panels(streams_of([Analysis(found)]))
+    assert [m.name for m in largest.marks][::2] == ["first token", "others"]  # there are no sinks
+    np.testing.assert_allclose(norms.marks[1].y, found.main.massive.norm_by_position[1])
+    main = replace(found.main, massive=replace(found.main.massive, norm_by_position=None))
+    assert len(panels(streams_of([Analysis(replace(found, conditions={"original": main}))]))) == 1
 
 
 def test_words_name_the_unit_and_the_block_that_writes_it():

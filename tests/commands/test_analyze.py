@@ -21,7 +21,9 @@ from rsdyn.run.run import Run  # noqa: E402
 N = 61  # divides neither by the shards nor by the processes
 FIGURES = [
     "fig1b_mean_activations",
-    "fig1b_density",
+    "fig1",
+    "fig1b_active_share",
+    "fig1b_participation",
     "fig1c_correlation",
     "fig1d_correlation_density",
     "fig1e_cosine",
@@ -31,8 +33,7 @@ FIGURES = [
     "fig1h_information_mean",
     "fig2a_portraits",
     "fig2b_rotations",
-    "fig2c_rotations_by_unit_layer_shuffle",
-    "fig2c_rotations_by_unit_innovation_shuffle",
+    "fig2c_rotations_by_unit",
     "fig4a_trajectory",
     "fig4b_cumulative_variance",
     "fig4c_variance_by_sublayer",

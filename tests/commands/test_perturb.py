@@ -13,16 +13,16 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+
 from rsdyn.commands import perturb  # noqa: E402
 from rsdyn.config.command_line import load_config  # noqa: E402
 from rsdyn.dynamics.projection import PCA  # noqa: E402
 from rsdyn.errors import UserError  # noqa: E402
+from rsdyn.figures.perturbation import perturbation_panels  # noqa: E402
 from rsdyn.lm.source import find_lm  # noqa: E402
 from rsdyn.perturbation.plane import Recorded, read_trajectories  # noqa: E402
 from rsdyn.perturbation.points import _usable  # noqa: E402
 from rsdyn.perturbation.prompts import Prompt, layers_of, prompts_of  # noqa: E402
-from rsdyn.report.figure4d import figure4d  # noqa: E402
-from rsdyn.report.plots import packed  # noqa: E402
 from rsdyn.report.reading import read_run  # noqa: E402
 from rsdyn.run.opening import find_source, open_stream  # noqa: E402
 from rsdyn.run.run import Run  # noqa: E402
@@ -298,10 +298,10 @@ def test_a_prompt_without_a_state_to_swap_in(words, tmp_path, monkeypatch, capsy
     html = (tmp_path / "run" / "report.html").read_text()
     assert "layer 0, swapped-in state, 1 of 2 prompts" in html
     assert ("The first prompt has no swapped-in state at layer 0." in html) == (lacks == 0)
-    plots, _ = figure4d(read_run(tmp_path / "run"), "0")
-    drawn = next(plot for plot in plots if plot.name == "recovery-relative-0").traces
-    drawn = [t for t in drawn if t.get("name") == "swapped-in state" and t["when"] == {"layer-0": "0"}]
-    assert [t["y"] for t in drawn] == [packed(arrays[key + "relative_curve"][has])]
+    panels = perturbation_panels(read_run(tmp_path / "run").points, steps=12)
+    drawn = next(panel for panel in panels if panel.key == "recovery_relative").drawn({"layer": "0"})
+    (curve,) = [mark.y for mark in drawn if mark.name == "swapped-in state"]
+    np.testing.assert_array_equal(curve, arrays[key + "relative_curve"][has])
 
     table = points_table(kept[0])
     mine = [row for row in table.rows if row[:2] == [0, "swapped-in state"]]

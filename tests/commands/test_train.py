@@ -30,7 +30,7 @@ from rsdyn.tracking.session import finish  # noqa: E402
 
 N = 64
 FILES = ["config.yaml", "provenance.json", "summary.json", "results.npz", "checkpoints/best.ckpt"]
-FIGURES = ["fig3b_latent_trajectory", "fig3c_latent_distance", "fig3d_explained_variance", "loss"]
+FIGURES = ["fig3a_shape", "fig3b_latent_trajectory", "fig3c_latent_distance", "fig3d_explained_variance", "loss"]
 
 
 @pytest.fixture(scope="module")

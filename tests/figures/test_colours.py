@@ -1,17 +1,16 @@
 """A series has one look, by its name, in the static figures, on the page and in W&B's charts."""
 
 import pytest
-import torch
+from every_panel import analysis
 
-from rsdyn import figures
 from rsdyn.analysis.jacobians import SERIES
 from rsdyn.analysis.settings import CONDITIONS
+from rsdyn.figures.analysis import analysis_panels
 from rsdyn.figures.colours import DARK, DASHES, LIGHT, LOOKS, look_of
+from rsdyn.figures.panel import Line
+from rsdyn.figures.streams import Analysis, streams_of
 from rsdyn.labels import NAMES
-from rsdyn.tracking.charts import curve_chart
-from rsdyn.tracking.keys import PANELS
-
-S = 9
+from rsdyn.report.page import colours
 
 
 def test_every_condition_has_a_look_and_no_two_the_same():
@@ -27,37 +26,33 @@ def test_a_name_its_label_and_its_label_with_more_behind_are_one_series():
     assert look_of("PCA, 2 components") == LOOKS["pca"]
     assert all(kind.label in LOOKS for kind in SERIES.values())  # of Jacobians, by what they are called
     assert look_of("my own") == look_of("my own") and look_of("my own").colour in LIGHT
+    without = look_of("untrained model, without massive units")
+    assert without.colour == LOOKS["untrained"].colour and without.dash == LOOKS["without_massive"].dash
 
 
-@pytest.mark.parametrize("others", [CONDITIONS[1:], CONDITIONS[:0:-1], CONDITIONS[2:], ("floor", *CONDITIONS[1:])])
-def test_static_figures_go_by_the_name_whatever_stands_beside_it(others):
-    curve = torch.linspace(0, 1, S - 1)
-    figure = figures.transition_curve(curve, others={NAMES[c]: curve + i for i, c in enumerate(others, 1)})
-    drawn = {line.get_label().lstrip("_"): line for line in figure.axes[0].lines}
-    for condition in others:
-        assert drawn[NAMES[condition]].get_color() == look_of(condition).hex
-    named = {NAMES[c]: torch.rand(S) for c in ("original", *others) if c != "floor"}
-    for figure in (figures.components_needed(named), figures.explained_variance(named)):
-        found = {line.get_label(): line.get_color() for line in figure.axes[0].lines if line.get_label() in named}
-        assert found == {name: look_of(name).hex for name in named}
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 0)])
+def test_a_condition_keeps_its_look_whatever_stands_beside_it(order):
+    from dataclasses import replace
+
+    found = analysis()
+    some = [list(found.conditions)[i] for i in order]
+    streams = streams_of([Analysis(replace(found, conditions={c: found.conditions[c] for c in some}))])
+    for panel in analysis_panels(streams):
+        for mark in panel.marks:
+            if isinstance(mark, Line) and mark.name in (NAMES[c] for c in some):
+                assert mark.looks == look_of(mark.name), (panel.key, mark.name)
 
 
-@pytest.mark.parametrize("some", [CONDITIONS, CONDITIONS[::-1], CONDITIONS[1:]])
-def test_wandbs_charts_have_the_figures_colours(some):
-    panel = next(p for p in PANELS if p.measure == "speed")
-    chart = curve_chart({c: [1.0, 2.0] for c in some}, panel, ["a", "b"])
-    assert {trace.name: trace.line.color for trace in chart.data} == {NAMES[c]: look_of(c).hex for c in some}
+def test_of_several_runs_a_colour_is_a_run_and_a_dash_a_condition():
+    streams = streams_of([Analysis(analysis(), "one", "a"), Analysis(analysis(), "two", "b")])
+    assert len({s.looks.colour for s in streams if s.label.startswith("one: ")}) == 1
+    assert len({s.looks.colour for s in streams}) == 2 and not any(s.main for s in streams)
+    for stream in streams:
+        assert stream.looks.dash == look_of(stream.condition).dash
+    alike = streams_of([Analysis(analysis(), "one", "a"), Analysis(analysis(), "one", "b")])
+    assert [s.label for s in alike][::3] == ["a: original text", "b: original text"]
 
 
-def test_the_page_has_the_figures_colours(monkeypatch):
-    from types import SimpleNamespace
-
-    from rsdyn.report.page import colours
-    from rsdyn.report.streams import streams_of
-
-    arrays = SimpleNamespace(under=lambda _: {})
-    run = SimpleNamespace(script="analyze", model="m", name="n", arrays=arrays, summary={"conditions": CONDITIONS[1:]})
-    for stream in streams_of([run]):
-        assert (stream.colour, stream.dash) == (look_of(stream.condition).token, look_of(stream.condition).dash)
+def test_the_page_has_the_figures_colours():
     css = colours()
     assert all(f"--{name}:{value};" in css for theme in (LIGHT, DARK) for name, value in theme.items())

@@ -11,9 +11,11 @@ import pytest
 from report_runs import SURROGATES, N, altered, make_runs, resized, with_massive_units
 
 from rsdyn.errors import UserError
-from rsdyn.report import figure1, figure2, report, write_report
+from rsdyn.figures import rotations, stream
+from rsdyn.figures.interactive import ONLY_ON_THE_PAGE
+from rsdyn.report import report, write_report
 from rsdyn.report.__main__ import main
-from rsdyn.report.page import make_page
+from rsdyn.report.page import histograms, make_page
 from rsdyn.report.reading import read_run, read_runs
 
 VOID = {"meta", "input", "br", "img", "link", "hr"}
@@ -53,7 +55,7 @@ class Parsed(HTMLParser):
         return [(attrs, text) for t, attrs, text in self.flat() if t == tag]
 
     def trace(self, plot, name):
-        return next(t for t in self.plots[plot]["traces"] if t.get("name") == name)
+        return next(t for t in self.plots[plot]["traces"] if t.get("name") == name and "fill" not in t)
 
 
 def numbers(packed):
@@ -87,21 +89,31 @@ def arrays(runs):
 
 def test_sections_are_in_the_order_of_the_paper_and_in_the_contents(page):
     ids = [attrs["id"] for attrs, _ in page.all("section")]
-    assert ids == ["what", "findings", "figure-1", "figure-2", "figure-3", "figure-4", "figure-4d"]
+    assert [i for i in ids if i != "answer"] == [
+        "findings", "figure-1", "figure-2", "figure-3", "figure-4", "figure-4d", "what"
+    ]  # fmt: skip
     links = [attrs["href"] for attrs, _ in page.all("a")]
     assert links == [f"#{i}" for i in ids]
     every = [attrs["id"] for _, attrs, _ in page.flat() if "id" in attrs]
     assert len(every) == len(set(every))
 
 
+def test_what_was_found_stands_first(runs, tmp_path):
+    answered = altered(runs["analyze"], tmp_path / "a", summary=lambda s: s | {"answer": ["It rises by .3.", "<b>"]})
+    page = Parsed(make_page(read_runs([answered])))
+    first = page.all("section")[0]
+    assert first[0]["id"] == "answer" and "It rises by .3.<b>" in first[1]
+
+
 def test_every_figure_has_alternative_text_a_caption_in_three_parts_and_data(page):
     figures = [attrs["id"] for attrs, _ in page.all("figure")]
     hosts = {attrs["data-plot"]: attrs for attrs, _ in page.all("div") if "data-plot" in attrs}
-    assert set(figures) == set(hosts) == set(page.plots) and len(figures) > 20
-    for letter in ("1b", "1c", "1d", "1e", "1f", "1gh", "2a", "2b", "2c", "3b", "3c", "3d", "4a", "4b", "4c", "4d"):
+    assert set(figures) == set(hosts) == set(page.plots) and len(figures) > 30
+    for letter in ("1b", "1c", "1d", "1e", "1f", "1g", "1h", "2a", "2b", "2c", "3a", "3b", "3c", "3d", "4a", "4b",
+                   "4c", "4d"):  # fmt: skip
         assert any(name.startswith(f"fig{letter}") for name in figures), letter
     for name, attrs in hosts.items():
-        assert attrs["role"] == "img" and len(attrs["aria-label"]) > 60, name
+        assert attrs["role"] == "img" and len(attrs["aria-label"]) > 30, name
         assert "nan" not in attrs["aria-label"].lower(), name
     captions = [text for _, text in page.all("figcaption")]
     assert len(captions) == len(figures)
@@ -158,103 +170,53 @@ def test_findings_are_those_of_the_run(page, runs):
 # --- its numbers ------------------------------------------------------------------------------------------------------
 
 
-def test_curves_are_the_results(page, arrays):
+def test_numbers_are_the_results(page, arrays):
+    """One curve, map and unit of each script; that panels show their results is in tests/figures."""
     found = arrays["analyze"]
-    for plot, name, to_axis in (
-        ("fig1e", "cosine/mean", np.arctanh), ("fig1c", "correlation/mean", np.arctanh),
-        ("fig1gh", "mutual_information/mean", np.asarray),
-    ):  # fmt: skip
-        for kind, at in (("within layer", slice(0, None, 2)), ("cross layer", slice(1, None, 2))):
-            trace = page.trace(plot, f"original text, {kind}")
-            np.testing.assert_allclose(numbers(trace["y"]), to_axis(found[f"original/{name}"][at]), rtol=1e-6)
-            np.testing.assert_allclose(numbers(trace["x"]), np.arange(5)[at] + 0.5)
-        trace = page.trace(plot, "shuffled tokens")
-        np.testing.assert_allclose(numbers(trace["y"]), to_axis(found[f"token_shuffled/{name}"]), rtol=1e-6)
-    share = numbers(page.trace("fig1b-participation", "original text")["y"])
+    within = page.trace("fig1e_cosine", "within layer")
+    np.testing.assert_allclose(numbers(within["y"]), np.arctanh(found["original/cosine/mean"][0::2]), rtol=1e-6)
     mean = found["original/activations/mean"]
-    np.testing.assert_allclose(share, (mean**2).sum(1) ** 2 / (mean**4).sum(1) / 32, rtol=1e-5)
-    band = next(t for t in page.plots["fig1f"]["traces"] if t.get("fill") and t["legendgroup"].endswith("within layer"))
-    low, high = found["original/velocity/speed/interval"][:, 0::2]
-    np.testing.assert_allclose(numbers(band["y"]), np.concatenate([high, low[::-1]]), rtol=1e-6)
+    heat = page.plots["fig1b_mean_activations"]["traces"][0]
+    np.testing.assert_allclose(numbers(heat["z"]), mean[:, np.argsort(mean[-1])].T, rtol=1e-6)
+    path = page.plots["fig2a_portraits"]["traces"][0]
+    at = path["rows"]["keys"].index("7")
+    a = found["original/rotation/trajectory"][:, 7]
+    np.testing.assert_allclose(numbers(path["x"])[at], a - a[0], rtol=1e-4, atol=1e-5)
+    autoencoder = page.trace("fig3d_explained_variance", "autoencoder")
+    np.testing.assert_allclose(numbers(autoencoder["y"]), arrays["train"]["ev_cae"], rtol=1e-6)
+    swapped = page.trace("recovery_relative", "swapped-in state")
+    layer = swapped["when"]["layer"]
+    curve = arrays["perturb"][f"layer{layer}/swapped-in_state/relative_curve"][0]
+    np.testing.assert_allclose(numbers(swapped["y"]), curve, rtol=1e-6)
 
 
-def test_heat_maps_are_sorted_and_complete(page, arrays):
-    mean = arrays["analyze"]["original/activations/mean"]
-    order = np.argsort(mean[-1])
-    heat = page.plots["fig1b-mean"]["traces"][0]
-    np.testing.assert_allclose(numbers(heat["z"]), mean[:, order].T, rtol=1e-6)
-    assert heat["y"] == [f"unit {u}" for u in order]
-    pairs = page.plots["fig1d"]["traces"][0]
-    counts = arrays["analyze"]["original/correlation/pair_counts"]
-    below = arrays["analyze"]["original/correlation/pairs_below"]
-    rows = [int(name.split()[1]) for name in pairs["y"]]
-    np.testing.assert_allclose(numbers(pairs["z"]), (counts / 15)[rows], rtol=1e-6)
-    np.testing.assert_allclose(counts.sum(1) + below, 15)
-
-
-def test_units_have_their_own_turns_and_nulls(page, arrays):
-    stream = page.data["shared"]["units"]["streams"]["0-0"]
+def test_the_surrogates_drawn_again_are_those_of_the_test_of_the_run(runs, arrays):
+    run = read_run(runs["analyze"])
     found = arrays["analyze"]
-    np.testing.assert_allclose(numbers(stream["turns"]), -found["original/rotation/turns"], rtol=1e-6)
-    np.testing.assert_allclose(numbers(stream["paths"]), found["original/rotation/trajectory"].T, rtol=1e-6)
-    assert (
-        list(stream["nulls"])[:2] == ["increment_shuffle_scaled", "layer_shuffle"]
-        and "token_shuffled" in stream["nulls"]
-    )
-    for null in ("increment_shuffle_scaled", "layer_shuffle"):
-        mine = stream["nulls"][null]
-        np.testing.assert_allclose(
-            numbers(mine["mean"]), -found[f"original/rotation/nulls/{null}/mean"], rtol=1e-6, atol=1e-9
-        )
-        counts, low, high = (numbers(mine[key]) for key in ("counts", "low", "high"))
-        assert (counts.sum(1) == SURROGATES).all()
-        # the surrogates drawn again are those of the run's own test: their mean is its mean, but for the bins' width
-        width = (high - low) / counts.shape[1]
-        centres = low[:, None] + (np.arange(counts.shape[1]) + 0.5) * width[:, None]
-        away = (counts * centres).sum(1) / SURROGATES + found[f"original/rotation/nulls/{null}/mean"]
+    for null, mine in histograms(run).items():
+        assert null in ("increment_shuffle_scaled", "layer_shuffle") and mine.units == tuple(range(32))
+        assert (mine.counts.sum(1) == SURROGATES).all()
+        # their mean is its mean, and their SD its SD, but for the bins' width
+        width = (mine.high - mine.low) / mine.counts.shape[1]
+        centres = mine.low[:, None] + (np.arange(mine.counts.shape[1]) + 0.5) * width[:, None]
+        away = (mine.counts * centres).sum(1) / SURROGATES + found[f"original/rotation/nulls/{null}/mean"]
         assert (np.abs(away) <= width / 2 + 1e-6).all()
-        second = (counts * centres**2).sum(1) / SURROGATES - ((counts * centres).sum(1) / SURROGATES) ** 2
+        second = (mine.counts * centres**2).sum(1) / SURROGATES
+        second -= ((mine.counts * centres).sum(1) / SURROGATES) ** 2
         std = found[f"original/rotation/nulls/{null}/std"] * np.sqrt((SURROGATES - 1) / SURROGATES)
         assert (np.abs(np.sqrt(second) - std) <= width / 2 + 1e-6).all()
 
 
 def test_surrogates_of_some_units_are_those_of_all(runs, monkeypatch):
-    whole = figure2.figure2(_streams(runs))[1]["units"]["streams"]["0-0"]
-    monkeypatch.setattr(figure2, "MOST_HISTOGRAMS", 5)
-    some = figure2.figure2(_streams(runs))[1]["units"]["streams"]["0-0"]
-    for null in figure2.DRAWN_AGAIN:
-        at = numbers(some["nulls"][null]["counted"])
+    run = read_run(runs["analyze"])
+    whole = histograms(run)
+    monkeypatch.setattr(rotations, "MOST_HISTOGRAMS", 5)
+    some = histograms(run)
+    for null, mine in some.items():
+        at = list(mine.units)
         assert len(at) == 5
         for key in ("counts", "low", "high"):
-            np.testing.assert_array_equal(numbers(some["nulls"][null][key]), numbers(whole["nulls"][null][key])[at])
-
-
-def _streams(runs):
-    from rsdyn.report.streams import streams_of
-
-    return streams_of(read_runs([runs["analyze"]]))
-
-
-def test_training_and_perturbation_are_the_results(page, arrays):
-    train, perturb = arrays["train"], arrays["perturb"]
-    own = {"ev-1": "own"} if "ev-1" in page.data["values"] else {"ev-0": "own"}
-    plot = next(name for name in page.plots if name.startswith("fig3d"))
-    trace = next(t for t in page.plots[plot]["traces"] if t["name"] == "autoencoder" and t["when"] == own)
-    np.testing.assert_allclose(numbers(trace["y"]), train["ev_cae"], rtol=1e-6)
-    path = next(t for t in page.plots["fig3b-0"]["traces"] if t["name"] == "mean")
-    np.testing.assert_allclose(numbers(path["x"]), train["mean_latents"][:, 0], rtol=1e-6)
-    plane = page.data["shared"]["plane-0"]
-    for layer, conditions in plane["layers"].items():
-        assert next(iter(conditions)) == "teleport" and "random directions" in conditions
-        for condition, found in conditions.items():
-            key = f"layer{layer}/{condition.replace(' ', '_')}/points_"
-            np.testing.assert_allclose(numbers(found["latents"]), perturb[f"{key}latents"], rtol=1e-6)
-            np.testing.assert_allclose(numbers(found["relative"]), perturb[f"{key}relative"], rtol=1e-6)
-    some = next(t for t in page.plots["recovery-relative-0"]["traces"] if t.get("name") == "swapped-in state")
-    layer = some["when"]["layer-0"]
-    np.testing.assert_allclose(
-        numbers(some["y"]), perturb[f"layer{layer}/swapped-in_state/relative_curve"][0], rtol=1e-6
-    )
+            np.testing.assert_array_equal(getattr(mine, key), getattr(whole[null], key)[at])
 
 
 def test_plotly_knows_everything_that_it_is_given(page):
@@ -269,11 +231,12 @@ def test_plotly_knows_everything_that_it_is_given(page):
 
     checked = 0
     for name, plot in page.plots.items():
-        traces = [{k: v for k, v in with_colours(t).items() if k not in ("when", "paths")} for t in plot["traces"]]
+        traces = [{k: v for k, v in with_colours(t).items() if k not in ONLY_ON_THE_PAGE} for t in plot["traces"]
+                  if "said" not in t and not t.get("rows")]  # fmt: skip
         layout = {k: v for k, v in with_colours(plot["layout"]).items() if k != "versions"}
         figure = go.Figure(data=traces, layout=layout)  # ValueError for a property or a value that there is not
         checked += len(figure.data)
-        assert traces or plot["widget"], name
+        assert plot["traces"], name
     assert checked > 80
     known = set(re.findall(r"--([a-z]\w*):", str(page.all("style"))))
     used = set(re.findall(r'"@([a-z]\w*)', json.dumps(page.plots)))
@@ -285,65 +248,70 @@ def test_plotly_knows_everything_that_it_is_given(page):
 
 def test_two_models_are_compared_over_depth_from_0_to_1(runs, arrays, tmp_path):
     def deeper(found):
-        return resized(found, {6: 10, 5: 9, 15: 45})
+        return resized(found, {6: 10, 5: 9, 15: 45}) | {"n_sublayers": np.array(10)}
 
     def other(summary):
         summary |= {"lm": "another", "n_sublayers": 10}
 
     second = altered(runs["analyze"], tmp_path / "deep", summary=other, arrays=deeper)
     page = Parsed(make_page(read_runs([runs["analyze"], second])))
-    names = {t["name"]: t for t in page.plots["fig1e"]["traces"] if t.get("showlegend") is not False}
+    plot = page.plots["fig1b_participation"]
+    names = {t["name"]: t for t in plot["traces"] if t.get("showlegend") is not False}
     assert len(names) == 4
-    first, _, last, _ = names.values()
-    np.testing.assert_allclose(numbers(first["x"]), (np.arange(5) + 0.5) / 5, rtol=1e-6)
-    np.testing.assert_allclose(numbers(last["x"]), (np.arange(9) + 0.5) / 9, rtol=1e-6)
-    assert [t.get("visible") for t in names.values()] == [None, "legendonly", None, "legendonly"]
-    assert "another" in list(names)[2] and page.plots["fig1e"]["layout"]["xaxis"]["range"] == [-0.02, 1.02]
-    assert len(page.data["shared"]["units"]["streams"]) == 4
+    of = {name: t for name, t in names.items() if name.endswith("original text")}
+    first, last = of.values()
+    np.testing.assert_allclose(numbers(first["x"]), np.arange(6) / 5, rtol=1e-6)
+    np.testing.assert_allclose(numbers(last["x"]), np.arange(10) / 9, rtol=1e-6)
+    assert {t.get("visible") for name, t in names.items() if name not in of} == {"legendonly"}
+    assert first["line"]["color"] != last["line"]["color"] and first["line"]["dash"] == last["line"]["dash"]
+    assert "another" in list(of)[1] and plot["layout"]["xaxis"]["range"] == [-0.02, 1.02]
+    assert len({t["when"]["stream"] for t in page.plots["fig2a_portraits"]["traces"]}) == 4
 
 
-def test_a_training_run_alone_counts_sublayers_and_beside_an_analysis_layers(runs, tmp_path):
-    def without(summary):
-        summary.pop("sites_per_layer", None)
-
-    train = altered(runs["train"], tmp_path / "train", summary=without)
-    alone, beside = (Parsed(make_page(read_runs(some))) for some in ([train], [train, runs["analyze"]]))
-    assert alone.plots["fig3d-0"]["layout"]["xaxis"]["title"]["text"] == "sublayer"
-    assert [t["name"] for t in alone.plots["fig3c-0"]["traces"] if "name" in t] == ["latent distance"]
-    assert beside.plots["fig3d-0"]["layout"]["xaxis"]["title"]["text"] == "layer"
-    assert any("(analysis)" in t["name"] for t in beside.plots["fig3d-0"]["traces"])
-    assert not any("(analysis)" in t["name"] for t in alone.plots["fig3d-0"]["traces"])
+def test_an_analysis_stands_beside_a_training_of_its_model(runs):
+    alone, beside = (Parsed(make_page(read_runs(some))) for some in ([runs["train"]], [runs["train"], runs["analyze"]]))
+    key = "fig3d_explained_variance"
+    assert any("(analysis)" in t["name"] for t in beside.plots[key]["traces"])
+    assert not any("(analysis)" in t["name"] for t in alone.plots[key]["traces"])
 
 
-def test_massive_units_are_a_switch_where_there_are_some(runs, tmp_path, page):
+def test_two_runs_of_a_script_have_panels_and_controls_of_their_own(runs, tmp_path):
+    other = altered(runs["perturb"], tmp_path / "other")
+    page = Parsed(make_page(read_runs([runs["perturb"], other])))
+    assert {"recovery_cosine-0", "recovery_cosine-1"} <= page.plots.keys()
+    assert page.plots["recovery_cosine-1"]["controls"] == ["layer-1"]
+    assert "layer-1" in page.plots["recovery_cosine-1"]["traces"][0]["when"]
+
+
+def test_massive_units_have_lines_of_their_own_where_there_are_some(runs, tmp_path, page):
     run = altered(runs["analyze"], tmp_path / "massive", arrays=with_massive_units)
-    switched = Parsed(make_page(read_runs([run])))
-    assert not any("massive" in p["controls"] for p in page.plots.values())
-    plots = [name for name, p in switched.plots.items() if "massive" in p["controls"]]
-    assert {"fig1b-density", "fig1c", "fig1e", "fig1f", "fig1gh", "fig4b", "fig4c"} <= set(plots)
-    speeds = {t["when"]["massive"]: numbers(t["y"]) for t in switched.plots["fig1f"]["traces"]
-              if t.get("name") == "original text, within layer"}  # fmt: skip
-    np.testing.assert_allclose(speeds["without"], speeds["with"] / 2, rtol=1e-6)
-    assert all("when" not in t for t in switched.plots["fig1f"]["traces"] if t.get("name") == "shuffled tokens")
+    found = Parsed(make_page(read_runs([run])))
+    name = "without massive units"
+    assert not any(t.get("name") == name for p in page.plots.values() for t in p["traces"])
+    plots = {key for key, p in found.plots.items() if any(t.get("name") == name for t in p["traces"])}
+    assert {"fig1b_active_share", "fig1c_correlation_mean", "fig1e_cosine", "fig1f_speed", "fig1h_information_mean",
+            "fig4b_cumulative_variance", "fig4c_variance_by_sublayer"} <= plots  # fmt: skip
+    with_, without = found.trace("fig1f_speed", "within layer"), found.trace("fig1f_speed", name)
+    np.testing.assert_allclose(numbers(without["y"]), numbers(with_["y"]) / 2, rtol=1e-6)
 
 
 def test_what_cannot_fit_is_thinned_and_said(runs, monkeypatch):
-    monkeypatch.setattr(figure1, "MOST_ROWS", 10)
-    monkeypatch.setattr(figure2, "MOST_UNITS", 16)
+    monkeypatch.setattr(stream, "MOST_ROWS", 10)
+    monkeypatch.setattr(rotations, "MOST_UNITS", 16)
     thin = Parsed(make_page(read_runs([runs["analyze"]])))
     text = " ".join(text for _, text in thin.all("figcaption"))
-    assert "Thinned: 10 of the 32 units" in text and "Thinned: 16 of 32 units" in text
-    assert numbers(thin.plots["fig1b-mean"]["traces"][0]["z"]).shape == (10, 6)
-    stream = thin.data["shared"]["units"]["streams"]["0-0"]
     r = np.load(runs["analyze"] / "results.npz")["original/rotation/turns"]
-    kept = numbers(stream["units"])
-    assert len(kept) == 16 and {int(r.argmin()), int(r.argmax())} <= set(kept.tolist())
+    kept = {int(u) for u in thin.plots["fig2a_portraits"]["traces"][0]["rows"]["keys"]}
+    assert "Thinned: 10 of the 32 units" in text and f"Thinned: {len(kept)} of 32 units" in text
+    assert numbers(thin.plots["fig1b_mean_activations"]["traces"][0]["z"]).shape == (10, 6)
+    assert 16 <= len(kept) <= 22 and {int(r.argmin()), int(r.argmax())} <= kept
 
 
 @pytest.mark.slow
 def test_the_shape_of_llama_fits_into_ten_megabytes(runs, tmp_path):
     def larger(found):
-        return resized(found, {6: 64, 5: 63, 15: 2016, 32: 4096})
+        depth = {"n_sublayers": np.array(64), "n_units": np.array(4096)}
+        return resized(found, {6: 64, 5: 63, 15: 2016, 32: 4096}) | depth
 
     def summary(found):
         found |= {"n_sublayers": 64, "n_units": 4096}

@@ -50,7 +50,6 @@ def choose(browser, control, value):
         f"""(() => {{
             const control = document.querySelector('[data-control="{control}"]');
             const value = {json.dumps(value)};
-            if (control.type === "checkbox") {{ if (control.checked !== value) control.click(); return; }}
             control.value = control.type === "range" ? JSON.parse(control.dataset.values).indexOf(value) : value;
             control.dispatchEvent(new Event("input", {{bubbles: true}}));
             control.dispatchEvent(new Event("change", {{bubbles: true}}));
@@ -109,9 +108,9 @@ def test_it_fits_at_both_widths_in_both_themes(browser, tmp_path, width, dark):
         )
         assert over == []
         heights = "[host.clientHeight, host._fullLayout.height, host.querySelector('svg').clientHeight]"
-        assert len(set(drawn(browser, "recovery-relative-0", heights))) == 1  # nothing lies over the caption
-        assert drawn(browser, "fig4a", heights)[0] >= 420
-        paper = drawn(browser, "fig1f", "host.layout.paper_bgcolor")
+        assert len(set(drawn(browser, "recovery_relative", heights))) == 1  # nothing lies over the caption
+        assert drawn(browser, "fig4a_trajectory", heights)[0] >= 400
+        paper = drawn(browser, "fig1f_speed", "host.layout.paper_bgcolor")
         assert paper == browser.run("getComputedStyle(document.documentElement).getPropertyValue('--paper')").strip()
         assert paper == ("#15171a" if dark else "#ffffff")
         picture = browser.screenshot(tmp_path / "page.png", "#figure-1").read_bytes()
@@ -123,25 +122,34 @@ def test_it_fits_at_both_widths_in_both_themes(browser, tmp_path, width, dark):
 
 def test_a_unit_can_be_chosen_and_its_portrait_is_right(browser, arrays):
     mean = arrays["analyze"]["original/rotation/trajectory"]
+    turns = -arrays["analyze"]["original/rotation/turns"]
     for unit in (7, 30):
         choose(browser, "unit", str(unit))
-        x, y = (drawn(browser, "fig2a", f"decoded(host.data[0].{axis})") for axis in "xy")
+        x, y = (drawn(browser, "fig2a_portraits", f"decoded(host.data[0].{axis})") for axis in "xy")
         a, g = mean[:, unit], np.gradient(mean[:, unit])
         np.testing.assert_allclose(x, a - a[0], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(y, g - g[0], rtol=1e-4, atol=1e-5)
-        turns = -arrays["analyze"]["original/rotation/turns"][unit]
-        assert said(browser, "fig2a").startswith(f"unit {unit}: ")
-        assert float(said(browser, "fig2a").split()[2].replace("\N{MINUS SIGN}", "-")) == pytest.approx(turns, rel=5e-3)
-        assert drawn(browser, "fig2a-null", "decoded(host.data.at(-1).x)")[0] == pytest.approx(turns, rel=1e-5)
-    browser.run("document.querySelector('[data-plot=fig2c]').emit('plotly_click', {points: [{customdata: 12}]})")
+        told = said(browser, "fig2a_portraits").split()[0].replace("\N{MINUS SIGN}", "-")
+        assert float(told) == pytest.approx(turns[unit], rel=5e-3)
+        assert drawn(browser, "fig2a_place_in_null", "decoded(host.data.at(-1).x)")[0] == pytest.approx(
+            turns[unit], rel=1e-5
+        )
+
+    def chosen():
+        return browser.run("document.querySelector('[data-control=unit]').value")
+
+    browser.run(
+        "document.querySelector('[data-plot=fig2c_rotations_by_unit]').emit('plotly_click', "
+        "{points: [{customdata: '12', data: {picks: 'unit'}}]})"
+    )
     browser.settle()
-    assert said(browser, "fig2a").startswith("unit 12: ")
+    assert chosen() == "12"
     choose(browser, "unit", "999")  # there is none: the nearest
-    assert said(browser, "fig2a").startswith("unit 31: ")
-    order = np.argsort(-arrays["analyze"]["original/rotation/turns"], kind="stable")
+    assert chosen() == "31"
+    order = np.argsort(turns, kind="stable")
     browser.run("document.querySelector('[data-step=\"-1\"]').click()")
     browser.settle()
-    assert said(browser, "fig2a").startswith(f"unit {order[list(order).index(31) - 1]}: ")
+    assert chosen() == str(order[list(order).index(31) - 1])
 
 
 def test_the_null_can_be_chosen(browser, arrays):
@@ -149,69 +157,64 @@ def test_the_null_can_be_chosen(browser, arrays):
     for null, drawn_again in (("layer_shuffle", True), ("token_shuffled", False)):
         choose(browser, "null", null)
         bars = drawn(
-            browser, "fig2a-null", "host.data.filter((trace) => trace.type === 'bar').map((trace) => decoded(trace.y))"
+            browser,
+            "fig2a_place_in_null",
+            "host.data.filter((trace) => trace.type === 'bar').map((trace) => decoded(trace.y))",
         )
         assert [sum(counts) for counts in bars] == ([40] if drawn_again else [])
         p = arrays["analyze"][f"original/rotation/nulls/{null}/p"][7]
-        assert f"p = {float(f'{p:.2g}'):g}," in said(browser, "fig2a-null")
-        middle = drawn(browser, "fig2a-null", "decoded(host.data.at(-2).x)[1]")
-        assert middle == pytest.approx(
-            -arrays["analyze"][f"original/rotation/nulls/{null}/mean"][7], rel=1e-5, abs=1e-6
-        )
+        assert f"p = {float(f'{p:.3g}'):g}," in said(browser, "fig2a_place_in_null")
+        middle = drawn(browser, "fig2a_place_in_null", "decoded(host.data.at(-2).x)[1]")
+        expected = -arrays["analyze"][f"original/rotation/nulls/{null}/mean"][7]
+        assert middle == pytest.approx(expected, rel=1e-5, abs=1e-6)
     both = browser.run("[...document.querySelectorAll('[data-control=null]')].map((one) => one.value)")
     assert both == ["token_shuffled", "token_shuffled"]
 
 
 def test_the_stream_can_be_chosen(browser, arrays):
-    before = drawn(browser, "fig1b-mean", "decoded(host.data[0].z)")
+    plot = "fig1b_mean_activations"
+    before = drawn(browser, plot, "decoded(host.data[0].z)")
     choose(browser, "stream", "0-1")
-    after = drawn(browser, "fig1b-mean", "decoded(host.data[0].z)")
-    assert len(drawn(browser, "fig1b-mean", "host.data.map((trace) => trace.type)")) == 1
+    after = drawn(browser, plot, "decoded(host.data[0].z)")
+    assert len(drawn(browser, plot, "host.data.map((trace) => trace.type)")) == 1
     mean = arrays["analyze"]["token_shuffled/activations/mean"]
     np.testing.assert_allclose(np.reshape(after, (32, 6)), mean[:, np.argsort(mean[-1])].T, rtol=1e-5)
     assert before != after
-    share = arrays["analyze"]["token_shuffled/pca/ratio"][0]
-    assert f"{100 * share:.1f} %" in drawn(browser, "fig4a", "host.layout.xaxis.title.text")
+    share = arrays["analyze"]["token_shuffled/pca/latents/ratio"][0]
+    assert f"{100 * share:.1f} %" in drawn(browser, "fig4a_trajectory", "host.layout.xaxis.title.text")
     choose(browser, "stream", "0-0")
-    np.testing.assert_array_equal(drawn(browser, "fig1b-mean", "decoded(host.data[0].z)"), before)
-
-
-def test_massive_units_can_be_left_out(browser):
-    within = "decoded(host.data.find((trace) => trace.name?.endsWith('within layer') && trace.mode).y)"
-    before = drawn(browser, "fig1f", within)
-    choose(browser, "massive", False)
-    np.testing.assert_allclose(drawn(browser, "fig1f", within), np.array(before) / 2, rtol=1e-5)
-    assert not browser.run("[...document.querySelectorAll('[data-control=massive]')].some((one) => one.checked)")
-    choose(browser, "massive", True)
-    np.testing.assert_array_equal(drawn(browser, "fig1f", within), before)
+    np.testing.assert_array_equal(drawn(browser, plot, "decoded(host.data[0].z)"), before)
 
 
 def test_one_steps_through_the_layers_of_injection(browser, runs, arrays):
     layers = json.loads((runs["perturb"] / "summary.json").read_text())["layers"]
     seen = []
     for layer in layers:
-        choose(browser, "layer-0", str(layer))
-        choose(browser, "steps-0", "2")
+        choose(browser, "layer", str(layer))
+        choose(browser, "steps", "2")
         latents = arrays["perturb"][f"layer{layer}/teleport/points_latents"]
         k = min(2, latents.shape[1] - 1)
-        here = drawn(browser, "fig4d-0", "decoded(host.data[2].x)")
+        here = drawn(browser, "fig4d_teleport", "decoded(host.data.find((t) => t.marker?.colorscale).x)")
         np.testing.assert_allclose(here, latents[:, k, 0], rtol=1e-4)
+        ways = drawn(browser, "fig4d_teleport", "host.data.find((t) => t.mode === 'lines' && t.showlegend === false).x")
+        np.testing.assert_allclose(ways[0::3], latents[:, 0, 0], rtol=1e-4)
         seen.append(
-            drawn(browser, "recovery-relative-0", "decoded(host.data.find((t) => t.name === 'random directions').y)")
+            drawn(browser, "recovery_relative", "decoded(host.data.find((t) => t.name === 'random directions').y)")
         )
         expected = arrays["perturb"][f"layer{layer}/random_directions/relative_curve"][0]
         np.testing.assert_allclose(seen[-1], expected, rtol=1e-5)
     assert len({tuple(s) for s in seen}) == len(layers)
-    choose(browser, "condition-0", "random directions")
-    assert said(browser, "fig4d-0").startswith("random directions at layer")
+    choose(browser, "condition", "random directions")
+    names = drawn(browser, "fig4d_teleport", "host.data.map((trace) => trace.name)")
+    assert "random directions" in names and "teleport" not in names
 
 
 def test_a_sequence_under_the_pointer_is_followed(browser):
-    browser.run("document.querySelector('#fig4a').scrollIntoView({behavior: 'instant', block: 'center'})")
+    browser.run("document.querySelector('#fig4a_trajectory').scrollIntoView({behavior: 'instant', block: 'center'})")
     browser.settle()
     point = drawn(
         browser,
-        "fig4a",
+        "fig4a_trajectory",
         """(() => {  // the point of a sequence that is furthest from the mean, which would be in its way
             const box = host.querySelector(".nsewdrag").getBoundingClientRect(), {xaxis, yaxis} = host._fullLayout;
             const at = (trace) => decoded(trace.x).map((x, i) => [xaxis.d2p(x), yaxis.d2p(decoded(trace.y)[i])]);
@@ -222,13 +225,15 @@ def test_a_sequence_under_the_pointer_is_followed(browser):
             return {x: box.x + x, y: box.y + y, path: host.data[0].customdata[best]};
         })()""",
     )
-    assert drawn(browser, "fig4a", "host.data.filter((trace) => trace.followed).length") == 0
+    assert drawn(browser, "fig4a_trajectory", "host.data.filter((trace) => trace.followed).length") == 0
     for offset in (3, 0):
         browser.send("Input.dispatchMouseEvent", type="mouseMoved", x=point["x"] + offset, y=point["y"])
         browser.settle()
-    followed = drawn(browser, "fig4a", "host.data.filter((trace) => trace.followed).map((trace) => decoded(trace.x))")
+    followed = drawn(
+        browser, "fig4a_trajectory", "host.data.filter((trace) => trace.followed).map((trace) => decoded(trace.x))"
+    )
     n = len(followed[0])
-    all_x = drawn(browser, "fig4a", "decoded(host.data[0].x)")
+    all_x = drawn(browser, "fig4a_trajectory", "decoded(host.data[0].x)")
     at = point["path"] * (n + 1)
     assert len(followed) == 1 and n == 6
     np.testing.assert_array_equal(followed[0], all_x[at : at + n])
@@ -240,14 +245,14 @@ def test_it_prints_in_light_colours_at_one_column(browser, tmp_path):
     try:
         browser.run("addEventListener('beforeprint', () => setTimeout(() => 0)); window.seen = null;")
         browser.run(
-            "addEventListener('beforeprint', () => { const host = document.querySelector('[data-plot=fig1f]');"
+            "addEventListener('beforeprint', () => { const host = document.querySelector('[data-plot=fig1f_speed]');"
             "seen = [host.layout.paper_bgcolor, host.layout.width, host.querySelector('svg').getAttribute('width')]; })"
         )
         pdf = browser.pdf(tmp_path / "page.pdf").read_bytes()
         assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") > 8
         assert browser.run("seen") == ["#ffffff", 660, "660"]
         browser.settle()
-        assert drawn(browser, "fig1f", "[host.layout.paper_bgcolor, host.layout.width || 0]") == ["#15171a", 0]
+        assert drawn(browser, "fig1f_speed", "[host.layout.paper_bgcolor, host.layout.width || 0]") == ["#15171a", 0]
     finally:
         browser.look(1200)
         browser.settle()
@@ -257,8 +262,8 @@ def test_a_figure_can_be_saved(browser):
     browser.run(
         "window.saved = []; Plotly.downloadImage = (host, wanted) => saved.push([host.dataset.plot, wanted.format]);"
     )
-    browser.run("document.querySelector('#fig1f [data-save]').click()")
-    assert browser.run("saved") == [["fig1f", "svg"]]
+    browser.run("document.querySelector('#fig1f_speed [data-save]').click()")
+    assert browser.run("saved") == [["fig1f_speed", "svg"]]
 
 
 def test_nothing_was_said_meanwhile(browser):

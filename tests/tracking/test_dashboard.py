@@ -4,6 +4,7 @@ import pytest
 
 from rsdyn.tracking import log as dashboard
 from rsdyn.tracking import session as tracking
+from rsdyn.tracking.keys import CURVES, SECTIONS, SUFFIXES, curves_of, depth_slots, section
 from rsdyn.tracking.log import Table
 
 
@@ -29,15 +30,35 @@ def test_a_measure_that_no_panel_has_is_named():
         dashboard.log_curves(Recorder(), {"sped": {"original": [1, 2, 3]}}, 3)
 
 
-def test_curves_are_a_row_a_sublayer_on_both_axes():
+def test_curves_are_a_row_a_sublayer_against_depth():
     logger = Recorder()
     dashboard.log_curves(logger, {"speed": {"original": [1.0, float("inf")], "untrained": [3.0, 4.0]}}, 3)
     assert logger.rows == [
-        {"sublayer": 0, "depth": 0.0, "sublayer/speed/original": 1.0, "depth/speed/original": 1.0,
-         "sublayer/speed/untrained": 3.0, "depth/speed/untrained": 3.0},
-        {"sublayer": 1, "depth": 0.5, "sublayer/speed/untrained": 4.0, "depth/speed/untrained": 4.0},
-        {"sublayer": 2, "depth": 1.0},
-    ]  # fmt: skip
+        {"depth": 0.0, "depth/speed/original": 1.0, "depth/speed/untrained": 3.0},
+        {"depth": 0.5, "depth/speed/untrained": 4.0},
+        {"depth": 1.0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layers", "n", "slots"),
+    [
+        ([0, 3, 7, 11, 15], 16, ["0.00", "0.25", "0.50", "0.75", "1.00"]),
+        ([0, 7, 15, 23, 31], 32, ["0.00", "0.25", "0.50", "0.75", "1.00"]),
+        ([0, 7, 14, 22, 29], 30, ["0.00", "0.25", "0.50", "0.75", "1.00"]),
+        ([7, 8], 16, ["0.47", "0.50"]),  # the nearer one has the slot
+        ([2], 16, ["0.13"]),
+        ([0], 1, ["0.00"]),
+        ([500, 501, 502], 1001, ["0.50", "0.5010", "0.5020"]),
+    ],
+)
+def test_layers_of_models_of_different_depth_share_slots(layers, n, slots):
+    found = depth_slots(layers, n)
+    assert len(set(found.values())) == len(layers)
+    if (layers, n) == ([7, 8], 16):  # both are as near
+        assert sorted(found.values()) == ["depth_0.50", "depth_0.53"]
+    else:
+        assert list(found.values()) == [f"depth_{slot}" for slot in slots]
 
 
 def test_a_stream_of_one_sublayer_has_a_depth():
@@ -95,8 +116,19 @@ def test_a_mistake_of_ours_is_not_taken_for_wandbs(monkeypatch, log):
 
 def test_without_a_logger_nothing_happens(tmp_path):
     dashboard.log_curves(None, {"sped": {"a": [1]}}, 1)
-    dashboard.log_charts(None, {"a": None})
+    dashboard.log_panels(None, [], tmp_path)
+    dashboard.log_page(None, tmp_path / "report.html")
     dashboard.log_tables(None, {"a": None})
-    dashboard.log_figures(None, tmp_path, ["a"])
     dashboard.log_summary(None, {"a": 1})
     assert not any(tmp_path.iterdir())
+
+
+def test_names_are_unique_and_cannot_be_taken_for_a_part_of_a_curve():
+    names = [c.measure for c in CURVES]
+    assert len(names) == len(set(names)) and not any(name.endswith(SUFFIXES) or "/" in name for name in names)
+    assert {c.script for c in CURVES} == {"train", "analyze", "perturb"}
+    assert all(section(c.figure) in SECTIONS.values() for c in CURVES)
+    assert section("4D") == SECTIONS["4D"] != section("4C") == SECTIONS["4"]
+    assert curves_of("speed").ylabel == "speed (activation units)"
+    with pytest.raises(KeyError, match="must be one of active_share"):
+        curves_of("velocity")

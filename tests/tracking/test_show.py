@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -16,15 +15,11 @@ sys.path.insert(0, str(ROOT))
 from leet import inspect  # noqa: E402
 from lightning.pytorch.strategies import SingleDeviceStrategy  # noqa: E402
 
-from rsdyn import figures  # noqa: E402
 from rsdyn.commands import analyze, perturb, train  # noqa: E402
 from rsdyn.figures import static  # noqa: E402
-from rsdyn.labels import NAMES  # noqa: E402
-from rsdyn.report.figure3 import figure3  # noqa: E402
+from rsdyn.report.page import make_page  # noqa: E402
 from rsdyn.report.reading import read_run  # noqa: E402
-from rsdyn.report.streams import streams_of  # noqa: E402
-from rsdyn.tracking.charts import unpacked  # noqa: E402
-from rsdyn.tracking.keys import CHARTS, PANELS  # noqa: E402
+from rsdyn.tracking.keys import CURVES  # noqa: E402
 
 N, S, D = 40, 6, 32
 SCRIPTS = ("train", "analyze", "perturb")
@@ -44,7 +39,6 @@ def run(script, words):
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         patch.setenv("RSDYN_RUN_DIR", "")
-        patch.setattr(figures, "save", small)
         patch.setattr(static, "save", small)
         assert script.main(words) == 0
     return [str(w.message) for w in said if "W&B" in str(w.message)]
@@ -135,67 +129,37 @@ def test_no_rule_overlaps_another_and_each_curve_has_its_axis(shown, name):
     for key in keys:
         matching = [rule for rule in metrics if rule == key or (rule.endswith("*") and key.startswith(rule[:-1]))]
         assert len(matching) <= 1, (key, matching)
-    for axis in ("sublayer", "depth"):
-        assert metrics[axis]["options"]["hidden"] and metrics[axis]["summary"] == {"none": True}
-        assert metrics[f"{axis}/*"]["step_metric"] == axis and metrics[f"{axis}/*"]["summary"] == {"none": True}
+    assert metrics["depth"]["options"]["hidden"] and metrics["depth"]["summary"] == {"none": True}
+    assert metrics["depth/*"]["step_metric"] == "depth" and metrics["depth/*"]["summary"] == {"none": True}
     assert metrics["val/*"]["step_metric"] == "trainer/global_step"
-    curves = {key for key in keys if key.startswith("sublayer/")}
-    assert curves and {key.replace("sublayer/", "depth/", 1) for key in curves} == {
-        key for key in keys if key.startswith("depth/")
-    }
-    assert {key.split("/")[1] for key in curves} <= {panel.measure for panel in PANELS}
+    curves = {key for key in keys if key.startswith("depth/")}
+    assert curves and {key.split("/")[1] for key in curves} <= {curves.measure for curves in CURVES}
+    rows = [row for row in history if "depth" in row]
+    assert [row["depth"] for row in rows] == [pytest.approx(s / (S - 1)) for s in range(S)]  # of all curves together
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_same_curve_stands_over_sublayers_and_over_depth(shown, name):
+def test_every_panel_is_a_chart_and_a_picture_and_the_page_is_there(shown, folders, name):
     found = shown[name]
-    key = next(k for row in found.history for k in row if k.startswith("sublayer/"))
-    over_sublayers, over_depth = found.curve(key), found.curve(key.replace("sublayer/", "depth/", 1), "depth")
-    assert len(over_sublayers) in (S, S - 1)
-    assert [s / (S - 1) for s, _ in over_sublayers] == pytest.approx([d for d, _ in over_depth])
-    assert [v for _, v in over_sublayers] == [v for _, v in over_depth]
-    assert sum("sublayer" in row for row in found.history) == S  # a row a sublayer for all curves together
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_picture_of_the_run_folder_is_an_image(shown, folders, name):
     pictures = {path.stem: path for path in (folders / name / "figures").glob("*.png")}
-    images = shown[name].media("figures/")
-    assert images.keys() == pictures.keys()
+    images, charts = found.media("figures/"), found.media("charts/")
+    assert images.keys() == pictures.keys() and charts.keys() == pictures.keys() - {"fig1"}
     for picture, image in images.items():
         assert image["_type"] == "image-file"
-        assert (shown[name].folder / "files" / image["path"]).read_bytes() == pictures[picture].read_bytes()
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_measure_has_a_chart_that_is_complete(shown, name):
-    found = shown[name]
-    measures = {key.split("/")[1] for row in found.history for key in row if key.startswith("sublayer/")}
-    charts = found.media("charts/")
-    others = {chart for chart, (_, _, script) in CHARTS.items() if script == name}
-    others -= {
-        "layer_kl",
-        "layer_effects",
-        "innovation_shuffle",
-        "layer_perplexity",
-    }  # of perturb.kind=skip and swap_layers
-    assert charts.keys() == measures | others
+        assert (found.folder / "files" / image["path"]).read_bytes() == pictures[picture].read_bytes()
     for chart, media in charts.items():
         assert media["_type"] == "plotly-file"
         figure = json.loads((found.folder / "files" / media["path"]).read_text())
-        assert figure["data"] and figure["layout"]["title"]["text"].startswith(("Fig. ", "Loss"))
+        assert figure["data"] and figure["layout"]["title"]["text"].startswith("Fig. "), chart
         assert "bdata" not in json.dumps(figure) and '"@' not in json.dumps(figure)
-        if chart in measures:
-            drawn = {trace["legendgroup"] for trace in figure["data"]}
-            series = {key.split("/")[2] for row in found.history for key in row if key.startswith(f"sublayer/{chart}/")}
-            assert drawn == {s for s in series if not s.endswith(("_low", "_high", "_null", "_without_massive"))}
-            bands = sum("fill" in trace for trace in figure["data"])
-            assert bands == sum(s.endswith("_low") for s in series)
+    page = found.summary["page"]
+    assert page["_type"] == "html-file"
+    assert (found.folder / "files" / page["path"]).read_bytes() == (folders / name / "report.html").read_bytes()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_summary_holds_neither_lists_nor_the_last_values_of_curves(shown, name):
-    allowed = ("charts/", "figures/", "tables/", "_")
+    allowed = ("charts/", "figures/", "tables/", "_", "page")
     rest = {k: v for k, v in shown[name].summary.items() if not k.startswith(allowed)}
     assert not any(isinstance(v, (list, dict)) for v in rest.values())
     heads = {k.split("/")[0] for k in rest}
@@ -222,13 +186,13 @@ def test_training_shows_losses_curves_and_the_test(shown, folders):
     found, arrays, summary = shown["train"], arrays_of(folders, "train"), summary_of(folders, "train")
     losses = [(row["trainer/global_step"], row["val/loss"]) for row in found.history if "val/loss" in row]
     assert [v for _, v in losses] == pytest.approx([v for _, v in summary["history"]["val"]])
-    curve = dict(found.curve("sublayer/explained_variance/autoencoder"))
+    curve = {round(d * (S - 1)): v for d, v in found.curve("depth/explained_variance/autoencoder")}
     wanted = {s: v for s, v in enumerate(arrays["ev_cae"].tolist()) if np.isfinite(v)}
     assert curve == pytest.approx(wanted, rel=1e-6)
-    low = [v for _, v in found.curve("sublayer/latent_distance/autoencoder_low")]
+    low = [v for _, v in found.curve("depth/latent_distance/autoencoder_low")]
     assert low == pytest.approx((arrays["latent_distance"] - arrays["latent_distance_std"]).tolist(), rel=1e-5)
     # measured while it recorded (analysis.on_train)
-    assert [v for _, v in found.curve("sublayer/cosine/original")] == pytest.approx(
+    assert [v for _, v in found.curve("depth/cosine/original")] == pytest.approx(
         arrays["analysis/cosine/mean"].tolist(), rel=1e-6
     )
     assert found.summary["test/r2_cae"] == pytest.approx(summary["test"]["r2_cae"])
@@ -238,15 +202,15 @@ def test_training_shows_losses_curves_and_the_test(shown, folders):
 
 def test_analysis_shows_every_condition_with_interval_and_null(shown, folders):
     found, arrays = shown["analyze"], arrays_of(folders, "analyze")
-    measures = {key.split("/")[1] for row in found.history for key in row if key.startswith("sublayer/")}
-    assert measures == {p.measure for p in PANELS if p.script == "analyze"} - {"paper_literal"}
+    measures = {key.split("/")[1] for row in found.history for key in row if key.startswith("depth/")}
+    assert measures == {c.measure for c in CURVES if c.script == "analyze"} - {"paper_literal"}
     for condition in CONDITIONS:
         for series, key, row in (("", "", ...), ("_low", "/interval", 0), ("_high", "/interval", 1)):
-            curve = [v for _, v in found.curve(f"sublayer/speed/{condition}{series}")]
+            curve = [v for _, v in found.curve(f"depth/speed/{condition}{series}")]
             assert curve == pytest.approx(arrays[f"{condition}/velocity/speed{key}"][row].tolist(), rel=1e-6)
-        null = [v for _, v in found.curve(f"sublayer/mutual_information/{condition}_null")]
+        null = [v for _, v in found.curve(f"depth/mutual_information/{condition}_null")]
         assert null == pytest.approx(arrays[f"{condition}/mutual_information/floor"].tolist(), rel=1e-6)
-        share = [v for _, v in found.curve(f"sublayer/participation/{condition}")]
+        share = [v for _, v in found.curve(f"depth/participation/{condition}")]
         assert share == pytest.approx((arrays[f"{condition}/activations/participation"] / D).tolist(), rel=1e-6)
 
 
@@ -255,12 +219,16 @@ def test_findings_are_numbers_of_the_runs_table_and_rows_of_a_table(shown, folde
     rows_of = {row["key"]: row["values"] for row in summary["findings"]}
     for key in ("correlation_first", "speed_cross_over_within", "turns"):
         for condition in CONDITIONS:
-            assert found.summary[f"findings/{key}/{condition}"] == pytest.approx(rows_of[key][condition]["value"])
+            value = rows_of[key][condition]
+            assert found.summary[f"findings/{key}/{condition}"] == pytest.approx(value["value"])
+            for end in ("low", "high"):
+                if value[end] is not None:
+                    assert found.summary[f"findings/{key}/{condition}_{end}"] == pytest.approx(value[end])
     columns, rows = found.table("findings")
     assert columns[:6] == ["claim", "paper", "statistic", "condition", "value", "low"]
     assert len(rows) == sum(len(row["values"]) for row in summary["findings"])
     for row in rows:
-        if row["value"] is not None:
+        if row["key"] in found.summary:  # rows of detail are in the table alone
             assert found.summary[row["key"]] == pytest.approx(row["value"])
 
 
@@ -285,46 +253,35 @@ def test_units_by_rotation_have_every_null_and_the_strongest_first(shown, folder
             assert np.sign(r["z"]) == np.sign(r["turns"] - r["null mean"])
 
 
-def test_the_chart_of_all_units_has_the_q_of_the_findings(shown, folders):
-    found, arrays = shown["analyze"], arrays_of(folders, "analyze")
-    media = found.media("charts/")["rotations_by_unit"]
-    traces = json.loads((found.folder / "files" / media["path"]).read_text())["data"]
-    for null in NULLS:
-        before = next(i for i, trace in enumerate(traces) if trace["name"] == f"{NAMES[null]}, 95 %")
-        words = [re.fullmatch(r"unit (\d+)<br>p (.+), q (.+)", text) for text in traces[before + 1]["text"]]
-        assert len(words) == D
-        for word in words:
-            assert word[3] == f"{arrays[f'original/rotation/nulls/{null}/q_normal'][int(word[1])]:.3g}"
-
-
 def test_training_on_shuffled_text_has_the_name_that_an_analysis_gives_that_stream(shown, shuffled, folders):
     found, analysed = inspect(shuffled), shown["analyze"]
     assert json.loads((shuffled / "summary.json").read_text())["condition"] == "token_shuffled"
     assert "token_shuffled" in found.summed["tags"] and found.summary["condition"] == "token_shuffled"
-    over_depth = [dict(each.curve("sublayer/cosine/token_shuffled")) for each in (found, analysed)]
+    over_depth = [dict(each.curve("depth/cosine/token_shuffled")) for each in (found, analysed)]
     assert len(over_depth[0]) == S - 1 and over_depth[0] == pytest.approx(over_depth[1], rel=1e-5)
     assert not any(key.endswith("/shuffled") for row in found.history for key in row)
     # and so the analysis' PCA of that stream stands beside the autoencoder
-    training, streams = read_run(shuffled), streams_of([read_run(folders / "analyze")])
-    (plot,) = [plot for plot in figure3(training, streams, 2, "0") if plot.name == "fig3d-0"]
-    (beside,) = [trace for trace in plot.traces if trace["name"].endswith("(analysis)")]
-    drawn = np.array(unpacked(beside["y"]), dtype=float)  # what is not finite is None
-    np.testing.assert_allclose(
-        drawn, arrays_of(folders, "analyze")["token_shuffled/pca/over_depth/explained"], rtol=1e-5
-    )
+    html = make_page([read_run(shuffled), read_run(folders / "analyze")])
+    assert "components (analysis)" in html and "components (analysis)" not in make_page([read_run(shuffled)])
 
 
-def test_perturbation_shows_recovery_by_layer_and_control(shown, folders):
+def test_perturbation_shows_recovery_by_slots_of_depth(shown, folders):
     found, arrays, summary = shown["perturb"], arrays_of(folders, "perturb"), summary_of(folders, "perturb")
-    for layer in summary["layers"]:
-        curve = found.curve(f"sublayer/recovery_cosine/layer{layer:02d}_teleport")
+    slots = dict(zip(summary["layers"], ("0.00", "0.50", "1.00"), strict=True))  # of three layers
+    for layer, slot in slots.items():
+        curve = found.curve(f"depth/recovery_cosine/{slot.replace('.', '')}_teleport")
         means = np.median(arrays[f"layer{layer}/teleport/cosine_curve"][1:], 0)  # of those drawn from the text
-        assert [s for s, _ in curve] == list(range(2 * layer, S))  # from the injection on
+        assert [d * (S - 1) for d, _ in curve] == pytest.approx(list(range(2 * layer, S)))  # from the injection on
         assert [v for _, v in curve] == pytest.approx(means.tolist(), rel=1e-6)
-        low = dict(found.curve(f"sublayer/recovery_cosine/layer{layer:02d}_teleport_low"))
+        low = dict(found.curve(f"depth/recovery_cosine/{slot.replace('.', '')}_teleport_low"))
         assert all(low[s] <= v for s, v in curve)
         row = next(r for r in summary["rows"] if (r["layer"], r["condition"]) == (layer, "teleport"))
-        assert found.summary[f"recovery/layer{layer:02d}_teleport/nearer"] == pytest.approx(row["nearer"])
+        assert found.summary[f"recovery/depth_{slot}/teleport/nearer"] == pytest.approx(row["nearer"])
+        beyond = next(r for r in summary["beyond_still"] if r["layer"] == layer)
+        assert found.summary[f"beyond_still/depth_{slot}/nearer"] == pytest.approx(beyond["nearer"])
+        assert found.summary[f"beyond_still/depth_{slot}/nearer_low"] == pytest.approx(beyond["nearer_interval"][0])
+    columns = [key for key in found.summary if key.startswith(("recovery/", "beyond_still/"))]
+    assert len(columns) <= 10 * len(slots)
 
 
 def test_perturbation_points_are_those_of_the_run(shown, folders):
@@ -355,39 +312,26 @@ def test_the_other_perturbations_have_series_points_and_pictures_of_their_own(ot
         with np.load(folder / "results.npz") as arrays:
             means = arrays[f"layer1/{kind}/cosine_curve"].mean(0)
         assert summary["kind"] == found.summary["kind"] == kind
-        curve = found.curve(f"sublayer/recovery_cosine/layer01_{kind}")
+        curve = found.curve(f"depth/recovery_cosine/050_{kind}")
         assert [v for _, v in curve] == pytest.approx(means.tolist(), rel=1e-6)
         (row,) = [r for r in summary["rows"] if r["condition"] == kind]
-        assert found.summary[f"recovery/layer01_{kind}/nearer"] == pytest.approx(row["nearer"])
+        assert found.summary[f"recovery/depth_0.50/{kind}/nearer"] == pytest.approx(row["nearer"])
         _, rows = found.table("perturbation_points")
         assert {r["control"] for r in rows} == {r["condition"] for r in summary["rows"]}
-        assert f"fig4d_{kind}" in found.media("figures/") and "plane" in found.media("charts/")
+        assert f"fig4d_{kind}" in found.media("figures/") and f"fig4d_{kind}" in found.media("charts/")
 
 
 @pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20:wandb_workspaces")
 def test_the_layout_has_what_these_runs_log_and_no_key_that_none_does(shown, other_kinds):
     """The rest is in the runs of test_workspace.py: an untrained model, more layers, more steps."""
-    from test_workspace import assert_logged, logged_by
+    from test_workspace import ELSEWHERE, assert_logged, logged_by
 
     from rsdyn.tracking.workspace.__main__ import specs
 
     runs = [*shown.values(), *(inspect(folder) for folder in other_kinds.values())]
     logged = set().union(*(logged_by(run) for run in runs))
-    elsewhere = (
-        "paper_literal",
-        "untrained",
-        "shuffled_keep_last",
-        "_trend/",
-        "layer_kl",
-        "layer_perplexity",
-        "layer_effects",
-        "innovation_shuffle",
-        "skip_",
-        "swap_layers_",
-        "recovery/layer07",
-        "recovery/layer15",
-        "train/batch_loss",
-    )
+    elsewhere = (*ELSEWHERE, "untrained", "shuffled_keep_last", "_trend/", "innovation_shuffle", "train/batch_loss",
+                 "depth_0.25", "depth_0.75")  # fmt: skip
     assert_logged(specs("rsdyn"), logged, elsewhere)
 
 

@@ -17,7 +17,7 @@ from rsdyn import ranks
 from rsdyn.config.command_line import load_config
 from rsdyn.errors import UserError
 from rsdyn.run import folder as run_folder
-from rsdyn.run import script
+from rsdyn.run import run as run_of
 from rsdyn.tracking import session as tracking
 
 ROOT = Path(__file__).parents[2]
@@ -70,13 +70,13 @@ def test_auto_follows_the_older_variable_too(value):
 def started(monkeypatch, tmp_path, words, env):
     """What W&B is started with by a script of these settings, in this environment; and the lines that it prints."""
     found, lines = {}, []
-    monkeypatch.setattr(script, "make_wandb_logger", lambda **given: found.update(given))
+    monkeypatch.setattr(run_of, "make_wandb_logger", lambda **given: found.update(given))
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     config = load_config([f"{key}={value}" for key, value in words.items()], "train")
-    run = script.Run("train", config, tmp_path / "folder", 0.0)
+    run = run_of.Run("train", config, tmp_path / "folder", 0.0)
     run.folder.mkdir()
-    monkeypatch.setattr(script.Run, "say", lambda self, line="": lines.append(line))
+    monkeypatch.setattr(run_of.Run, "say", lambda self, line="": lines.append(line))
     run.start_tracking(group="lm", tags=["lm", "text"])
     return found, lines
 
@@ -155,6 +155,7 @@ import PIL.Image, plotly.graph_objects, torch, wandb
 from lightning.pytorch.loggers import WandbLogger
 start = time.monotonic()  # from here on it is ours: the imports are not
 from rsdyn import files
+from rsdyn.figures import panel
 from rsdyn.tracking import artifacts, log as dashboard, session as tracking
 from rsdyn.run import provenance, folder as run_folder
 run_dir = run_folder.create_run_folder("train", "demo", sys.argv[1])
@@ -172,10 +173,13 @@ curves = {"explained_variance": {"pca": torch.tensor([0.1, float("nan"), 0.3, 0.
           "latent_distance": {"autoencoder": [1.0, 2.0, 3.0]}}
 dashboard.log_curves(logger, curves, n_sublayers=4)
 PIL.Image.new("RGB", (20, 10)).save(run_dir / "latent_trajectory.png")
-dashboard.log_figures(logger, run_dir, ["latent_trajectory"])
 rows = [["a", 1, float("nan"), torch.tensor(0.5, dtype=torch.bfloat16)], ["b", 2, float("inf"), None]]
 dashboard.log_tables(logger, {"massive_units": dashboard.Table(["condition", "unit", "x", "y"], rows)})
-dashboard.log_charts(logger, {"speed": plotly.graph_objects.Figure({"data": [{"type": "scatter", "y": [1, 2]}]})})
+line = panel.Line(name="original", x=[0, 1], y=[1, 2])
+speed = panel.Panel(key="speed", title="Speed", marks=(line,), x=panel.Axis("layer"), y=panel.Axis("speed"))
+dashboard.log_panels(logger, [speed], run_dir)
+(run_dir / "report.html").write_text("<!DOCTYPE html><title>page</title>")
+dashboard.log_page(logger, run_dir / "report.html")
 tracking.update_config(logger, provenance={"argv": ["late"], "note": sys.argv[2]})
 dashboard.log_summary(logger, {"test": {"mse": torch.tensor(0.25), "curve": [1, 2], "bad": float("inf")}, "note": "ok"})
 (run_dir / "results.npz").write_bytes(b"numbers")
@@ -254,6 +258,8 @@ def test_the_summary_a_dashboard_shows(offline_run):
     image = run["summary"]["figures/latent_trajectory"]
     (files,) = (base / "run" / "wandb").glob("offline-run-*/files")
     assert image["_type"] == "image-file" and (files / image["path"]).stat().st_size == image["size"]
+    page = run["summary"]["page"]
+    assert page["_type"] == "html-file" and "<title>page</title>" in (files / page["path"]).read_text()
 
 
 def test_the_panels_and_their_axes(offline_run):
@@ -263,17 +269,16 @@ def test_the_panels_and_their_axes(offline_run):
     assert run["job_type"] == "train" and run["run_group"] == "embedded"
     metrics = [r["metric"] for r in records if r["type"] == "metric"]
     axes = {m.get("name") or m["glob_name"]: m.get("step_metric") for m in metrics}
-    assert axes["sublayer/*"] == "sublayer" and axes["depth/*"] == "depth"
+    assert axes["depth/*"] == "depth" and not any("sublayer" in name for name in axes)
     assert axes["train/*"] == axes["val/*"] == "trainer/global_step"
     assert "*" not in axes  # of two rules that match a name, W&B takes either
 
     history = [r["history"]["item"] for r in records if r["type"] == "history"]
-    rows = [row for row in history if "sublayer" in row]
-    assert [(row["sublayer"], row["depth"]) for row in rows] == [(s, pytest.approx(s / 3)) for s in range(4)]
-    curve = [row.get("sublayer/explained_variance/pca") for row in rows]
-    assert [row.get("depth/explained_variance/pca") for row in rows] == curve
+    rows = [row for row in history if "depth" in row]
+    assert [row["depth"] for row in rows] == [pytest.approx(s / 3) for s in range(4)]
+    curve = [row.get("depth/explained_variance/pca") for row in rows]
     assert curve[1] is None and curve[::2] + curve[3:] == pytest.approx([0.1, 0.3, 0.4], rel=1e-6)
-    assert [row.get("sublayer/latent_distance/autoencoder") for row in rows] == [1, 2, 3, None]
+    assert [row.get("depth/latent_distance/autoencoder") for row in rows] == [1, 2, 3, None]
     losses = [(row["trainer/global_step"], row["val/loss"]) for row in history if "val/loss" in row]
     assert losses == [(10, 2.0), (20, 1.0), (30, pytest.approx(2 / 3))]
 
@@ -286,9 +291,9 @@ def test_the_table_is_clean_and_the_chart_whole(offline_run):
     assert table["columns"] == ["condition", "unit", "x", "y"]
     assert table["data"] == [["a", 1, None, 0.5], ["b", 2, None, None]]
     chart = json.loads((files / summary["charts/speed"]["path"]).read_text())
-    assert chart["data"][0]["y"] == [1, 2]
+    assert chart["data"][0]["y"] == [1.0, 2.0]
     # neither curves nor losses of the last step stand in the runs table; what the best model is judged by does
-    assert not [k for k in summary if k.startswith(("sublayer", "depth", "train/", "trainer/", "epoch"))]
+    assert not [k for k in summary if k.startswith(("depth", "train/", "trainer/", "epoch"))]
     assert summary["val/loss"] == pytest.approx(2 / 3)
 
 

@@ -16,10 +16,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from every_panel import every_panel
 from leet import inspect
 
 from rsdyn.analysis.settings import NULLS
-from rsdyn.tracking.keys import CHARTS, PANELS, SECTIONS, TABLES
+from rsdyn.tracking.keys import CURVES, PANELS, SECTIONS, TABLES
+from rsdyn.tracking.keys import section as section_of
 from rsdyn.tracking.workspace.__main__ import INSTALL, METRIC, main, specs
 
 SNAPSHOT = Path(__file__).parents[1] / "data" / "workspace.json"
@@ -92,49 +94,46 @@ def test_it_is_the_stored_one(built):
 
 
 @pytest.mark.parametrize("which", ["workspace", "report"])
-def test_every_measure_chart_and_table_is_in_the_section_of_its_figure(built, which):
+def test_every_measure_panel_and_table_is_in_the_section_of_its_figure(built, which):
     places = {}
-    for section, panel in panels_of(built[which]):
-        for key in keys_of(panel):
-            places.setdefault(key, set()).add(section)
-    for panel in PANELS:
-        name = SECTIONS["4D" if panel.figure == "4D" else panel.figure[0]]
-        assert places[f"charts/{panel.measure}"] == {name}
-        found = {key for key in places if key.startswith((f"sublayer/{panel.measure}/", f"^sublayer/{panel.measure}/"))}
-        assert found and all(places[key] == {name} for key in found)
-    for chart, (figure, _, _) in CHARTS.items():
-        assert places[f"charts/{chart}"] == {SECTIONS["4D" if figure == "4D" else figure[0]]}
+    for section_, shown in panels_of(built[which]):
+        for key in keys_of(shown):
+            places.setdefault(key, set()).add(section_)
+    for curves in CURVES:
+        found = {key for key in places if key.startswith((f"depth/{curves.measure}/", f"^depth/{curves.measure}/"))}
+        assert found and all(places[key] == {section_of(curves.figure)} for key in found)
+    for number, panels in PANELS.items():
+        for key in panels:
+            assert places[f"charts/{key}"] == places[f"figures/{key}"] == {SECTIONS[number]}
     for table in TABLES:
         assert f"tables/{table}" in places
     assert places["tables/units_by_rotation"] == {SECTIONS["2"]}
 
 
-def test_each_measure_is_drawn_over_sublayers_and_over_depth(built):
-    axes = {}
-    for _, panel in panels_of(built["workspace"]):
-        config = panel["config"]
-        if config.get("xAxis") in ("sublayer", "depth"):
-            title = config["chartTitle"].removesuffix(", over depth")
-            axes.setdefault(title, {})[config["xAxis"]] = config
-            assert config["smoothingType"] == "none"
-    assert [*axes] == [f"{panel.figure}  {panel.title}" for panel in PANELS]
-    for panel, found in zip(PANELS, axes.values(), strict=True):
-        assert (found["depth"]["xAxisMin"], found["depth"]["xAxisMax"]) == (0, 1)
-        for config in found.values():
-            assert config["yAxisTitle"] == panel.ylabel
-            assert config.get("yLogScale", False) == panel.log
-        pattern = re.compile(found["sublayer"]["metricRegex"])
-        assert found["sublayer"]["useMetricRegex"]
-        for series in ("original", "original_low", "untrained_null", "layer07_teleport"):
-            assert pattern.search(f"sublayer/{panel.measure}/{series}")
-            assert not pattern.search(f"depth/{panel.measure}/{series}")
-            assert not pattern.search(f"sublayer/{panel.measure}_2/{series}")
+def test_the_panels_are_those_that_are_drawn():
+    known = {key: title for panels in PANELS.values() for key, title in panels.items()}
+    drawn = {key: "  ".join(filter(None, (panel.figure, panel.title))) for key, panel in every_panel().items()}
+    assert {key: known.get(key) for key in drawn} == drawn
+    others = known.keys() - drawn.keys()  # of other kinds of perturbation, under the same titles in other words
+    assert others == {"fig4d_noise", "fig4d_swap", "swap_layers_kl", "swap_layers_perplexity"}
+
+
+def test_each_measure_is_drawn_over_depth(built):
+    found = {panel["config"]["chartTitle"]: panel["config"] for _, panel in panels_of(built["workspace"])
+             if panel["config"].get("xAxis") == "depth"}  # fmt: skip
+    assert [*found] == [f"{curves.figure}  {curves.title}" for curves in CURVES]
+    for curves, config in zip(CURVES, found.values(), strict=True):
+        assert (config["xAxisMin"], config["xAxisMax"], config["smoothingType"]) == (0, 1, "none")
+        assert config["yAxisTitle"] == curves.ylabel and config.get("yLogScale", False) == curves.log
+        if curves.script == "perturb":
+            assert re.search(config["metricRegex"], f"depth/{curves.measure}/050_teleport")
+            assert not re.search(config["metricRegex"], f"depth/{curves.measure}/050_teleport_low")
 
 
 def test_each_set_of_runs_of_the_report_is_of_one_script(built):
     sets = list(runsets_of(built["report"]))
     assert {s["filters"]["filters"][0]["value"] for s in sets} == {"analyze", "train", "perturb"}
-    sections = {"analyze": "findings/", "train": "test/", "perturb": "recovery/"}
+    sections = {"analyze": "findings/", "train": "test/", "perturb": ("recovery/", "beyond_still/")}
     for s in sets:
         job, state = s["filters"]["filters"]
         assert (job["key"], state["key"]) == (
@@ -241,7 +240,8 @@ def keys_of(panel):
 
 
 # What only other settings than the defaults log.
-ELSEWHERE = ("paper_literal", "figures/fig4d_noise", "figures/fig4d_swap")
+ELSEWHERE = ("paper_literal", "fig4d_noise", "fig4d_swap", "_kde", "skip_", "swap_layers_", "jacobian", "massive_act",
+             "norm_by_position", "layer_effects")  # fmt: skip
 
 
 def test_findings_in_the_runs_table_are_those_of_an_analysis():

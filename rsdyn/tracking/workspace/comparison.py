@@ -12,15 +12,14 @@ from typing import Any
 import wandb_workspaces.expr as expr
 import wandb_workspaces.reports.v2 as wr
 
-from rsdyn.tracking.keys import SECTIONS
+from rsdyn.tracking.keys import SCRIPT, SECTIONS
 from rsdyn.tracking.workspace import plots
 from rsdyn.tracking.workspace.layout import STATES
 
 TITLE = "Transformer dynamics compared"  # without a sign that its address would carry
 WIDTH, PANEL = 24, (8, 6)  # of a grid of panels, and of one panel, in W&B's units
 
-# Whose runs a section shows, and what to read it for.
-SCRIPTS = {"1": "analyze", "2": "analyze", "3": "train", "4": "analyze", "4D": "perturb"}
+# What to read a section for.
 NAMES = {"analyze": "Measured (analyze.py)", "train": "Trained (train.py)", "perturb": "Perturbed (perturb.py)"}
 READING = {
     "1": "Shuffled tokens and the untrained model are controls: what they show too is not owed to the text, or not to "
@@ -33,6 +32,8 @@ READING = {
     "massive units and the late layers own the loss, so explained variance can rise with depth from that alone.",
     "4": "The first two components of any smooth random walk trace a curve. Fewer components in later layers means "
     "something only where the controls do not do the same.",
+    "J": "Nearly all eigenvalues of a random matrix are complex, and any network whose norm grows has directions that "
+    "shrink against it: read each curve beside its nulls.",
     "4D": "Norms grow with depth, so the cosine and the relative distance improve without any contraction. Compare "
     "with the controls at the same layer, and first with points that stay put: the reference comes to them by itself. "
     "Then random writes, random directions, a real state swapped in, attention frozen.",
@@ -52,7 +53,7 @@ FINDINGS = (
     "dimensions_trend",
 )
 RUN_COLUMNS = ("run:group", "run:tags", "run:createdAt")
-LAYERS = (0, 7, 15)  # of those that perturb.py takes by default, models of 16 and of 32 layers share these
+SLOTS = ("0.00", "0.25", "0.50", "0.75", "1.00")  # of depth, which perturb.py takes by default
 
 
 def comparison(project: str, entity: str = "", runs: Sequence[str] = ()) -> wr.Report:
@@ -73,7 +74,7 @@ def comparison(project: str, entity: str = "", runs: Sequence[str] = ()) -> wr.R
         grid(plots.of_findings()[:-1], ["analyze"], project, entity, runs, wide=True),
     ]
     for number, name in SECTIONS.items():
-        script = SCRIPTS[number]
+        script = SCRIPT[number]
         blocks += [wr.H2(name), wr.P(READING[number])]
         blocks.append(grid(plots.of_figure(number), [script], project, entity, runs))
     return wr.Report(
@@ -125,7 +126,8 @@ def columns(script: str) -> list[str]:
         ),
         "perturb": (
             ("perturb.value.kind", "perturb.value.off_plane", "perturb.value.space"),
-            [f"recovery/layer{layer:02d}_teleport/{name}" for layer in LAYERS for name in ("nearer", "contraction")],
+            [f"recovery/depth_{slot}/teleport/nearer" for slot in SLOTS]
+            + [f"beyond_still/depth_{slot}/nearer" for slot in SLOTS],
         ),
     }[script]
     return [*RUN_COLUMNS, *(f"config:{key}" for key in settings), *(f"summary:{key}" for key in numbers)]

@@ -49,11 +49,6 @@ def _drawn(run: Run, source: Source) -> list[int]:
 def analyze_jacobians(run: Run, source: Source) -> None:
     """The measure ``jacobian`` by itself: no stream is recorded, and the text's sequences are enough."""
     config = run.config
-    if config.trainer.devices not in (1, "1") or config.trainer.num_nodes > 1:
-        raise UserError(
-            f"trainer.devices={config.trainer.devices}: analysis.measures=[jacobian] alone runs in one process. Set "
-            "trainer.devices=1 and trainer.num_nodes=1, or measure something of the stream beside it."
-        )
     check_continues(run, source)
     steps = Steps(2, run.started)
     start_records(run, source, {"original": make_stream(run, source, "original")})
@@ -70,11 +65,6 @@ def measure_jacobians(run: Run, source: Source, steps: Steps) -> JacobianResult:
     """Measure every text in every model; what an earlier run measured of the same is read from the cache."""
     config = run.config
     settings, lm = config.analysis.jacobian, source.lm
-    sublayers = settings.sublayers or []
-    if wrong := [s for s in sublayers if s >= lm.n_sublayers]:
-        raise UserError(
-            f"analysis.jacobian.sublayers: {wrong[0]} is not one of this model, which has {lm.n_sublayers}, from 0 on."
-        )
     numbers = texts_of(run, source)
     result = JacobianResult(lm.n_layers, lm.n_units, len(lm.site_names), dtype=config.lm.dtype)
     if config.lm.dtype != "float32":

@@ -31,6 +31,7 @@ from rsdyn.lm.head import base_of, class_with_head
 from rsdyn.lm.hub import config_errors, hub_reachable, lm_errors, no_safetensors, tokenizer_errors
 from rsdyn.lm.model import LanguageModel, context_length
 from rsdyn.lm.model_lock import one_at_a_time
+from rsdyn.lm.shapes import SHAPES
 from rsdyn.lm.sites import RESID_PRE, site_names, sublayer_index
 from rsdyn.lm.weights import (
     DTYPES,
@@ -419,6 +420,15 @@ def find_lm(
         own_tokenizer=tokenizer,
         given_label=label,
     )
+
+
+def lm_of_shape(name: str, *, device_map: str | None = None) -> LMSource:
+    """A preset's model by its shape alone, for what can be said without the Hub; nothing of it can be loaded."""
+    from transformers import AutoConfig
+
+    shape = SHAPES[name]
+    config = AutoConfig.for_model(**shape.config)
+    return LMSource(name, name, shape.revision, shape.revision, config, site_names(config), device_map=device_map)
 
 
 def _plain_attention(config: Any) -> tuple[str, ...]:

@@ -22,10 +22,11 @@ from rsdyn.lm.source import LMSource, find_lm
 from rsdyn.ranks import is_rank_zero
 from rsdyn.redaction import redact
 from rsdyn.run.checkpoints import identity
+from rsdyn.run.early import check_machine, check_model
 from rsdyn.run.run import Run
 from rsdyn.run.trainer import on_gpu, processes_here
 from rsdyn.stream.cache import default_cache_dir
-from rsdyn.stream.text.corpus import open_corpus
+from rsdyn.stream.text.corpus import Corpus, open_corpus
 from rsdyn.stream.text.documents import document_of
 from rsdyn.stream.text.tokens import Sequences, tokenise
 from rsdyn.stream.trajectories import TrajectoryStream
@@ -51,8 +52,14 @@ class Source(NamedTuple):
 
 
 def find_source(run: Run) -> Source:
-    """The language model (its config, not its weights) and the tokenised text that the config asks for."""
-    return find_text(run, open_lm(run))
+    """The language model (its config, not its weights) and the tokenised text that the config asks for.
+
+    What the machine, or a model of this shape, cannot give is said before the text is opened.
+    """
+    check_machine(run)
+    lm = open_lm(run)
+    check_model(run, lm)
+    return find_text(run, lm)
 
 
 def open_lm(run: Run) -> LMSource:
@@ -74,20 +81,32 @@ def open_lm(run: Run) -> LMSource:
     return lm
 
 
-def find_text(run: Run, lm: LMSource) -> Source:
-    """The text that the config asks for, in this model's tokens."""
+def _open_rows(run: Run) -> Corpus:
     data = run.config.data
     is_embedded = data.path is None and data.name is None
-    document_column = data.document_column or (DOCUMENT_COLUMN if is_embedded else None)
-    corpus = open_corpus(
+    return open_corpus(
         path=data.path,
         name=data.name,
         config=data.config,
         split=data.split,
         revision=data.revision,
         text_column=data.text_column,
-        document_column=document_column,
+        document_column=data.document_column or (DOCUMENT_COLUMN if is_embedded else None),
     )
+
+
+def rows_in_range(run: Run) -> list[int]:
+    """The characters of each row of the text that passes the filter, where there is no tokenizer to know more."""
+    data = run.config.data
+    texts = (text.rstrip() if data.strip else text for text in _open_rows(run).rows[data.text_column])
+    return [len(text) for text in texts if data.l_min < len(text) < data.l_max]
+
+
+def find_text(run: Run, lm: LMSource) -> Source:
+    """The text that the config asks for, in this model's tokens."""
+    data = run.config.data
+    corpus = _open_rows(run)
+    document_column = data.document_column or (DOCUMENT_COLUMN if data.path is None and data.name is None else None)
     tokenizer = lm.tokenizer()
     with named_by_keys("lm"), named_by_keys("data"):
         sequences = tokenise(

@@ -14,6 +14,7 @@ from rsdyn.config.schema import named_by_keys
 from rsdyn.config.trainer_options import check_max_steps
 from rsdyn.errors import UserError
 from rsdyn.run.checkpoints import LAST, BestCheckpoint, LastCheckpoint, Position, check_checkpoint, take_best_along
+from rsdyn.run.early import autoencoder_arguments
 from rsdyn.run.progress import History, Patience, Progress
 from rsdyn.run.run import Run
 from rsdyn.run.trainer import processes_here
@@ -66,14 +67,7 @@ def make_autoencoder(run: Run, stream: TrajectoryStream) -> LitAutoencoder:
     cae = run.config.cae
     with named_by_keys("cae"):
         return LitAutoencoder(
-            autoencoder={
-                "d_in": stream.n_units,
-                "bottleneck": cae.bottleneck,
-                "layers": cae.layers,
-                "count": cae.count,
-                "standardise": cae.standardise,
-                "n_sublayers": stream.n_sublayers,
-            },
+            autoencoder=autoencoder_arguments(cae, stream.n_units, stream.n_sublayers),
             n_sublayers=stream.n_sublayers,
             lr=cae.lr,
             warmup_steps=cae.warmup_steps,

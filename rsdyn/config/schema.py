@@ -318,6 +318,15 @@ UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
+
+def unused_by(key: str, script: str) -> str | None:
+    """Who uses a key that a script leaves alone, in words; None where the script uses it."""
+    for by, keys in UNUSED.get(script, {}).items():
+        if any(key == k or (k.endswith(".") and key.startswith(k)) for k in keys):
+            return by
+    return None
+
+
 # Keys of one kind of perturbation alone, refused with the others in the same way.
 KINDS = {
     "perturb.grid.n": ("teleport",),

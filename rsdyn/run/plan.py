@@ -127,7 +127,7 @@ def _open_lm(run: Run) -> tuple[LMSource, str | None]:
         return open_lm(run), None
     except UserError:
         shape = SHAPES.get(settings.name)
-        if shape is None or settings.revision not in (None, shape.revision) or hub_reachable():
+        if shape is None or hub_reachable():
             raise
         lm = lm_of_shape(settings.name, device_map=settings.device_map)
         run.say(f"LM:   {lm.label} ({lm.config.model_type}), {lm.n_layers} layers of {lm.n_units} units")

@@ -19,6 +19,7 @@ from rsdyn.config.schema import (
     sections,
     to_dict,
     to_yaml,
+    unused_by,
 )
 from rsdyn.config.trainer_options import RESERVED
 from rsdyn.errors import NonFiniteError, UserError
@@ -715,18 +716,49 @@ def test_help_prints_every_key_and_leaves(words, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 120 for line in lines)
     assert lines[0].startswith("usage: python any.py")
-    starts = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
+    starts = [line.split()[0] for line in lines if re.match(r"  \w", line)]
     assert [word for word in starts if word in options()] == list(options())
 
 
 def test_help_says_default_choices_and_meaning():
-    text = " ".join(help_text("analyze.py").split())
-    assert "usage: python analyze.py" in text
+    assert help_text("analyze.py").startswith("usage: python analyze.py")
+    text = " ".join(help_text("any.py", columns=120).split())
     for option in options().values():
         assert option.rules.help in text
         assert " | ".join(option.rules.choices) in text
     assert "cae.lr float 0.001 Learning rate of Adam. [> 0]" in text
     assert "data.limit int or null null Keep only" in text
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+@pytest.mark.parametrize("script", ["train", "analyze", "perturb"])
+def test_help_has_the_scripts_own_keys_and_fits(script, columns):
+    lines = help_text(script, columns=columns).splitlines()
+    assert max(map(len, lines)) <= columns
+    named = [line.split()[0] for line in lines if re.match(r"  \w", line)]
+    shown = [name for name in named if name in options()]
+    assert shown == [key for key in options() if unused_by(key, script) is None]
+    assert ("cae.lr" in shown, "perturb.kind" in shown) == (script == "train", script == "perturb")
+
+
+@pytest.mark.parametrize(
+    ("topic", "there", "not_there"),
+    [
+        ("cae", "cae.lr", "lm.name"),
+        ("analysis.mi", "analysis.mi.estimator", "analysis.keep"),
+        ("cae.lr", "cae.lr", "cae.count"),
+    ],
+)
+def test_help_of_one_section_or_key(topic, there, not_there, capsys):
+    with pytest.raises(SystemExit) as caught:
+        load("--help", topic)
+    said = capsys.readouterr().out
+    assert caught.value.code == 0 and there in said and f"  {not_there} " not in said and "usage" not in said
+
+
+def test_help_of_what_there_is_not():
+    assert "Did you mean --help cae?" in message("--help", "caes")
+    assert "The sections are run, lm, data" in message("--help", "caes")
 
 
 def test_print_config_prints_yaml_that_reads_back(write, capsys):

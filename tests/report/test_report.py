@@ -493,6 +493,19 @@ def test_a_run_reports_itself(runs, tmp_path, capsys):
     assert report([run], path).read_bytes() == before  # the same run, the same page
 
 
+def test_of_several_runs_those_that_are_not_finished_are_named_and_skipped(runs, tmp_path, capsys):
+    going = _broken(runs, tmp_path, "unfinished")
+    out = tmp_path / "page.html"
+    assert main([str(going), str(runs["analyze"]), "-o", str(out)]) == 0
+    said = capsys.readouterr()
+    assert f"{going} is not finished: skipped" in said.err and str(out) in said.out
+    page = Parsed(out.read_text())
+    assert str(going) not in out.read_text() and page.plots
+    (tmp_path / "half").mkdir()
+    assert main([str(going), str(_broken(runs, tmp_path / "half", "no results.npz")), "-o", str(out)]) == 2
+    assert "None of these 2 runs is finished." in capsys.readouterr().err
+
+
 def test_older_runs_without_texts_in_their_findings_still_have_values(runs, tmp_path):
     def without(summary):
         for row in summary["findings"]:

@@ -43,7 +43,7 @@ def check_ranks(*, n_processes: int | None, env: Mapping[str, str] | None = None
             raise UserError(
                 f"{shown} in the environment says that this is not the first process of its run, but the run has one "
                 f"alone, and nothing of it would be shown. If it is left over from another session: {unset}. For "
-                "several processes set trainer.devices, and start as many with torchrun or srun."
+                "several processes set `devices`, and start as many with torchrun or srun."
             )
         return
     if (launched := _launcher(env)) is not None:

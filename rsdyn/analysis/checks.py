@@ -58,8 +58,8 @@ def check_settings(
     """Raise ``UserError`` for what this stream cannot give, naming the key and the cure."""
     if n_sequences < LEAST_SEQUENCES:
         raise UserError(
-            f"analysis.samples: {n_sequences} sequences are too few, since a correlation needs at least "
-            f"{LEAST_SEQUENCES}. Raise analysis.samples or data.limit."
+            f"samples: {n_sequences} sequences are too few, since a correlation needs at least "
+            f"{LEAST_SEQUENCES}. Raise `samples` or `limit`."
         )
     measures = settings.measures
     if "mutual_information" in measures:
@@ -68,34 +68,33 @@ def check_settings(
         what = "sequences" if n_trajectories == n_sequences else "trajectories"
         if kept < needed:
             raise UserError(
-                f"analysis.mi.estimator={settings.mi.estimator} needs at least {needed} {what} and gets {kept}. "
-                "Raise analysis.samples and analysis.keep, or leave mutual_information out of analysis.measures."
+                f"mi.estimator={settings.mi.estimator} needs at least {needed} {what} and gets {kept}. "
+                "Raise `samples` and `keep`, or leave mutual_information out of `measures`."
             )
     if n_sublayers < 2:
         raise UserError(
-            f"lm.name: this model has {n_sublayers} sublayer, so nothing moves from one to the next. Take a deeper one."
+            f"name: this model has {n_sublayers} sublayer, so nothing moves from one to the next. Take a deeper one."
         )
     if "rotation" in measures:
         if n_sublayers < 3:
             raise UserError(
-                f"analysis.measures: rotation needs at least 3 sublayers and this model has {n_sublayers}. Leave it "
-                "out."
+                f"measures: rotation needs at least 3 sublayers and this model has {n_sublayers}. Leave it out."
             )
         if settings.rotation.window < 2 * sites_per_layer:
             raise UserError(
-                f"analysis.rotation.window={settings.rotation.window} must be at least {2 * sites_per_layer} for a "
+                f"rotation.window={settings.rotation.window} must be at least {2 * sites_per_layer} for a "
                 f"stream of {sites_per_layer} site(s) a layer: below, no two steps of a kind share a window."
             )
         wrong = [u for u in settings.rotation.units or [] if u >= n_units]
         if wrong:
             raise UserError(
-                f"analysis.rotation.units: {wrong[0]} is not a unit of this model, whose units are 0 to {n_units - 1}."
+                f"rotation.units: {wrong[0]} is not a unit of this model, whose units are 0 to {n_units - 1}."
             )
     kept = min(n_trajectories, settings.keep or n_trajectories)
     check_shape(measures, n_trajectories=kept, n_sublayers=n_sublayers)
     most = min(n_units, n_trajectories * n_sublayers - 1)
     if "pca" in measures and settings.components is not None and settings.components > most:
         raise UserError(
-            f"analysis.components={settings.components}: {n_trajectories} trajectories of {n_sublayers} sublayers of "
+            f"components={settings.components}: {n_trajectories} trajectories of {n_sublayers} sublayers of "
             f"{n_units} units have at most {most} principal components. Lower it, or leave it out."
         )

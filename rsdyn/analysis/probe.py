@@ -301,7 +301,7 @@ class ResidualStreamProbe(L.LightningModule):
         most = min(self.n_units - int(self.unusable.sum()), int(total.n) - 1)
         if self.components is not None and self.components > most:
             raise UserError(
-                f"analysis.components={self.components}: {int(total.n)} vectors of {self.n_units} units have at most "
+                f"components={self.components}: {int(total.n)} vectors of {self.n_units} units have at most "
                 f"{most}. Lower it, or leave it out."
             )
         n_components = self.components or min(100, most)

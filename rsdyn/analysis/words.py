@@ -95,7 +95,7 @@ def massive_in_words(results: Results, sites_per_layer: int) -> list[str]:
     if "norm_by_position" not in results:
         lines.append(
             "Of each sequence the last token alone was recorded, and massive activations stand at the first one and at "
-            "sinks: data.positions=all shows them."
+            "sinks: positions=all shows them."
         )
     return lines
 
@@ -164,7 +164,7 @@ def flags_in_words(results: Mapping[str, Results]) -> list[str]:
     lines = []
     if any(r.get("mi_estimator") == "paper_literal" for r in results.values()):
         lines.append(
-            "analysis.mi.estimator=paper_literal is the paper's sum as printed, without the cell's area. It is not a "
+            "mi.estimator=paper_literal is the paper's sum as printed, without the cell's area. It is not a "
             "mutual information: it changes with the unit of the activations, and falls when they grow. The rows on "
             "information above show it; the true one (kde) is in the figures and in results.npz as mi_true."
         )

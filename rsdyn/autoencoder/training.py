@@ -132,7 +132,7 @@ class LitAutoencoder(LeanModule):
                 where = f"sublayer {sublayer[0]}, unit {unit}" if sublayer else f"unit {unit}"
                 raise NonFiniteError(
                     f"the {name} that standardises the input is not finite at {where}, in epoch {self.current_epoch}. "
-                    "Check the LM's weights, or use cae.standardise=none."
+                    "Check the LM's weights, or use standardise=none."
                 )
         return total
 
@@ -169,7 +169,7 @@ class LitAutoencoder(LeanModule):
 
     def _not_finite(self, loss: Tensor, batch: VectorBatch, what: str) -> NonFiniteError:
         """Which number went wrong first: a parameter, an activation, or what the network makes of one."""
-        cure = f"Lower cae.lr (now {self.lr:g}), raise cae.warmup_steps, or set cae.standardise=unit."
+        cure = f"Lower `lr` (now {self.lr:g}), raise `warmup_steps`, or set standardise=unit."
         wrong = not_finite_name(dict(self.autoencoder.named_parameters()))
         if wrong is not None:
             return NonFiniteError(f"{what}step {self.global_step}: {wrong} of the autoencoder is not finite. {cure}")
@@ -189,7 +189,7 @@ class LitAutoencoder(LeanModule):
         if wrong is not None:
             raise NonFiniteError(
                 f"{wrong} is not finite after step {self.global_step}, in epoch {self.current_epoch}, so no checkpoint "
-                f"is written. Lower cae.lr (now {self.lr:g}), raise cae.warmup_steps, or set cae.standardise=unit."
+                f"is written. Lower `lr` (now {self.lr:g}), raise `warmup_steps`, or set standardise=unit."
             )
         so_far = torch.zeros(self.trainer.world_size, 2, dtype=torch.float64)
         so_far[self.global_rank, 0] = float(self.train_loss.total)
@@ -223,7 +223,7 @@ class LitAutoencoder(LeanModule):
         if not torch.isfinite(loss):
             raise NonFiniteError(
                 f"the validation loss is {loss.item()} after epoch {self.current_epoch}, so this epoch is not kept. "
-                f"Lower cae.lr (now {self.lr:g}), raise cae.warmup_steps, or set cae.standardise=unit."
+                f"Lower `lr` (now {self.lr:g}), raise `warmup_steps`, or set standardise=unit."
             )
         self.log("val/loss", loss.to(torch.float32), sync_dist=True)
         self._look_for_plateau(loss)

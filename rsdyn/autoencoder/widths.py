@@ -67,12 +67,12 @@ def geometric_widths(d_in: int, d_bottle: int, k: int, count: Count = "widths") 
     if n < 2:
         least = 2 if count == "widths" else 1
         raise UserError(
-            f"cae.layers={k}: with cae.count={count} at least {least}, since the input and the bottleneck are a width "
+            f"layers={k}: with count={count} at least {least}, since the input and the bottleneck are a width "
             "each. The paper has 10."
         )
     if not 1 <= d_bottle < d_in:
         raise UserError(
-            f"cae.bottleneck={d_bottle}: must be at least 1 and below the width of the stream, {d_in}. The paper has 2."
+            f"bottleneck={d_bottle}: must be at least 1 and below the width of the stream, {d_in}. The paper has 2."
         )
     ratio = (d_bottle / d_in) ** (1 / (n - 1))
     inner = [max(d_bottle, round(d_in * ratio**i)) for i in range(1, n - 1)]

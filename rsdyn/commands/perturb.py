@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rsdyn.commands.change_layers import change_layers
-from rsdyn.config.schema import named_by_keys
 from rsdyn.figures.perturbation import perturbation_panels
 from rsdyn.lm.certificate import certify
 from rsdyn.lm.continuing.continuation import run_reference
@@ -35,11 +34,10 @@ from rsdyn.tracking import show
 def perturb(run: Run) -> None:
     """Change layers of the model, or move points: prompts, plane, points and controls, recovery, results."""
     source = find_source(run)
-    with named_by_keys("perturb"):
-        if run.config.perturb.kind in LAYER_KINDS:
-            change_layers(run, source)
-        else:
-            move_points(run, source)
+    if run.config.perturb.kind in LAYER_KINDS:
+        change_layers(run, source)
+    else:
+        move_points(run, source)
 
 
 def move_points(run: Run, source: Source) -> None:

@@ -17,7 +17,7 @@ from rsdyn.analysis.summary import curves_of
 from rsdyn.autoencoder.model import read_checkpoint
 from rsdyn.autoencoder.result import Trained
 from rsdyn.autoencoder.words import answer, closing_table, foot, widths_in_words
-from rsdyn.config.schema import keyed, named_by_keys
+from rsdyn.config.naming import keyed
 from rsdyn.figures.autoencoder import training_panels
 from rsdyn.labels import stream_name
 from rsdyn.run.finish import BEST, Ending, Recorded, draw, finish, in_all_processes, leave
@@ -56,14 +56,14 @@ def train(run: Run) -> None:
         run.say(keyed("cae", line))
     callbacks = make_callbacks(run, datamodule, progress, identity)
     trainer = make_trainer(run, [*callbacks, *([riding] if riding else [])])
-    with keeping(lambda: callbacks.kept(stream)), named_by_keys("cae"):
+    with keeping(lambda: callbacks.kept(stream)):
         fit(run, trainer, module, datamodule)
         if riding is not None:
             riding.on_train_epoch_end(trainer, module)  # it resumed where nothing was left to train
 
     # the epoch with the lowest validation loss is tested, with PCA of as many components beside it
     best = callbacks.best.best_model_path
-    with keeping(lambda: f"the training is done, and {best} is its best"), named_by_keys("cae"):
+    with keeping(lambda: f"the training is done, and {best} is its best"):
         module.autoencoder.load_state_dict(read_checkpoint(best)[1])
         trainer.test(module, datamodule=datamodule, verbose=False)
         recorded = Recorded([stream], [in_all_processes(trainer, stream.n_recorded)])

@@ -483,7 +483,7 @@ def _entry(option: Option, others: list[Option], width: int) -> list[str]:
     widths = [max(len(row[i]) for row in rows) + 2 for i in range(3)]
     allowed = " | ".join(option.rules.choices) or option.rules.allowed or option.bounds()
     meaning = option.rules.help + (f" [{allowed}]" if allowed else "")
-    if 2 + sum(widths) <= width // 2 + 8:
+    if width - 2 - sum(widths) >= 32:
         head = "  " + "".join(cell.ljust(wide) for cell, wide in zip(cells, widths, strict=True))
         return _beside(head, meaning, width)
     return [f"  {cells[0]}  ({cells[1]}; {cells[2]})", *_beside(" " * 6, meaning, width)]

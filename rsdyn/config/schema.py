@@ -5,9 +5,7 @@ Only ``run/`` and ``commands/`` read a :class:`Config`; everything left of them 
 ``settings.py`` and one field in :class:`Config`.
 """
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_type_hints
 
@@ -199,34 +197,6 @@ def check(config: Config) -> None:
 def _is_one(devices: int | str) -> bool:
     """Whether ``trainer.devices`` asks for one process: 1, or one device by its number."""
     return devices == 1 or (isinstance(devices, str) and devices.endswith(",") and devices.count(",") == 1)
-
-
-@contextmanager
-def named_by_keys(*sections: str) -> Iterator[None]:
-    """Inside, an error that names a library's arguments names the settings: ``limit=3`` becomes ``data.limit=3``.
-
-    See :func:`keyed`; the first section that has a name gives it its key.
-    """
-    try:
-        yield
-    except UserError as error:
-        raise type(error)(keyed(sections, str(error))) from error.__cause__
-
-
-def keyed(within: str | Sequence[str], text: str) -> str:
-    """A text of the library with its arguments named as settings: ``limit=3``, ``limit:`` and `` `limit` `` alike.
-
-    Args:
-        within: the sections whose keys they are.
-        text: what names arguments, which may have a section of their own, such as ``mi.estimator=kde``.
-    """
-    for section in [within] if isinstance(within, str) else within:
-        known = [re.escape(key.removeprefix(f"{section}.")) for key in options() if key.startswith(f"{section}.")]
-        names = "|".join(sorted(known, key=len, reverse=True))
-        text = re.sub(rf"(?<![\w.])({names})(?==)", rf"{section}.\1", text)
-        text = re.sub(rf"^({names})(?=: )", rf"{section}.\1", text)
-        text = re.sub(rf"`({names})`", rf"{section}.\1", text)
-    return text
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -28,12 +28,12 @@ def adapter_error(name: str, config: Path | None = None, *, has_weights: bool = 
     what = f"a PEFT adapter ({kind}weights that are added to those of {base})"
     if has_weights:
         return UserError(
-            f"lm.name={name}: beside its weights the folder has {what}, and one of the two would not be used. Merge "
+            f"name={name}: beside its weights the folder has {what}, and one of the two would not be used. Merge "
             f"it into its base model ({_recipe(name)}), or move {ADAPTER} out of the folder to record the model alone."
         )
     return UserError(
-        f"lm.name={name}: this is {what}, not a whole model. Merge it first: {_recipe(name)}; then give lm.name=merged "
-        f"lm.tokenizer={base if ' ' not in base else '<its base model>'}."
+        f"name={name}: this is {what}, not a whole model. Merge it first: {_recipe(name)}; then give name=merged "
+        f"tokenizer={base if ' ' not in base else '<its base model>'}."
     )
 
 

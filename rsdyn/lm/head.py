@@ -32,7 +32,7 @@ def class_with_head(config: PreTrainedConfig, *, trust_remote_code: bool = False
     if kind in MODEL_FOR_MULTIMODAL_LM_MAPPING:
         return AutoModelForMultimodalLM
     raise UserError(
-        f"lm.name: transformers opens a model of type {config.model_type!r} without a language-modelling head, and "
+        f"name: transformers opens a model of type {config.model_type!r} without a language-modelling head, and "
         "next-token probabilities need one. Record and analyse it, or perturb another model."
     )
 

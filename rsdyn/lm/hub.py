@@ -85,13 +85,13 @@ def explain_hub_error(
     """Turn an error of huggingface_hub, or of transformers or datasets around one, into one message with the cure.
 
     Looks through the whole chain of causes, because those libraries wrap. Returns the error, for ``raise ... from``.
-    The keys named are ``lm.name`` and ``lm.revision``, or ``data.name`` and ``data.revision``.
+    The arguments named are ``name`` and ``revision``, and for a text ``path``.
     """
     from huggingface_hub import errors
 
     what, page = ("model", name) if kind == "lm" else ("dataset", f"datasets/{name}")
-    key = f"{kind}.name={name}"
-    local = "lm.name=<folder of the model>" if kind == "lm" else "data.path=<file or folder>"
+    key = f"name={name}"
+    local = "name=<folder of the model>" if kind == "lm" else "path=<file or folder>"
     chain = _chain(error)
     words = " ".join(str(link) for link in chain).lower()
     root = error
@@ -111,8 +111,8 @@ def explain_hub_error(
         )
     if has(errors.RevisionNotFoundError) or ("revision '" in words and "doesn't exist" in words):
         return UserError(
-            f"{kind}.revision={revision}: {name} has no such branch, tag or commit. Those it has are listed at "
-            f"https://huggingface.co/{page}/tree/main; leave {kind}.revision out for the newest."
+            f"revision={revision}: {name} has no such branch, tag or commit. Those it has are listed at "
+            f"https://huggingface.co/{page}/tree/main; leave `revision` out for the newest."
         )
     if has(errors.RepositoryNotFoundError) or "doesn't exist on the hub" in words:
         return UserError(
@@ -130,7 +130,7 @@ def explain_hub_error(
     if has(errors.EntryNotFoundError):
         return UserError(
             f"{key}: the repository lacks a file that is needed ({first_line(root)}). Check that it is a {what}, "
-            f"or choose another {kind}.revision."
+            f"or choose another `revision`."
         )
     return UserError(f"{key}: the Hub could not give this {what} ({type(root).__name__}: {first_line(root)}).")
 
@@ -143,39 +143,36 @@ def lm_errors(name: str, revision: str | None, *, is_folder: bool) -> Iterator[N
     except UserError:
         raise
     except SafetensorError as error:
-        raise UserError(
-            f"lm.name={name}: its weights cannot be read ({error}); copy or download them again."
-        ) from error
+        raise UserError(f"name={name}: its weights cannot be read ({error}); copy or download them again.") from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise UserError(
-            f"lm.name={name}: its weights have other shapes than its config.json asks for. The two belong to different "
+            f"name={name}: its weights have other shapes than its config.json asks for. The two belong to different "
             "models: copy or download the model again."
         ) from error
     except (OSError, ValueError, ImportError) as error:
         words = str(error)
         if "trust_remote_code" in words:
             raise UserError(
-                f"lm.name={name}: it needs Python code of its own, which is not run unless you ask. If you trust its "
-                "authors, set lm.trust_remote_code=true."
+                f"name={name}: it needs Python code of its own, which is not run unless you ask. If you trust its "
+                "authors, set trust_remote_code=true."
             ) from error
         if "does not recognize this architecture" in words or "Unrecognized model" in words:
             raise UserError(
-                f"lm.name={name}: its config.json names a kind of model (model_type) that transformers does not know. "
+                f"name={name}: its config.json names a kind of model (model_type) that transformers does not know. "
                 "Check the file, or install a newer transformers."
             ) from error
         if "does not appear to have a file named" in words and "safetensors" in words:
             if not is_folder and _index_is_cached(name, revision):
                 raise UserError(
-                    f"lm.name={name}: its download is incomplete ({first_line(error)}), and what is missing cannot be "
+                    f"name={name}: its download is incomplete ({first_line(error)}), and what is missing cannot be "
                     "fetched now. Connect once to finish it (unset HF_HUB_OFFLINE if it is set)."
                 ) from error
             raise no_safetensors(name) from error
         if is_folder:
             raise UserError(
-                f"lm.name={name}: this folder could not be opened as a model ({type(error).__name__}: "
-                f"{one_line(error)})."
+                f"name={name}: this folder could not be opened as a model ({type(error).__name__}: {one_line(error)})."
             ) from error
         raise explain_hub_error(error, kind="lm", name=name, revision=revision) from error
 
@@ -202,13 +199,13 @@ def _wrong_config(name: str, error: Exception) -> UserError:
     while root.__cause__ is not None:
         root = root.__cause__
     return UserError(
-        f"lm.name={name}: its config.json holds a value that transformers refuses ({type(root).__name__}: "
+        f"name={name}: its config.json holds a value that transformers refuses ({type(root).__name__}: "
         f"{one_line(root)}). Correct it there, such as 352 for 352.0, or leave the line out for its default."
     )
 
 
 @contextmanager
-def tokenizer_errors(name: str, key: Literal["lm.name", "lm.tokenizer"], *, is_folder: bool) -> Iterator[None]:
+def tokenizer_errors(name: str, key: Literal["name", "tokenizer"], *, is_folder: bool) -> Iterator[None]:
     """Turn what opening a tokenizer raises into one message: what is missing, and how to name another."""
     try:
         yield
@@ -219,10 +216,10 @@ def tokenizer_errors(name: str, key: Literal["lm.name", "lm.tokenizer"], *, is_f
         if "trust_remote_code" in words:
             raise UserError(
                 f"{key}={name}: its tokenizer needs Python code of its own, which is not run unless you ask. If you "
-                "trust its authors, set lm.trust_remote_code=true."
+                "trust its authors, set trust_remote_code=true."
             ) from error
         if not is_folder and _is_network(_chain(error), words.lower()):
-            where = "lm.tokenizer=<folder of a tokenizer>"
+            where = "tokenizer=<folder of a tokenizer>"
             raise UserError(
                 f"{key}={name}: the network is out of reach (or HF_HUB_OFFLINE is set), and its tokenizer is not in "
                 f"the local Hub cache. Connect once to fetch it, or give {where}."
@@ -230,7 +227,7 @@ def tokenizer_errors(name: str, key: Literal["lm.name", "lm.tokenizer"], *, is_f
         raise UserError(
             f"{key}={name}: no tokenizer can be opened there ({type(error).__name__}: {words}). Add its files "
             "(tokenizer.json, or what save_pretrained() of its tokenizer writes), or name the model or folder that has "
-            "the tokenizer with lm.tokenizer."
+            "the tokenizer with `tokenizer`."
         ) from error
 
 
@@ -258,8 +255,8 @@ def weights_size(name: str, commit: str) -> int:
 def no_safetensors(name: str) -> UserError:
     """The error for a Hub model whose weights are in a format that can run code when opened."""
     return UserError(
-        f"lm.name={name}: the repository has no safetensors files, and other formats can run code when opened. Choose "
-        "an lm.revision that has them (some have refs/pr/1), another model, a folder of your own that "
+        f"name={name}: the repository has no safetensors files, and other formats can run code when opened. Choose "
+        "an `revision` that has them (some have refs/pr/1), another model, a folder of your own that "
         "save_pretrained() wrote, or the path of a GGUF file that you downloaded."
     )
 

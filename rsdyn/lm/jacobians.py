@@ -176,7 +176,7 @@ def in_format(lm: LanguageModel, dtype: torch.dtype) -> LanguageModel:
         return lm
     if lm.is_spread:
         raise UserError(
-            f"lm.device_map: {lm.name} is spread over devices in {lm.dtype}, and its derivatives are computed in "
+            f"device_map: {lm.name} is spread over devices in {lm.dtype}, and its derivatives are computed in "
             f"{dtype}. Load it in that format."
         )
     base: Any = copy.deepcopy(lm.base)

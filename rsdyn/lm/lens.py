@@ -113,7 +113,7 @@ class LensFit:
     def begin(cls, lm: LanguageModel) -> LensFit:
         """An empty fit of a model; ``UserError`` for one of a single layer."""
         if lm.n_layers < 2:
-            raise UserError(f"lm.name: {lm.name} has one layer, and a lens reads behind all layers but the last.")
+            raise UserError(f"name: {lm.name} has one layer, and a lens reads behind all layers but the last.")
         shape = lm.n_layers - 1, lm.n_units, lm.n_units
         return cls([torch.zeros(shape, dtype=torch.float64) for _ in range(2)])
 

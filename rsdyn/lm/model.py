@@ -233,7 +233,7 @@ class LanguageModel:
             raise NonFiniteError(
                 f"the stream of {self.name} is not finite at sequence {numbers[number]}{token}, {place}, in "
                 f"{self.dtype} stored as {out.dtype}. "
-                "Nothing of it was written. Check the weights, or compute in a wider type (lm.dtype=float32)."
+                "Nothing of it was written. Check the weights, or compute in a wider type (dtype=float32)."
             )
         return out
 

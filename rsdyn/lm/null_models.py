@@ -17,9 +17,7 @@ def permuted_weights(lm: LanguageModel, seed: int) -> LanguageModel:
     the same tokens; what the entries' places have learnt is gone. Raises ``UserError`` for a model spread over devices.
     """
     if lm.is_spread:
-        raise UserError(
-            f"lm.device_map: {lm.name} is spread over devices, and a copy of its weights cannot be permuted."
-        )
+        raise UserError(f"device_map: {lm.name} is spread over devices, and a copy of its weights cannot be permuted.")
     permuted = LanguageModel(copy.deepcopy(lm.base), name=f"{lm.name} (weights permuted)")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -33,7 +33,7 @@ class NotPackedError(UserError):
     """A model cannot be run in packed rows; ``reason`` says why in a clause."""
 
     def __init__(self, reason: str):
-        super().__init__(f"lm.layout: the language model cannot be run in packed rows: {reason}. Use lm.layout=sorted.")
+        super().__init__(f"layout: the language model cannot be run in packed rows: {reason}. Use layout=sorted.")
         self.reason = reason
 
 

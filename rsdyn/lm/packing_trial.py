@@ -28,7 +28,7 @@ def choose_layout(lm: LanguageModel, sequences: Sequence[np.ndarray], wanted: st
         return Layout(PACKED)
     if wanted == PACKED:
         raise UserError(
-            f"lm.layout=packed: {lm.name} cannot be recorded in packed rows: {reason}. Use lm.layout=auto or sorted."
+            f"layout=packed: {lm.name} cannot be recorded in packed rows: {reason}. Use layout=auto or sorted."
         )
     return Layout(SORTED, reason)
 

@@ -38,8 +38,8 @@ def find_bos(tokenizer: PreTrainedTokenizerBase, wanted: str = "auto") -> Openin
     own = tokenizer("a")["input_ids"][:1]
     if wanted == "none":
         puts = own == [tokenizer.bos_token_id]
-        note = f"lm.bos=none: nothing is put before a sequence{', where this tokenizer puts BOS' * puts}"
-        return Opening(None, "nothing (lm.bos=none)", note)
+        note = f"bos=none: nothing is put before a sequence{', where this tokenizer puts BOS' * puts}"
+        return Opening(None, "nothing (bos=none)", note)
     if wanted != "auto":
         if wanted not in tokenizer.get_vocab():
             given = tokenizer.bos_token or tokenizer.eos_token
@@ -47,7 +47,7 @@ def find_bos(tokenizer: PreTrainedTokenizerBase, wanted: str = "auto") -> Openin
             raise UserError(
                 f"bos={wanted}: no token of this model's vocabulary. Give auto, none, or one of its tokens{hint}."
             )
-        return Opening(tokenizer.get_vocab()[wanted], wanted, f"{wanted} was put before each sequence (lm.bos)")
+        return Opening(tokenizer.get_vocab()[wanted], wanted, f"{wanted} was put before each sequence (`bos`)")
     if tokenizer.bos_token_id is not None:
         if tokenizer.bos_token_id in own:
             return Opening(tokenizer.bos_token_id, tokenizer.bos_token, None)
@@ -57,7 +57,7 @@ def find_bos(tokenizer: PreTrainedTokenizerBase, wanted: str = "auto") -> Openin
         note = f"this tokenizer has no BOS: its end-of-text token {tokenizer.eos_token} was put before each sequence"
         return Opening(tokenizer.eos_token_id, tokenizer.eos_token, note)
     raise UserError(
-        "lm.name: its tokenizer has neither a BOS nor an EOS token to open a sequence with. Set bos=none, or name "
+        "name: its tokenizer has neither a BOS nor an EOS token to open a sequence with. Set bos=none, or name "
         "one in the model's tokenizer_config.json (bos_token)."
     )
 

@@ -219,7 +219,7 @@ def _named(base: nn.Module, family: Family) -> Trace:
 def _refuse_encoders(config: PreTrainedConfig) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise UnfitModelError(
-            f"lm.name: a model of type {config.model_type!r} is not supported: it is an encoder-decoder, which has two "
+            f"name: a model of type {config.model_type!r} is not supported: it is an encoder-decoder, which has two "
             "streams, and the decoder's depends on the encoder's. Give a decoder-only language model."
         )
 
@@ -227,11 +227,11 @@ def _refuse_encoders(config: PreTrainedConfig) -> None:
 def _not_supported(config: PreTrainedConfig, error: UntraceableError) -> UserError:
     if isinstance(error, UnbuildableError):
         return UnfitModelError(
-            f"lm.name: a model of type {config.model_type!r} is not opened: {error}. Install what it asks for, or "
+            f"name: a model of type {config.model_type!r} is not opened: {error}. Install what it asks for, or "
             "correct that value in its config.json."
         )
     return UnfitModelError(
-        f"lm.name: a model of type {config.model_type!r} is not supported: {error}. Give a decoder whose layers add to "
+        f"name: a model of type {config.model_type!r} is not supported: {error}. Give a decoder whose layers add to "
         "one running sum (pre-norm); if this one does, name its modules in SITES of rsdyn/lm/sites.py, a line a "
         "family."
     )

@@ -123,8 +123,8 @@ class LMSource:
         """
         if self.device_map is not None:
             raise UserError(
-                f"lm.device_map={self.device_map}: an untrained model cannot be spread over devices, since its random "
-                "weights are drawn in one place. Measure without it: analysis.conditions=[original,token_shuffled]."
+                f"device_map={self.device_map}: an untrained model cannot be spread over devices, since its random "
+                "weights are drawn in one place. Measure without it: conditions=[original,token_shuffled]."
             )
         return replace(self, untrained=seed)
 
@@ -220,7 +220,7 @@ class LMSource:
             return  # what fits nowhere else stays on the disk
         on_gpu = torch.device(device).type == "cuda"
         is_mapped = not on_gpu and self.untrained is None and self.stored_dtype() == dtype
-        spread = "lm.device_map=auto with one process (all GPUs, then memory, then disk)"
+        spread = "device_map=auto with one process (all GPUs, then memory, then disk)"
         check_memory(
             self.name,
             self.n_parameters(head=head),
@@ -240,7 +240,7 @@ class LMSource:
             return gguf_tokenizer(self.gguf, self.name)
         with (
             lm_errors(self.name, self.revision, is_folder=self.commit is None),
-            tokenizer_errors(self.name, "lm.name", is_folder=self.commit is None),
+            tokenizer_errors(self.name, "name", is_folder=self.commit is None),
         ):
             return AutoTokenizer.from_pretrained(
                 self.location,
@@ -272,7 +272,7 @@ class LMSource:
         from transformers.utils import logging as transformers_logging
 
         if self.device_map is not None and find_spec("accelerate") is None:
-            raise UserError(f"lm.device_map={self.device_map} needs the package accelerate: pip install accelerate.")
+            raise UserError(f"device_map={self.device_map} needs the package accelerate: pip install accelerate.")
         with one_at_a_time():
             verbosity = transformers_logging.get_verbosity()
             transformers_logging.set_verbosity_error()  # it would report the LM head, left out on purpose
@@ -300,12 +300,12 @@ class LMSource:
         if missing := sorted(found["missing_keys"]):  # transformers has drawn them at random, and only warned
             if head and set(missing) <= {"lm_head.weight", "lm_head.bias", "embed_out.weight"}:
                 raise NoHeadError(
-                    f"lm.name={self.name}: the next-token probabilities need {', '.join(missing)}, which its weights "
+                    f"name={self.name}: the next-token probabilities need {', '.join(missing)}, which its weights "
                     "lack. Give a model that was saved with its LM head."
                 )
             others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
             raise UnfitModelError(
-                f"lm.name={self.name}: its config asks for {missing[0]}{others}, which its weights lack. The config is "
+                f"name={self.name}: its config asks for {missing[0]}{others}, which its weights lack. The config is "
                 "another model's, or files are missing: copy or download the model again."
             )
         if self.device_map is None:
@@ -316,7 +316,7 @@ class LMSource:
         base = base_of(model)[1] if head else model
         unused = unused_weights(found["unexpected_keys"], base)
         if unused is not None:
-            log.warning("lm.name=%s: %s", self.name, unused)
+            log.warning("%s: %s", self.name, unused)
         return LanguageModel(
             base,
             name=self.name,
@@ -329,8 +329,8 @@ class LMSource:
         places = [str(place) for place in getattr(model, "hf_device_map", {}).values()]
         if "disk" in places:
             log.warning(
-                "lm.device_map=%s: %d of %d parts of %s do not fit into memory and are read from disk in every forward",
-                *(self.device_map, places.count("disk"), len(places), self.name),
+                "%d of %d parts of %s do not fit into memory and are read from disk in every forward (device_map=%s)",
+                *(places.count("disk"), len(places), self.name, self.device_map),
             )
 
     def _with_head(self) -> Any:
@@ -382,12 +382,12 @@ def find_lm(
         location = str(folder)
         if revision is not None:
             raise UserError(
-                f"lm.revision={revision} is for a model on the Hub, and lm.name={name} is a folder. Leave it out."
+                f"revision={revision} is for a model on the Hub, and name={name} is a folder. Leave it out."
             )
         _check_folder(name, folder)
     elif name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
         raise UserError(
-            f"lm.name={name}: no such folder. Give a folder with config.json and *.safetensors, a name on the Hugging "
+            f"name={name}: no such folder. Give a folder with config.json and *.safetensors, a name on the Hugging "
             "Face Hub such as meta-llama/Llama-3.1-8B, the path of a GGUF file (*.gguf), 'embedded' or 'smollm2'."
         )
     with lm_errors(name, revision, is_folder=is_folder):
@@ -456,9 +456,9 @@ def named_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     folder = Path(name).expanduser()
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists()):
         raise UserError(
-            f"lm.tokenizer={name}: no such folder. Give a folder with a tokenizer's files, or a name on the Hub."
+            f"tokenizer={name}: no such folder. Give a folder with a tokenizer's files, or a name on the Hub."
         )
-    with tokenizer_errors(name, "lm.tokenizer", is_folder=folder.is_dir()):
+    with tokenizer_errors(name, "tokenizer", is_folder=folder.is_dir()):
         return AutoTokenizer.from_pretrained(
             str(folder) if folder.is_dir() else name,
             trust_remote_code=trust_remote_code,
@@ -493,15 +493,13 @@ def _find_gguf(name: str, *, revision: str | None, device_map: str | None) -> LM
     path = packaged(name) if name == SMOLLM2 else Path(name).expanduser()
     if not path.is_file():
         raise UserError(
-            f"lm.name={name}: no such file. A GGUF file of the Hub is downloaded first, and its path given here."
+            f"name={name}: no such file. A GGUF file of the Hub is downloaded first, and its path given here."
         )
     if revision is not None:
-        raise UserError(
-            f"lm.revision={revision} is for a model on the Hub, and lm.name={name} is a file. Leave it out."
-        )
+        raise UserError(f"revision={revision} is for a model on the Hub, and name={name} is a file. Leave it out.")
     if device_map is not None:
         raise UserError(
-            f"lm.device_map={device_map} spreads weights that are mapped from safetensors, and lm.name={name} is a "
+            f"device_map={device_map} spreads weights that are mapped from safetensors, and name={name} is a "
             "GGUF file, which is dequantised into memory. Leave it out, or give the model as safetensors."
         )
     file = read_gguf(path, name)
@@ -523,7 +521,7 @@ def _refuse_quantised(name: str, config: Any) -> None:
     method = method.rpartition(".")[2].lower().replace("_", "-")
     if method not in _UNPACKED:
         raise UserError(
-            f"lm.name={name}: its weights are quantised ({method}) and would be computed in packed form by a package "
+            f"name={name}: its weights are quantised ({method}) and would be computed in packed form by a package "
             "of their own, which is not supported. Give the model before it was quantised, or a GGUF file of it."
         )
 
@@ -558,7 +556,7 @@ def _commit_in_cache(name: str, revision: str | None) -> str:
 
     found = try_to_load_from_cache(name, "config.json", revision=revision)
     if not isinstance(found, str):
-        raise UserError(f"lm.name={name}: its commit is not known to the local Hub cache. Connect once to fetch it.")
+        raise UserError(f"name={name}: its commit is not known to the local Hub cache. Connect once to fetch it.")
     return Path(found).parent.name
 
 
@@ -568,10 +566,10 @@ def _check_folder(name: str, folder: Path) -> None:
         raise adapter_error(name, folder / ADAPTER, has_weights=has_weights)
     if not (folder / "config.json").is_file():
         files = sorted(file.name for file in folder.glob("*.gguf"))
-        cure = f" Of its GGUF files give one: lm.name={folder / files[0]}." if files else ""
-        raise UserError(f"lm.name={name}: the folder has no config.json, so it is not a saved model.{cure}")
+        cure = f" Of its GGUF files give one: name={folder / files[0]}." if files else ""
+        raise UserError(f"name={name}: the folder has no config.json, so it is not a saved model.{cure}")
     try:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"lm.name={name}: config.json is not valid JSON ({error}).") from error
+        raise UserError(f"name={name}: config.json is not valid JSON ({error}).") from error
     check_files(name, folder)

@@ -409,4 +409,4 @@ def _prefix(tokenizer: PreTrainedTokenizerBase) -> Iterator[Check]:
     again = tokenizer(frame.around("a"))["input_ids"][:2] == [tokenizer.bos_token_id] * 2
     if again and frame.opens_with:
         words += "; encoded with special tokens once more it would have two BOS"
-    yield Check("chat template", None, f"{words} (data.chat_template=user records that)", {**numbers, "twice": again})
+    yield Check("chat template", None, f"{words} (chat_template=user records that)", {**numbers, "twice": again})

@@ -72,12 +72,12 @@ def check_files(name: str, folder: Path) -> Stored:
         files = _index(name, folder)
     elif any(folder.glob("*.safetensors")):
         raise UserError(
-            f"lm.name={name}: the folder has *.safetensors files, but neither {SINGLE} nor {INDEX}, which says what is "
+            f"name={name}: the folder has *.safetensors files, but neither {SINGLE} nor {INDEX}, which says what is "
             "in them. Copy or download the folder again, whole."
         )
     else:
         raise UserError(
-            f"lm.name={name}: the folder has no *.safetensors file, and other formats can run code when opened. Save "
+            f"name={name}: the folder has no *.safetensors file, and other formats can run code when opened. Save "
             "the model with save_pretrained(), which writes safetensors."
         )
     kinds: set[str] = set()
@@ -85,7 +85,7 @@ def check_files(name: str, folder: Path) -> Stored:
         path = folder / file
         if not path.is_file():
             raise UserError(
-                f"lm.name={name}: {INDEX} names {file}, which is not in the folder. Copy or download it again."
+                f"name={name}: {INDEX} names {file}, which is not in the folder. Copy or download it again."
             )
         try:
             with safe_open(path, framework="pt") as opened:  # compares the header with the file's size, reads no weight
@@ -93,11 +93,11 @@ def check_files(name: str, folder: Path) -> Stored:
                 kinds |= {opened.get_slice(tensor).get_dtype() for tensor in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"lm.name={name}: {file} is damaged or cut short ({error}). Copy or download it again."
+                f"name={name}: {file} is damaged or cut short ({error}). Copy or download it again."
             ) from error
         if lacking:
             raise UserError(
-                f"lm.name={name}: {file} lacks {min(lacking)}, which {INDEX} says is in it. Copy or download the "
+                f"name={name}: {file} lacks {min(lacking)}, which {INDEX} says is in it. Copy or download the "
                 "folder again."
             )
     paths = tuple(folder / file for file in files)
@@ -112,18 +112,18 @@ def _index(name: str, folder: Path) -> dict[str, list[str]]:
         entries = [(str(tensor), str(file)) for tensor, file in weight_map.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"lm.name={name}: {INDEX} is not an index of weights ({type(error).__name__}). Copy or download it again."
+            f"name={name}: {INDEX} is not an index of weights ({type(error).__name__}). Copy or download it again."
         ) from error
     shards: dict[str, list[str]] = {}
     for tensor, file in entries:
         if file != os.path.basename(file) or not file.endswith(".safetensors"):
             raise UserError(
-                f"lm.name={name}: {INDEX} names {file!r}, which is no safetensors file of this folder, and nothing "
+                f"name={name}: {INDEX} names {file!r}, which is no safetensors file of this folder, and nothing "
                 "else is opened. Do not use this folder unless you know who made it."
             )
         shards.setdefault(file, []).append(tensor)
     if not shards:
-        raise UserError(f"lm.name={name}: {INDEX} names no weights. Copy or download it again.")
+        raise UserError(f"name={name}: {INDEX} names no weights. Copy or download it again.")
     return shards
 
 
@@ -200,12 +200,12 @@ def check_memory(
     cures = []
     half = parameters * 2 * processes
     if DTYPES[dtype].itemsize > 2 and half + _MARGIN <= free:
-        cures.append(f"lm.dtype=bfloat16 ({half / 2**30:.1f} GiB)")
+        cures.append(f"dtype=bfloat16 ({half / 2**30:.1f} GiB)")
     if processes > 1 and needed // processes + _MARGIN <= free:
-        cures.append(f"trainer.devices={max(1, free // (needed // processes + _MARGIN))}")
+        cures.append(f"devices={max(1, free // (needed // processes + _MARGIN))}")
     cures += [cure] if cure else []
     cures.append("a smaller model, or a larger machine")
     raise UserError(
-        f"lm.name={name}: its {parameters:,} parameters take {needed / processes / 2**30:.1f} GiB in "
+        f"name={name}: its {parameters:,} parameters take {needed / processes / 2**30:.1f} GiB in "
         f"{dtype}{times}, and {where} has {free / 2**30:.1f} GiB of memory free. What helps: {'; '.join(cures)}."
     )

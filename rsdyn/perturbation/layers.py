@@ -131,11 +131,11 @@ def changed_layers(kind: str, layers: Sequence[int] | None, n_layers: int) -> li
     """The layers that are changed in turn, all by default; ``UserError`` for one that cannot be."""
     last = n_layers - 1 if kind == "skip" else n_layers - 2
     if last < 0:
-        raise UserError("perturb.kind=swap_layers: the model has one layer, and none to exchange it with. Skip it.")
+        raise UserError("kind=swap_layers: the model has one layer, and none to exchange it with. Skip it.")
     chosen = [*range(last + 1)] if layers is None else [*layers]
     if chosen[-1] > last:
         raise UserError(
-            f"perturb.layers: with perturb.kind={kind} layer {chosen[-1]} would be exchanged with the one behind it, "
+            f"layers: with kind={kind} layer {chosen[-1]} would be exchanged with the one behind it, "
             f"and there is none. Give layers from 0 to {last}."
         )
     return chosen
@@ -173,8 +173,8 @@ def measure_layers(
             changed = run_in_order(lm, run, order_of(kind, layer, lm.n_layers))
             if not changed.isfinite().all():
                 raise NonFiniteError(
-                    f"perturb.kind={kind}: the stream of {lm.name} is not finite when layer {layer} is changed, in "
-                    f"{lm.dtype}. Compute in a wider type (lm.dtype=float32), or leave it out of perturb.layers."
+                    f"kind={kind}: the stream of {lm.name} is not finite when layer {layer} is changed, in "
+                    f"{lm.dtype}. Compute in a wider type (dtype=float32), or leave it out of `layers`."
                 )
             log_probs = lm.log_probs(changed)
             rows.append((next_token_losses(log_probs, run.tokens).sum(), kl(plain[:-1], log_probs[:-1]).sum()))

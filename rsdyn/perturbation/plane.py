@@ -85,13 +85,13 @@ def open_autoencoder(settings: PerturbConfig, n_units: int) -> CompressingAutoen
     cae = CompressingAutoencoder.from_checkpoint(settings.checkpoint).eval()
     if cae.widths[0] != n_units:
         raise UserError(
-            f"perturb.checkpoint={settings.checkpoint}: the autoencoder takes {cae.widths[0]} units and this "
+            f"checkpoint={settings.checkpoint}: the autoencoder takes {cae.widths[0]} units and this "
             f"model's stream has {n_units}. Take one that was trained on this model."
         )
     if cae.widths[-1] != 2 and settings.kind == "teleport":
         raise UserError(
-            f"perturb.checkpoint={settings.checkpoint}: the autoencoder has {cae.widths[-1]} latents, and a grid "
-            "needs 2. Take one with cae.bottleneck=2."
+            f"checkpoint={settings.checkpoint}: the autoencoder has {cae.widths[-1]} latents, and a grid "
+            "needs 2. Take one with bottleneck=2."
         )
     return cae
 
@@ -105,8 +105,8 @@ def find_plane(settings: PerturbConfig, trajectories: Tensor, autoencoder: Compr
     if autoencoder is None:
         if n * s < 3:
             raise UserError(
-                f"data.limit: {n} sequence{'s' * (n > 1)} of {s} sublayer{'s' * (s > 1)} give {n * s} vectors, and two "
-                "components need 3 at least. Give more text (data.limit, perturb.samples)."
+                f"limit: {n} sequence{'s' * (n > 1)} of {s} sublayer{'s' * (s > 1)} give {n * s} vectors, and two "
+                "components need 3 at least. Give more text (`limit`, `samples`)."
             )
         pca = PCA.fit(trajectories.reshape(-1, n_units), 2)
         mean = sum(part.to(torch.float64).sum(0) for part in trajectories.split(256)) / n
@@ -126,7 +126,7 @@ def find_plane(settings: PerturbConfig, trajectories: Tensor, autoencoder: Compr
     except ValueError as error:
         raise UserError(
             "data: the recorded states are all alike, or not finite, along one axis of the plane, so that it has no "
-            "range for a grid. Give other text, or perturb.grid.range=[min1,max1,min2,max2]."
+            "range for a grid. Give other text, or grid.range=[min1,max1,min2,max2]."
         ) from error
 
 

@@ -118,8 +118,8 @@ def _states(
     rows = _usable(trajectories, s, state, prompt)
     if len(rows) == 0:
         raise UserError(
-            "perturb.kind=swap: there are no other sequences whose state differs from the prompt's, to swap in. Give "
-            "more text (data.limit, perturb.samples), deeper perturb.layers, or another prompt."
+            "kind=swap: there are no other sequences whose state differs from the prompt's, to swap in. Give "
+            "more text (`limit`, `samples`), deeper `layers`, or another prompt."
         )
     return _through(settings, plane, state, s, _swapped(trajectories, rows, s, state, settings.points, generator))
 

@@ -32,15 +32,13 @@ def layers_of(layers: Sequence[float] | None, n_layers: int) -> list[int]:
     if any(value != int(value) for value in layers):
         if max(layers) > 1:
             raise UserError(
-                f"perturb.layers={[*layers]}: with a decimal part they are fractions of the depth, from 0 to 1. Give "
+                f"layers={[*layers]}: with a decimal part they are fractions of the depth, from 0 to 1. Give "
                 f"fractions, or whole layer numbers from 0 to {n_layers - 1}."
             )
         return sorted({round(value * (n_layers - 1)) for value in layers})
     chosen = sorted({int(value) for value in layers})
     if chosen[-1] >= n_layers:
-        raise UserError(
-            f"perturb.layers: this model has no layer {chosen[-1]}; its {n_layers} layers are 0 to {n_layers - 1}."
-        )
+        raise UserError(f"layers: this model has no layer {chosen[-1]}; its {n_layers} layers are 0 to {n_layers - 1}.")
     return chosen
 
 
@@ -55,16 +53,16 @@ def prompts_of(settings: PerturbConfig, sequences: Sequences, lm: LMSource, *, s
 
 
 def _written(settings: PerturbConfig, sequences: Sequences, lm: LMSource) -> list[Prompt]:
-    key, texts = "perturb.prompt", [settings.prompt]
+    key, texts = "prompt", [settings.prompt]
     if settings.prompts is not None:
-        key = "perturb.prompts"
+        key = "prompts"
         try:
             lines = list(lines_of(Path(settings.prompts).expanduser()))
         except (OSError, DamagedError) as error:
-            raise UserError(f"perturb.prompts={settings.prompts}: cannot be read as text ({error}).") from error
+            raise UserError(f"prompts={settings.prompts}: cannot be read as text ({error}).") from error
         texts = [line for line in lines if line.strip()]
         if not texts:
-            raise UserError(f"perturb.prompts={settings.prompts}: the file holds no prompt. Write one a line.")
+            raise UserError(f"prompts={settings.prompts}: the file holds no prompt. Write one a line.")
     tokenizer = lm.tokenizer()
     prompts = []
     for text in texts:
@@ -85,7 +83,7 @@ def _drawn(settings: PerturbConfig, sequences: Sequences, seed: int) -> list[Pro
     if wanted is None:
         wanted = min(FROM_TEXT, len(sequences)) if settings.prompts is None else 0
     if wanted > len(sequences):
-        raise UserError(f"perturb.from_text={wanted}: the text has {len(sequences)} sequences. Ask for fewer.")
+        raise UserError(f"from_text={wanted}: the text has {len(sequences)} sequences. Ask for fewer.")
     rows = np.random.default_rng(seed).permutation(len(sequences))
     if sequences.documents is not None:  # sequences of one document are no independent prompts: one of each comes first
         _, first = np.unique(sequences.documents[rows], return_index=True)

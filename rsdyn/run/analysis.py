@@ -21,7 +21,7 @@ from rsdyn.analysis.shape_rows import shape_in_words, shape_rows
 from rsdyn.analysis.stored import flatten
 from rsdyn.analysis.summary import in_words, numbers_of
 from rsdyn.analysis.table import as_json, as_markdown, as_text
-from rsdyn.config.schema import named_by_keys
+from rsdyn.config.naming import keyed
 from rsdyn.figures.panel import Panel
 from rsdyn.metrics.processes import n_processes
 from rsdyn.run.finish import MOST_SENTENCES, Ending, Recorded
@@ -38,15 +38,14 @@ def check_analysis(run: Run, stream: TrajectoryStream) -> int:
     """Check that a stream can give what was asked for, and say how many of its sequences are measured."""
     settings = run.config.analysis
     n_samples = min(settings.samples or stream.n_sequences, stream.n_sequences)
-    with named_by_keys("analysis"):
-        check_settings(
-            settings,
-            n_sequences=n_samples,
-            n_trajectories=stream.n_trajectories(0, n_samples),
-            n_sublayers=stream.n_sublayers,
-            n_units=stream.n_units,
-            sites_per_layer=len(stream.lm.site_names),
-        )
+    check_settings(
+        settings,
+        n_sequences=n_samples,
+        n_trajectories=stream.n_trajectories(0, n_samples),
+        n_sublayers=stream.n_sublayers,
+        n_units=stream.n_units,
+        sites_per_layer=len(stream.lm.site_names),
+    )
     return n_samples
 
 
@@ -167,7 +166,7 @@ def ending_of(
     return Ending(
         answer=said,
         tables=lines,
-        notes=notes,
+        notes=[keyed(("data", "analysis"), note) for note in notes],
         foot={"LM": of_streams.words()} if streams else {},
         summary=summary,
         arrays=arrays,

@@ -11,7 +11,6 @@ from rsdyn.analysis.checks import check_settings
 from rsdyn.analysis.settings import JACOBIAN
 from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.autoencoder.settings import CaeConfig
-from rsdyn.config.schema import named_by_keys
 from rsdyn.errors import UserError
 from rsdyn.lm.continuing.layer_calls import check_memories
 from rsdyn.lm.source import LMSource
@@ -68,23 +67,21 @@ def check_model(run: Run, lm: LMSource) -> None:
     """Raise ``UserError`` for what a model of this shape cannot give, whatever the text is."""
     config = run.config
     if run.script == "train":
-        with named_by_keys("cae"), torch.device("meta"):
+        with torch.device("meta"):
             CompressingAutoencoder(**autoencoder_arguments(config.cae, lm.n_units, lm.n_sublayers))
     if run.script == "perturb":
-        with named_by_keys("perturb"):
-            _check_perturbation(run, lm)
+        _check_perturbation(run, lm)
     if (run.script == "analyze" and config.analysis.measures != [JACOBIAN]) or (
         run.script == "train" and config.analysis.on_train
     ):
-        with named_by_keys("analysis"):
-            check_settings(
-                config.analysis,
-                n_sequences=ENOUGH,
-                n_trajectories=ENOUGH,
-                n_sublayers=lm.n_sublayers,
-                n_units=lm.n_units,
-                sites_per_layer=len(lm.site_names),
-            )
+        check_settings(
+            config.analysis,
+            n_sequences=ENOUGH,
+            n_trajectories=ENOUGH,
+            n_sublayers=lm.n_sublayers,
+            n_units=lm.n_units,
+            sites_per_layer=len(lm.site_names),
+        )
     if run.script == "analyze" and JACOBIAN in config.analysis.measures:
         _check_jacobians(run, lm)
 
@@ -117,5 +114,4 @@ def _check_jacobians(run: Run, lm: LMSource) -> None:
 def check_prompts(run: Run, source: Source) -> None:
     """Raise ``UserError`` for prompts of perturb.py that are empty, too long, or more than the text has."""
     if run.script == "perturb":
-        with named_by_keys("perturb"):
-            prompts_of(run.config.perturb, source.sequences, source.lm, seed=run.config.seed)
+        prompts_of(run.config.perturb, source.sequences, source.lm, seed=run.config.seed)

@@ -15,7 +15,8 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
-from rsdyn.config.schema import named_by_keys, to_dict
+from rsdyn.config.naming import keyed
+from rsdyn.config.schema import to_dict
 from rsdyn.embedded import DOCUMENT_COLUMN
 from rsdyn.lm.certificate import Certificate, say_unused
 from rsdyn.lm.source import LMSource, find_lm
@@ -108,24 +109,23 @@ def find_text(run: Run, lm: LMSource) -> Source:
     corpus = _open_rows(run)
     document_column = data.document_column or (DOCUMENT_COLUMN if data.path is None and data.name is None else None)
     tokenizer = lm.tokenizer()
-    with named_by_keys("lm"), named_by_keys("data"):
-        sequences = tokenise(
-            corpus.rows,
-            tokenizer,
-            text_column=data.text_column,
-            l_min=data.l_min,
-            l_max=data.l_max,
-            strip=data.strip,
-            limit=data.limit,
-            order=data.order,
-            seed=run.config.seed if data.order_seed is None else data.order_seed,
-            documents=document_of(corpus.rows, text_column=data.text_column, document_column=document_column),
-            max_tokens=lm.max_tokens,
-            truncate=data.truncate,
-            vocab_size=lm.vocab_size,
-            bos=run.config.lm.bos,
-            chat_template=data.chat_template,
-        )
+    sequences = tokenise(
+        corpus.rows,
+        tokenizer,
+        text_column=data.text_column,
+        l_min=data.l_min,
+        l_max=data.l_max,
+        strip=data.strip,
+        limit=data.limit,
+        order=data.order,
+        seed=run.config.seed if data.order_seed is None else data.order_seed,
+        documents=document_of(corpus.rows, text_column=data.text_column, document_column=document_column),
+        max_tokens=lm.max_tokens,
+        truncate=data.truncate,
+        vocab_size=lm.vocab_size,
+        bos=run.config.lm.bos,
+        chat_template=data.chat_template,
+    )
     text = data.name or (Path(data.path).expanduser().absolute().name if data.path else "embedded")
     run.say(
         f"Text: {text}: {len(sequences)} sequences of {data.l_min + 1} to {data.l_max - 1} characters out of "
@@ -135,7 +135,7 @@ def find_text(run: Run, lm: LMSource) -> Source:
     unread = f"not read: {corpus.unread}" if corpus.unread else None
     for note in (unread, sequences.bos_note, cut):
         if note:
-            run.say(f"      {note}")
+            run.say(f"      {keyed(('data', 'lm'), note)}")
     made_from = {
         "lm_revision": lm.commit or lm.revision,
         **({} if lm.quantisation is None else {"lm_quantisation": lm.quantisation}),

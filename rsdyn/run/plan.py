@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from huggingface_hub import constants
 
+from rsdyn.config.naming import in_keys
 from rsdyn.errors import UserError
 from rsdyn.lm.hub import hub_reachable, weights_size
 from rsdyn.lm.shapes import SHAPES
@@ -81,7 +82,7 @@ def show_plan(run: Run) -> None:
         except UserError as error:
             if run.config.data.name is None or hub_reachable():  # a mistake, which the run would meet too
                 raise
-            missing = str(error)
+            missing = in_keys(error)
     plan = make_plan(run, lm, source, missing)
     for line in plan.lines:
         run.say(line)

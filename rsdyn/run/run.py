@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rsdyn.config.naming import keyed
 from rsdyn.config.schema import Config, to_dict
 from rsdyn.files import CONFIG, LOCK, PROVENANCE, write_json
 from rsdyn.ranks import is_rank_zero
@@ -97,7 +98,7 @@ class Run:
         tracking = self.config.tracking
         if is_rank_zero():
             mode, line = wandb_mode(tracking.mode, run_dir=self.folder)
-            self.say(line)
+            self.say(keyed("tracking", line))
             if mode != "disabled" and (unused := unused_folders(os.environ)) is not None:
                 self.say(unused)
             given = os.environ.get("WANDB_RUN_ID")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rsdyn.config.command_line import PLAN, load_config
+from rsdyn.config.naming import in_keys
 from rsdyn.config.schema import Config, to_dict, to_yaml
 from rsdyn.errors import UserError
 from rsdyn.files import CONFIG, PROVENANCE, write_text
@@ -80,7 +81,7 @@ def _run(script: str, work: Callable[[Run], None], argv: Sequence[str] | None, s
         code = 0
     except UserError as error:
         code = error.exit_code
-        print(f"{script}.py: error: {error}", file=sys.stderr)
+        print(f"{script}.py: error: {in_keys(error)}", file=sys.stderr)
         if run is not None:
             run.discard_if_unused(code)
     except Interrupted as error:

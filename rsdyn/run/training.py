@@ -10,7 +10,6 @@ from rsdyn.analysis.checks import check_settings
 from rsdyn.analysis.while_training import RideAlong
 from rsdyn.autoencoder.summary import TrainingSummary
 from rsdyn.autoencoder.training import LitAutoencoder
-from rsdyn.config.schema import named_by_keys
 from rsdyn.config.trainer_options import check_max_steps
 from rsdyn.errors import UserError
 from rsdyn.run.checkpoints import LAST, BestCheckpoint, LastCheckpoint, Position, check_checkpoint, take_best_along
@@ -43,19 +42,18 @@ def make_datamodule(
     """The training, validation and test batches of a stream; recording is told to who shows it and who rides along."""
     data = run.config.data
     listening = {} if riding is None else {"on_shard": riding.take}
-    with named_by_keys("data"):
-        datamodule = ResidualStreamDataModule(
-            stream,
-            val_size=data.val_size,
-            test_size=data.test_size,
-            batch_by=data.batch_by,
-            batch_size=data.batch_size,
-            shuffle_shards=data.shuffle_shards,
-            seed=run.config.seed,
-            on_record=progress.recorded,
-            stop=run.stop,
-            **listening,
-        )
+    datamodule = ResidualStreamDataModule(
+        stream,
+        val_size=data.val_size,
+        test_size=data.test_size,
+        batch_by=data.batch_by,
+        batch_size=data.batch_size,
+        shuffle_shards=data.shuffle_shards,
+        seed=run.config.seed,
+        on_record=progress.recorded,
+        stop=run.stop,
+        **listening,
+    )
     trainer = run.config.trainer
     n_processes = processes_here(run) * trainer.num_nodes
     check_max_steps(trainer.options, batches=datamodule.n_train_batches // n_processes)
@@ -65,17 +63,16 @@ def make_datamodule(
 def make_autoencoder(run: Run, stream: TrajectoryStream) -> LitAutoencoder:
     """The autoencoder of the ``cae`` section for a stream, and how it is trained."""
     cae = run.config.cae
-    with named_by_keys("cae"):
-        return LitAutoencoder(
-            autoencoder=autoencoder_arguments(cae, stream.n_units, stream.n_sublayers),
-            n_sublayers=stream.n_sublayers,
-            lr=cae.lr,
-            warmup_steps=cae.warmup_steps,
-            schedule=cae.schedule,
-            plateau_factor=cae.plateau_factor,
-            plateau_patience=cae.plateau_patience,
-            bias_init=cae.bias_init,
-        )
+    return LitAutoencoder(
+        autoencoder=autoencoder_arguments(cae, stream.n_units, stream.n_sublayers),
+        n_sublayers=stream.n_sublayers,
+        lr=cae.lr,
+        warmup_steps=cae.warmup_steps,
+        schedule=cae.schedule,
+        plateau_factor=cae.plateau_factor,
+        plateau_patience=cae.plateau_patience,
+        bias_init=cae.bias_init,
+    )
 
 
 def make_ride_along(run: Run, stream: TrajectoryStream) -> RideAlong | None:
@@ -83,15 +80,14 @@ def make_ride_along(run: Run, stream: TrajectoryStream) -> RideAlong | None:
     analysis = run.config.analysis
     if not analysis.on_train:
         return None
-    with named_by_keys("analysis"):
-        check_settings(
-            analysis,
-            n_sequences=min(analysis.samples or stream.n_sequences, stream.n_sequences),
-            n_trajectories=stream.n_trajectories(0, analysis.samples),
-            n_sublayers=stream.n_sublayers,
-            n_units=stream.n_units,
-            sites_per_layer=len(stream.lm.site_names),
-        )
+    check_settings(
+        analysis,
+        n_sequences=min(analysis.samples or stream.n_sequences, stream.n_sequences),
+        n_trajectories=stream.n_trajectories(0, analysis.samples),
+        n_sublayers=stream.n_sublayers,
+        n_units=stream.n_units,
+        sites_per_layer=len(stream.lm.site_names),
+    )
     return RideAlong(
         measures=analysis.measures,
         samples=analysis.samples,

@@ -120,8 +120,8 @@ class ResidualStreamDataModule(L.LightningDataModule):
         self._kept: Vectors | None = None
         if world_size > self.stream.n_shards:
             raise UserError(
-                f"trainer.devices: {world_size} processes for {self.stream.n_shards} shards of "
-                f"{self.stream.shard_sequences} sequences, so some would have nothing to do. Set cache.shard_sequences "
+                f"devices: {world_size} processes for {self.stream.n_shards} shards of "
+                f"{self.stream.shard_sequences} sequences, so some would have nothing to do. Set `shard_sequences` "
                 f"to at most {max(1, self.stream.n_sequences // world_size)}, or use fewer devices."
             )
         self.rank, self.world_size = rank, world_size
@@ -135,8 +135,8 @@ class ResidualStreamDataModule(L.LightningDataModule):
         self.n_train_batches = int(batches.min())
         if self.n_train_batches == 0:
             raise UserError(
-                f"trainer.devices: a process of {world_size} would have no training sequence. Lower "
-                "cache.shard_sequences, or use fewer devices."
+                f"devices: a process of {world_size} would have no training sequence. Lower "
+                "`shard_sequences`, or use fewer devices."
             )
         kept = np.minimum(per_process, self.n_train_batches * per_batch)
         self.dropped = round(float((per_process - kept).sum()) * self.stream.n_sublayers)

@@ -348,10 +348,10 @@ class TrajectoryStream:
             log.warning("%s of its norm, which is rounding: another processor or other libraries%s.", where, reason)
             return
         raise UserError(
-            f"cache.dir={self.cache.root}: {where} of its norm at sublayer {canary.sublayer} ({allowed:.0e} is "
+            f"dir={self.cache.root}: {where} of its norm at sublayer {canary.sublayer} ({allowed:.0e} is "
             f"rounding), so these weights or libraries{reason} make other numbers than those that filled "
             f"{self.cache.folder.name}. Nothing was added to it. Go back to what filled it, remove it (python -m "
-            f"rsdyn.stream.cache prune {self.cache.folder.name} --yes), or choose another cache.dir."
+            f"rsdyn.stream.cache prune {self.cache.folder.name} --yes), or choose another `dir`."
         )
 
     def record_with(self, model: LanguageModel) -> None:

@@ -86,9 +86,9 @@ class TrajectoryDataModule(L.LightningDataModule):
         """Be process ``rank`` of ``world_size``: decides which shards this one owns."""
         if world_size > self.n_shards:
             raise UserError(
-                f"trainer.devices: {world_size} processes for {self.n_shards} shards of {self.stream.shard_sequences} "
-                f"sequences, so some would have nothing to do. Raise analysis.samples (now {self.n_samples}), lower "
-                "cache.shard_sequences, or use fewer devices."
+                f"devices: {world_size} processes for {self.n_shards} shards of {self.stream.shard_sequences} "
+                f"sequences, so some would have nothing to do. Raise `samples` (now {self.n_samples}), lower "
+                "`shard_sequences`, or use fewer devices."
             )
         counts = np.array([self._n_rows(k) for k in range(self.n_shards)])
         owners = balanced_owners(counts, world_size)

@@ -55,7 +55,7 @@ def wandb_mode(mode: str, env: Mapping[str, str] | None = None, run_dir: str | P
     Raises UserError for an unknown mode, and for ``online`` without a key, where wandb would prompt or raise.
     """
     env = os.environ if env is None else env
-    source = f"tracking.mode={mode}"
+    source = f"mode={mode}"
     if mode not in MODES:
         raise UserError(f"{source} is not a mode of W&B: choose one of {', '.join(MODES)}.")
     if mode == "auto" and env.get("WANDB_MODE"):
@@ -75,7 +75,7 @@ def wandb_mode(mode: str, env: Mapping[str, str] | None = None, run_dir: str | P
         if not key:
             raise UserError(
                 f"{source} needs a key for {url} and there is none: set WANDB_API_KEY, run `wandb login`, "
-                "or use tracking.mode=offline."
+                "or use mode=offline."
             )
         return mode, f"W&B: online ({source}), {url}"
     if not key:
@@ -250,9 +250,9 @@ def make_wandb_logger(
         _end_service()
         _restore(before)
         reason = redact(str(error).partition("\n")[0].rstrip(".") or type(error).__name__)
-        cure = "Use tracking.mode=disabled."
+        cure = "Use mode=disabled."
         if mode == "online":
-            cure = "Check the key and the network, or use tracking.mode=offline."
+            cure = "Check the key and the network, or use mode=offline."
         raise NotStarted(f"W&B ({mode}) did not start: {reason}. {cure}", reason) from error
 
     # No two rules may match one name: wandb-core expands globs in a random order, whatever stands first. Axes and what

@@ -347,7 +347,7 @@ def test_more_components_than_there_are_is_a_users_mistake(x):
     probe = ResidualStreamProbe(n_sublayers=S, n_units=D, measures=["pca"], components=D + 1)
     for batch in batches(x):
         probe.test_step(batch, 0, 0)
-    with pytest.raises(UserError, match=r"analysis\.components=33"):
+    with pytest.raises(UserError, match=r"components=33"):
         probe.between_passes()
 
 

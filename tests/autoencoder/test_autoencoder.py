@@ -59,13 +59,13 @@ def test_ends_are_exact_and_nothing_is_narrower_than_the_bottleneck(k, d_bottle)
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((64, 2, 1), "cae.layers=1"),
-        ((64, 2, 0), "cae.layers=0"),
-        ((64, 2, 0, "maps"), "cae.layers=0"),
-        ((64, 64, 10), "cae.bottleneck=64"),
-        ((64, 65, 10), "cae.bottleneck=65"),
-        ((64, 0, 10), "cae.bottleneck=0"),
-        ((1, 1, 10), "cae.bottleneck=1"),
+        ((64, 2, 1), "layers=1"),
+        ((64, 2, 0), "layers=0"),
+        ((64, 2, 0, "maps"), "layers=0"),
+        ((64, 64, 10), "bottleneck=64"),
+        ((64, 65, 10), "bottleneck=65"),
+        ((64, 0, 10), "bottleneck=0"),
+        ((1, 1, 10), "bottleneck=1"),
     ],
 )
 def test_impossible_widths(arguments, says):
@@ -411,7 +411,7 @@ def test_where_no_inner_layer_is_wide_enough_the_autoencoder_is_linear(d_in, d_b
 @pytest.mark.parametrize(("d_in", "d_bottle"), [(64, 64), (64, 65), (64, 0), (1, 1)])
 @pytest.mark.parametrize("layers", [None, "paper"])
 def test_a_rule_says_what_is_wrong_with_the_widths(d_in, d_bottle, layers):
-    with pytest.raises(UserError, match=f"^cae.bottleneck={d_bottle}:"):
+    with pytest.raises(UserError, match=f"^bottleneck={d_bottle}:"):
         CompressingAutoencoder(d_in, d_bottle, layers)
 
 

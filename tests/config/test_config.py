@@ -14,7 +14,6 @@ from rsdyn.config.schema import (
     UNUSED,
     Config,
     check,
-    named_by_keys,
     options,
     sections,
     to_dict,
@@ -22,7 +21,7 @@ from rsdyn.config.schema import (
     unused_by,
 )
 from rsdyn.config.trainer_options import RESERVED
-from rsdyn.errors import NonFiniteError, UserError
+from rsdyn.errors import UserError
 
 # One value a key that is not its default: (text, value).
 OTHER = {
@@ -612,16 +611,6 @@ def test_a_setting_that_the_script_uses_is_taken():
     assert load("analysis.on_train=true", "analysis.samples=5", script="train").analysis.samples == 5
     assert load("analysis.samples=5", script="analyze").analysis.samples == 5
     assert load("trainer.accelerator=cpu", script="perturb").trainer.accelerator == "cpu"
-
-
-def test_a_library_names_its_arguments_and_a_script_the_keys():
-    with pytest.raises(UserError) as caught, named_by_keys("data"):
-        raise UserError("val_size=3, data.limit=5 and n_limit=2: lower val_size=3; name them, or set limit.")
-    assert str(caught.value) == (
-        "data.val_size=3, data.limit=5 and n_limit=2: lower data.val_size=3; name them, or set limit."
-    )
-    with pytest.raises(NonFiniteError, match=r"^data\.l_min=1$"), named_by_keys("data"):
-        raise NonFiniteError("l_min=1")
 
 
 def test_a_seed_for_an_order_that_draws_nothing_is_refused():

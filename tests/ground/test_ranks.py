@@ -13,7 +13,7 @@ LIGHTNING = {"LOCAL_RANK": "1", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "M
 @pytest.mark.parametrize(
     ("env", "n", "words"),
     [
-        ({"RANK": "1"}, 1, ["RANK=1", "unset RANK", "trainer.devices"]),
+        ({"RANK": "1"}, 1, ["RANK=1", "unset RANK", "devices"]),
         ({"RANK": "1", "WORLD_SIZE": "4"}, 1, ["unset RANK WORLD_SIZE"]),
         ({"LOCAL_RANK": "3"}, 1, ["LOCAL_RANK=3"]),
         ({"SLURM_PROCID": "2", "RANK": "0"}, 1, ["SLURM_PROCID=2 in"]),

@@ -135,7 +135,7 @@ def test_reading_the_padding_is_found(monkeypatch):
     fails(LanguageModel(causal.base_model), "a sequence alone and beside a longer one", "layer 0", "choose a decoder")
     # in half precision more is allowed, and such a mistake is still larger
     error = fails(LanguageModel(causal.to(torch.bfloat16).base_model), "beside a longer one", "bfloat16")
-    assert "lm.dtype=float32 will pass" in str(error)
+    assert "dtype=float32 will pass" in str(error)
 
 
 def test_an_encoder_is_found():
@@ -165,7 +165,7 @@ def test_float16_overflow_is_told_apart():
     causal = make("llama").to(torch.float16)
     for projection in ("up_proj", "down_proj"):
         getattr(causal.model.layers[1].mlp, projection).weight.mul_(1e3)
-    error = fails(LanguageModel(causal.base_model, name="big"), "float16", "65504", "lm.dtype=bfloat16", "layer 2")
+    error = fails(LanguageModel(causal.base_model, name="big"), "float16", "65504", "dtype=bfloat16", "layer 2")
     assert isinstance(error, NonFiniteError) and error.exit_code == 3
     causal = make("llama")
     causal.model.layers[1].self_attn.o_proj.weight.fill_(torch.nan)

@@ -61,7 +61,7 @@ def test_a_model_that_sees_is_continued_in_its_own_words(tmp_path, name):
 @pytest.mark.parametrize("name", CARRYING)
 def test_layers_that_carry_a_state_are_known_from_the_config(name):
     config = config_of(name)
-    with pytest.raises(UserError, match=rf"lm.name: {name} cannot be continued.*a state from token to token"):
+    with pytest.raises(UserError, match=rf"name: {name} cannot be continued.*a state from token to token"):
         check_memories(config, name)
     causal = make(name)
     lm = LanguageModel(base_of(causal)[1], name=name, causal=causal)
@@ -87,7 +87,7 @@ def test_others_carry_none(name):
 def test_a_model_without_a_head_is_one_line():
     from transformers import AutoConfig
 
-    with pytest.raises(UserError, match=r"lm.name: transformers opens a model of type 'siglip_vision_model' without"):
+    with pytest.raises(UserError, match=r"name: transformers opens a model of type 'siglip_vision_model' without"):
         class_with_head(AutoConfig.for_model("siglip_vision_model"))
 
 

@@ -205,7 +205,7 @@ def test_settings_that_do_not_go_with_a_file(file):
 
 
 def test_a_folder_of_gguf_files_names_one(file):
-    with pytest.raises(UserError, match=r"Of its GGUF files give one: lm.name=.*tiny-F32.gguf"):
+    with pytest.raises(UserError, match=r"Of its GGUF files give one: name=.*tiny-F32.gguf"):
         find_lm(str(file.parent))
 
 

@@ -257,12 +257,12 @@ def test_what_a_row_cannot_do_raises(options, mask, n_tokens, reason):
     states = torch.zeros(1, 2, n_tokens, 4)
     with one_row([3, 2]), pytest.raises(NotPackedError, match=reason) as caught:
         packing._attend("sdpa", torch.nn.Identity(), states, states, states, mask, **options)
-    assert "lm.layout=sorted" in str(caught.value)
+    assert "layout=sorted" in str(caught.value)
 
 
 def test_packed_must_be_possible_where_it_is_asked_for():
     lm = LanguageModel(ZOO["bloom"]().base_model, name="bloom")
-    with pytest.raises(UserError, match=r"lm.layout=packed: bloom cannot.*fails in such a row.*=auto or sorted"):
+    with pytest.raises(UserError, match=r"layout=packed: bloom cannot.*fails in such a row.*=auto or sorted"):
         choose_layout(lm, texts(), "packed")
     assert choose_layout(lm, texts(), "sorted") == Layout("sorted") == lm.layout
 
@@ -348,6 +348,6 @@ def test_a_stream_that_cannot_be_packed_says_why(tmp_path, make_sequences):
     assert said[1].strip() == f"recorded in padded batches, not in packed rows: {kept['layout_reason']}"
     refused = TrajectoryStream(source, sequences, cache_dir=tmp_path / "cache", shard_sequences=8, layout="packed")
     refused.open()
-    with pytest.raises(UserError, match=r"lm\.layout=packed"):
+    with pytest.raises(UserError, match=r"layout=packed"):
         refused.shard(0)
     assert refused.missing() == [0, 1]

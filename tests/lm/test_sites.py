@@ -56,7 +56,7 @@ def test_a_large_model_costs_no_memory():
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_norms_behind_the_sums_are_refused(name):
-    with pytest.raises(UserError, match=r"lm\.name.*not supported.*post-norm.*SITES of rsdyn/lm/sites\.py"):
+    with pytest.raises(UserError, match=r"name.*not supported.*post-norm.*SITES of rsdyn/lm/sites\.py"):
         site_names(config_of(name))
     with pytest.raises(UserError, match="post-norm"):
         find_sites(make(name).base_model)

@@ -122,7 +122,7 @@ def test_an_untrained_model_has_the_shape_and_random_weights(tiny_llama):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("/nowhere/at/all", ["lm.name=/nowhere/at/all", "no such folder", "embedded"]),
+        ("/nowhere/at/all", ["name=/nowhere/at/all", "no such folder", "embedded"]),
         ("./missing", ["no such folder"]),
         ("https://huggingface.co/openai-community/gpt2", ["no such folder", "a name on the Hugging Face Hub"]),
     ],
@@ -134,7 +134,7 @@ def test_missing_folder(name, words):
 def test_folder_mistakes(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no config.json" in message(tmp_path / "empty")
-    assert "lm.revision=v1 is for a model on the Hub" in message(folder, revision="v1")
+    assert "revision=v1 is for a model on the Hub" in message(folder, revision="v1")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "no *.safetensors file, and other formats can run code" in message(folder)
     (folder / "pytorch_model.bin").rename(folder / "part-1.safetensors")
@@ -204,14 +204,14 @@ def test_remote_code_is_not_run_unless_asked(folder, tmp_path):
     auto = {"AutoConfig": "code.Config", "AutoModel": "code.Model"}
     change_config(folder, model_type="its-own", auto_map=auto)
     (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    assert "lm.trust_remote_code=true" in message(folder)
+    assert "trust_remote_code=true" in message(folder)
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_folder_without_a_tokenizer_and_one_named_in_its_place(folder, tiny_llama, tmp_path):
     for file in folder.glob("*token*"):
         file.unlink()
-    with pytest.raises(UserError, match=r"lm\.name=.*no tokenizer can be opened there.*lm\.tokenizer\.$") as caught:
+    with pytest.raises(UserError, match=r"name=.*no tokenizer can be opened there.*`tokenizer`\.$") as caught:
         find_lm(str(folder)).tokenizer()
     assert "\n" not in str(caught.value) and "instantiate the backend tokenizer" in str(caught.value)
     own, named = (find_lm(str(lm), tokenizer=t) for lm, t in ((tiny_llama, None), (folder, str(tiny_llama))))
@@ -224,7 +224,7 @@ def test_a_folder_without_a_tokenizer_and_one_named_in_its_place(folder, tiny_ll
     ):
         with pytest.raises(UserError, match=words) as caught:
             find_lm(str(folder), tokenizer=name).tokenizer()
-        assert str(caught.value).startswith(f"lm.tokenizer={name}: ")
+        assert str(caught.value).startswith(f"tokenizer={name}: ")
 
 
 # --- configs --------------------------------------------------------------------------------------------------------
@@ -310,9 +310,9 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(tiny_llama, mo
     monkeypatch.setattr(AutoModel, "from_pretrained", lambda *a, **k: pytest.fail("the weights were read"))
     with pytest.raises(UserError) as caught:
         source.load()
-    for word in (f"lm.name={tiny_llama}", "float32", "lm.dtype=bfloat16", "lm.device_map=auto", "smaller model"):
+    for word in (f"name={tiny_llama}", "float32", "dtype=bfloat16", "device_map=auto", "smaller model"):
         assert word in str(caught.value)
-    with pytest.raises(UserError, match=r"for each of 3 processes.* trainer\.devices=1;.*smaller model"):
+    with pytest.raises(UserError, match=r"for each of 3 processes.* devices=1;.*smaller model"):
         source.check_memory(dtype="bfloat16", processes=3)
     with pytest.raises(UserError) as caught:
         source.without_training(0).check_memory(dtype="float32")
@@ -391,10 +391,10 @@ def test_auto_where_all_fits_on_one_device_is_the_plain_model(tiny_llama):
 
 def test_device_map_says_what_it_needs(tiny_llama, monkeypatch):
     source = find_lm(str(tiny_llama), device_map="auto")
-    with pytest.raises(UserError, match=r"lm\.device_map=auto.*analysis\.conditions=\[original,token_shuffled\]"):
+    with pytest.raises(UserError, match=r"device_map=auto.*conditions=\[original,token_shuffled\]"):
         source.without_training(0)
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"lm\.device_map=auto needs the package accelerate: pip install"):
+    with pytest.raises(UserError, match=r"device_map=auto needs the package accelerate: pip install"):
         source.load()
 
 
@@ -454,10 +454,10 @@ def test_a_model_of_the_hub_at_two_revisions(online, tiny_llama, sharded):
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        (("o/one", "v9"), ["lm.revision=v9", "no such branch"]),
-        (("o/gated", None), ["lm.name=o/gated", "gated", "huggingface.co/o/gated", "HF_TOKEN"]),
-        (("o/pickled", None), ["lm.name=o/pickled", "no safetensors", "lm.revision"]),
-        (("o/no", None), ["lm.name=o/no", "no such model", "spelling"]),
+        (("o/one", "v9"), ["revision=v9", "no such branch"]),
+        (("o/gated", None), ["name=o/gated", "gated", "huggingface.co/o/gated", "HF_TOKEN"]),
+        (("o/pickled", None), ["name=o/pickled", "no safetensors", "revision"]),
+        (("o/no", None), ["name=o/no", "no such model", "spelling"]),
     ],
 )
 def test_what_the_hub_refuses(online, case, words):

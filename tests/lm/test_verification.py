@@ -147,12 +147,12 @@ def test_what_does_not_hold_is_3_with_its_name(change, name, words, folder, tmp_
 def test_a_post_norm_folder_is_3(tmp_path, capsys):
     make("opt-post-norm").save_pretrained(tmp_path / "opt")
     assert rsdyn(["check", str(tmp_path / "opt")]) == 3
-    assert "FAIL  running sum     lm.name: a model of type 'opt' is not supported" in capsys.readouterr().out
+    assert "FAIL  running sum     name: a model of type 'opt' is not supported" in capsys.readouterr().out
 
 
 def test_mistakes_in_the_command_are_2(capsys):
     assert rsdyn(["check", "/no/such/folder"]) == 2
-    assert "rsdyn check: error: lm.name=/no/such/folder: no such folder" in capsys.readouterr().err
+    assert "rsdyn check: error: name=/no/such/folder: no such folder" in capsys.readouterr().err
     assert rsdyn(["chek", "x"]) == 2
     assert "chek: no such program. Did you mean check?" in capsys.readouterr().err
 

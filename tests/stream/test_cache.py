@@ -237,7 +237,7 @@ def test_entries_are_added_to_the_manifest_without_changing_the_key(cache):
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"cache\.dir=.*cannot write"):
+    with pytest.raises(UserError, match=r"dir=.*cannot write"):
         new_cache(tmp_path / "file" / "cache").open()
 
 
@@ -322,7 +322,7 @@ def test_free_space_is_compared_before_any_work(cache, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": free}))
     cache.check_free_space()  # nothing is missing
     cache.discard(0)
-    with pytest.raises(UserError, match=r"data\.limit=\d+ would fit"):
+    with pytest.raises(UserError, match=r"limit=\d+ would fit"):
         cache.check_free_space()
 
 
@@ -512,7 +512,7 @@ def test_a_cache_that_leads_out_of_its_root_is_refused(cache, tmp_path, what):
     again = new_cache(cache.root)
     if what != "folder":
         again.discard(1)  # a complete one is read without writing
-    with pytest.raises(UserError, match=r"cache\.dir=.*link"):
+    with pytest.raises(UserError, match=r"dir=.*link"):
         again.open()
     assert before == (sorted(p.name for p in outside.iterdir()) if outside.is_dir() else outside.read_text())
 

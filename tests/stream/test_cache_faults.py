@@ -105,7 +105,7 @@ def test_a_file_that_may_not_grow(tmp_path, share):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(size * share), before[1]))
     try:
-        with pytest.raises(UserError, match=r"cache\.dir=.*disk is full.*kept"):
+        with pytest.raises(UserError, match=r"dir=.*disk is full.*kept"):
             cache.write(1, big_shard(cache, 1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -178,7 +178,7 @@ def test_only_the_column_of_text_matters(tmp_path):
     (tmp_path / "b.csv").write_text("text,n\none,1\ntwo,x\n42,\n")
     assert texts(path=tmp_path / "b.csv") == ["one", "two", "42"]
     (tmp_path / "c.jsonl").write_text('{"text": "one"}\n{"text": 42}\n')
-    wrong(r"row 2 of c\.jsonl holds int64 \(42\).*data\.text_column", path=tmp_path / "c.jsonl")
+    wrong(r"row 2 of c\.jsonl holds int64 \(42\).*text_column", path=tmp_path / "c.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_a_split_is_what_a_whole_name_says_and_every_name(tmp_path):
         (tmp_path / f"{name}.txt").rename(tmp_path / f"test_{books.index(name)}.txt")
     corpus = open_corpus(path=tmp_path)
     assert list(corpus.rows["text"]) == ["a book of that title"]
-    assert corpus.unread == "the split test, beside data.split=train"
+    assert corpus.unread == "the split test, beside split=train"
     assert len(texts(path=tmp_path, split="test")) == 80
     assert open_corpus(path=tmp_path, split="train+test").unread is None
 
@@ -333,9 +333,9 @@ def test_several_configs_are_never_mixed(wikitext):
     for readme in (False, True):
         if readme:
             write_readme(wikitext)
-        with pytest.raises(UserError, match=r"data\.config.*wikitext-103-raw-v1, wikitext-2-raw-v1"):
+        with pytest.raises(UserError, match=r"config.*wikitext-103-raw-v1, wikitext-2-raw-v1"):
             load_rows(path=wikitext)
-        with pytest.raises(UserError, match=r"data\.config=wikitext-3 .*wikitext-103-raw-v1, wikitext-2-raw-v1"):
+        with pytest.raises(UserError, match=r"config=wikitext-3 .*wikitext-103-raw-v1, wikitext-2-raw-v1"):
             load_rows(path=wikitext, config="wikitext-3")
 
 
@@ -359,18 +359,18 @@ def wrong(match, **where):
 
 def test_unknown_split_column_and_type(tmp_path, wikitext):
     where = {"path": wikitext, "config": "wikitext-2-raw-v1"}
-    wrong(r"data\.split=valid .*: train, test\.", **where, split="valid")
-    wrong(r"data\.split=train\[ .*: train, test\.", **where, split="train[")
-    wrong(r"data\.text_column=body .*text, n", **where, text_column="body")
-    wrong(r"data\.text_column=n .*int64.*text: text", **where, text_column="n")
+    wrong(r"split=valid .*: train, test\.", **where, split="valid")
+    wrong(r"split=train\[ .*: train, test\.", **where, split="train[")
+    wrong(r"text_column=body .*text, n", **where, text_column="body")
+    wrong(r"text_column=n .*int64.*text: text", **where, text_column="n")
     (tmp_path / "a.txt").write_text("row\n")
-    wrong(r"data\.split=test .*: train", path=tmp_path / "a.txt", split="test")
-    wrong(r"data\.config=x .*one file", path=tmp_path / "a.txt", config="x")
+    wrong(r"split=test .*: train", path=tmp_path / "a.txt", split="test")
+    wrong(r"config=x .*one file", path=tmp_path / "a.txt", config="x")
 
 
 def test_missing_empty_and_unknown_files(tmp_path):
     (tmp_path / "notes.txt").write_text("row\n")
-    wrong(r"data\.path=.*nots\.txt: no such file.*Did you mean notes\.txt", path=tmp_path / "nots.txt")
+    wrong(r"path=.*nots\.txt: no such file.*Did you mean notes\.txt", path=tmp_path / "nots.txt")
     wrong(r"no such file.*folder .*absent does not exist", path=tmp_path / "absent" / "a.txt")
     (tmp_path / "empty.txt").touch()
     wrong(r"empty\.txt: the file is empty", path=tmp_path / "empty.txt")
@@ -379,9 +379,9 @@ def test_missing_empty_and_unknown_files(tmp_path):
     (tmp_path / "plain").write_text("x")
     wrong(r"\(none\) are not read", path=tmp_path / "plain")
     (tmp_path / "folder").mkdir()
-    wrong(r"data\.path=.*folder.*no data", path=tmp_path / "folder")
+    wrong(r"path=.*folder.*no data", path=tmp_path / "folder")
     (tmp_path / "folder" / "x.bin").write_text("x")
-    wrong(r"data\.path=.*folder.*no data", path=tmp_path / "folder")
+    wrong(r"path=.*folder.*no data", path=tmp_path / "folder")
     odd = tmp_path / "old [1]"
     odd.mkdir()
     (odd / "a.txt").write_text("row\n")
@@ -402,7 +402,7 @@ def test_missing_empty_and_unknown_files(tmp_path):
 )
 def test_damaged_files(tmp_path, name, body, capfd):
     (tmp_path / name).write_bytes(body)
-    message = wrong(r"data\.path=.*could not be read", path=tmp_path / name)
+    message = wrong(r"path=.*could not be read", path=tmp_path / name)
     assert "damaged" in message and name in message
     assert "Traceback" not in capfd.readouterr().err
 
@@ -419,8 +419,8 @@ def test_save_to_disk_folder(tmp_path):
 
 
 def test_keys_that_exclude_each_other(tmp_path):
-    wrong(r"data\.path=a\.txt and data\.name=", path="a.txt", name=NAME)
-    wrong(r"data\.revision=v1 needs data\.name", path="a.txt", revision="v1")
+    wrong(r"path=a\.txt and name=", path="a.txt", name=NAME)
+    wrong(r"revision=v1 needs `name`", path="a.txt", revision="v1")
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
@@ -462,8 +462,8 @@ def in_hub_cache(caches, write=write_wikitext, commit="c" * 40, ref="main"):
 
 def test_no_network_and_nothing_cached(monkeypatch):
     offline(monkeypatch)
-    message = wrong(r"data\.name=Salesforce/wikitext.*network is out of reach", name=NAME, config="wikitext-2-raw-v1")
-    assert "data.path=" in message
+    message = wrong(r"name=Salesforce/wikitext.*network is out of reach", name=NAME, config="wikitext-2-raw-v1")
+    assert "path=" in message
 
 
 def test_no_network_but_in_the_hub_cache(monkeypatch, caches, caplog):
@@ -472,8 +472,8 @@ def test_no_network_but_in_the_hub_cache(monkeypatch, caches, caplog):
     got = texts(name=NAME, config="wikitext-2-raw-v1", split="test")
     assert got == expected("wikitext-2-raw-v1", "test")
     assert "network is out of reach" in caplog.text
-    wrong(r"data\.name=Salesforce/wikitext.*several configs.*wikitext-2-raw-v1", name=NAME)
-    wrong(r"data\.config=nope.*data\.name=Salesforce/wikitext", name=NAME, config="nope")
+    wrong(r"name=Salesforce/wikitext.*several configs.*wikitext-2-raw-v1", name=NAME)
+    wrong(r"config=nope.*name=Salesforce/wikitext", name=NAME, config="nope")
 
 
 def test_revision_without_network(monkeypatch, caches):
@@ -482,7 +482,7 @@ def test_revision_without_network(monkeypatch, caches):
     in_hub_cache(caches, lambda folder: write_wikitext(folder, splits=("train",)), commit="b" * 40, ref="v1")
     where = {"name": NAME, "config": "wikitext-2-raw-v1"}
     assert texts(**where, revision="a" * 40, split="test") == expected("wikitext-2-raw-v1", "test")
-    wrong(r"data\.split=test .*: train\.", **where, revision="v1", split="test")
+    wrong(r"split=test .*: train\.", **where, revision="v1", split="test")
     wrong("revision v2 is not in the local Hub cache", **where, revision="v2")
 
 
@@ -503,7 +503,7 @@ def test_prepared_by_datasets_earlier(monkeypatch, caches, wikitext):
     for file in prepared.glob("parquet-*.arrow"):
         file.rename(file.with_name(file.name.replace("parquet-", "wikitext-")))
     assert texts(name=NAME, config="wikitext-2-raw-v1") == expected("wikitext-2-raw-v1", "train")
-    wrong(r"data\.config=nope.*wikitext-2-raw-v1", name=NAME, config="nope")
+    wrong(r"config=nope.*wikitext-2-raw-v1", name=NAME, config="nope")
     wrong(r"revision v1 is not in the local", name=NAME, config="wikitext-2-raw-v1", revision="v1")
 
 
@@ -519,10 +519,10 @@ def hub_error(kind, status=404):
     [
         (
             "GatedRepoError",
-            r"data\.name=Salesforce/wikitext.*gated.*huggingface\.co/datasets/Salesforce/wikitext.*HF_TOKEN",
+            r"name=Salesforce/wikitext.*gated.*huggingface\.co/datasets/Salesforce/wikitext.*HF_TOKEN",
         ),
-        ("RepositoryNotFoundError", r"data\.name=Salesforce/wikitext.*no such dataset.*HF_TOKEN"),
-        ("RevisionNotFoundError", r"data\.revision=v9.*Salesforce/wikitext"),
+        ("RepositoryNotFoundError", r"name=Salesforce/wikitext.*no such dataset.*HF_TOKEN"),
+        ("RevisionNotFoundError", r"revision=v9.*Salesforce/wikitext"),
     ],
 )
 def test_hub_refusals(monkeypatch, kind, match):
@@ -540,13 +540,13 @@ def test_connection_lost_after_the_probe(monkeypatch):
 
 @pytest.mark.parametrize("name", ["./text", "/data/text.txt", "~/text", "a/b/c", "text", "json"])
 def test_a_path_or_a_reader_given_as_name(name):
-    wrong(r"data\.name=.*owner/name.*data\.path=", name=name)
+    wrong(r"name=.*owner/name.*path=", name=name)
 
 
 def test_a_folder_here_does_not_shadow_the_hub(tmp_path, monkeypatch):
     write_wikitext(tmp_path / "Salesforce" / "wikitext")
     monkeypatch.chdir(tmp_path)
-    wrong(r"no folder that is here.*data\.path=Salesforce/wikitext", name=NAME)
+    wrong(r"no folder that is here.*path=Salesforce/wikitext", name=NAME)
 
 
 def test_offline_with_an_empty_cache_in_a_fresh_process(tmp_path):
@@ -563,7 +563,7 @@ except UserError as error:
     start = time.monotonic()
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert time.monotonic() - start < 10
-    assert run.stdout.startswith("data.name=Salesforce/wikitext: the network is out of reach")
+    assert run.stdout.startswith("Salesforce/wikitext: the network is out of reach")
     assert run.stderr == ""
 
 
@@ -619,8 +619,8 @@ def test_one_config_of_a_hub_dataset_is_all_that_is_fetched(wikitext, monkeypatc
     got = texts(name=NAME, config="wikitext-2-raw-v1", split="test")
     assert got == expected("wikitext-2-raw-v1", "test")
     assert asked and all(name.startswith("wikitext-2-raw-v1/") for name in asked)
-    wrong(r"data\.name=Salesforce/wikitext has several configs.*wikitext-2-raw-v1", name=NAME)
-    wrong(r"data\.config=nope is not in data\.name=Salesforce/wikitext", name=NAME, config="nope")
+    wrong(r"name=Salesforce/wikitext has several configs.*wikitext-2-raw-v1", name=NAME)
+    wrong(r"config=nope is not in name=Salesforce/wikitext", name=NAME, config="nope")
 
 
 def test_a_byte_order_mark_and_changing_types_of_a_hub_dataset(tmp_path, monkeypatch):

@@ -168,14 +168,14 @@ def test_the_column_comes_with_the_text_out_of_every_kind_of_file(kind, tmp_path
     assert rows.column_names == ["text", "doc"] and rows["text"][:] == PROSE
     assert document_of(rows, document_column="doc").tolist() == [0, 0, 1, 1, 0, 2]
     assert load_rows(path=file).column_names == ["text"]
-    with pytest.raises(UserError, match=r"data\.document_column=dok is not in .*Columns there: text, doc, other"):
+    with pytest.raises(UserError, match=r"document_column=dok is not in .*Columns there: text, doc, other"):
         load_rows(path=file, document_column="dok")
 
 
 def test_a_file_of_lines_has_no_such_column(tmp_path):
     file = tmp_path / "rows.txt"
     file.write_text("\n".join(PROSE))
-    with pytest.raises(UserError, match=r"data\.document_column=doc is not in .*Columns there: text\."):
+    with pytest.raises(UserError, match=r"document_column=doc is not in .*Columns there: text\."):
         load_rows(path=file, document_column="doc")
 
 

@@ -539,7 +539,7 @@ def plain(tokenizer, text):
 def test_no_bos_or_another_token(tokenizer):
     texts = as_rows([line for line in PROSE if len(line) > 60])
     auto, none = (tokenise(texts, tokenizer, l_min=50, bos=bos, order="corpus") for bos in ("auto", "none"))
-    assert none.bos_id is None and none.fixed == (0, 0) and none.opened_by == "nothing (lm.bos=none)"
+    assert none.bos_id is None and none.fixed == (0, 0) and none.opened_by == "nothing (bos=none)"
     for i in range(len(none)):
         assert none[i].tolist() == plain(tokenizer, texts[i]["text"]) == auto[i][1:].tolist()
     shuffled = none.shuffled(0)

@@ -161,7 +161,7 @@ def test_sizes_are_known_before_and_a_shard_made_again_has_the_same_bytes(make_s
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     cache.check_free_space()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free - 1))
-    with pytest.raises(UserError, match=r"the cache needs .* more .*fewer tokens of each \(data\.positions\)"):
+    with pytest.raises(UserError, match=r"the cache needs .* more .*fewer tokens of each \(`positions`\)"):
         cache.check_free_space()
     for k in range(3):
         stream.shard(k)
@@ -278,7 +278,7 @@ def test_other_numbers_are_refused_and_nothing_is_added(make_stream, monkeypatch
     with pytest.raises(UserError, match=r"sequence \d+ recorded again differs .*prune .*--yes") as caught:
         later.shard(2)
     assert caught.value.exit_code == 2 and str(caught.value).count("\n") == 0
-    assert "sublayer" in str(caught.value) and "cache.dir" in str(caught.value)
+    assert "sublayer" in str(caught.value) and "dir" in str(caught.value)
     assert shards_of(later) == before and later.missing() == [1, 2]
     later.cache.discard(0)  # the cure
     later.shard(2)

@@ -41,10 +41,10 @@ def test_mode_follows_the_configuration_first(tmp_path):
     assert tracking.wandb_mode("disabled", env)[0] == "disabled"
     mode, line = tracking.wandb_mode("offline", env, run_dir="runs/x")
     assert mode == "offline" and "wandb sync runs/x/wandb/offline-run-*" in line
-    with pytest.raises(UserError, match=r"tracking\.mode=online needs a key.*WANDB_API_KEY"):
+    with pytest.raises(UserError, match=r"mode=online needs a key.*WANDB_API_KEY"):
         tracking.wandb_mode("online", env)
     assert tracking.wandb_mode("online", {**env, "WANDB_API_KEY": "k"})[0] == "online"
-    with pytest.raises(UserError, match=r"tracking\.mode=onlin .*auto, online"):
+    with pytest.raises(UserError, match=r"mode=onlin .*auto, online"):
         tracking.wandb_mode("onlin", env)
 
 
@@ -311,7 +311,7 @@ def test_a_run_that_goes_on_keeps_its_id(tmp_path):
 
 def test_an_online_run_that_cannot_start_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "short")
-    with pytest.raises(UserError, match=r"W&B \(online\) did not start: .*tracking\.mode=offline") as caught:
+    with pytest.raises(UserError, match=r"W&B \(online\) did not start: .*mode=offline") as caught:
         tracking.make_wandb_logger(mode="online", project="p", run_dir=tmp_path, config={})
     assert "\n" not in str(caught.value) and not {"WANDB_DIR", "WANDB_SILENT"} & set(os.environ)
 
@@ -432,7 +432,7 @@ def test_auto_goes_offline_when_the_server_refuses_and_online_does_not(tmp_path,
     assert [line.partition(" (")[0].partition(", http")[0] for line in lines] == [
         "W&B: online", "raised: W&B", "W&B: online", "W&B: offline",
     ], lines  # fmt: skip
-    assert re.search(reason, lines[1]) and "tracking.mode=offline" in lines[1]
+    assert re.search(reason, lines[1]) and "mode=offline" in lines[1]
     assert re.search(reason, lines[3]) and f"wandb sync {tmp_path}/run/wandb/offline-run-*" in lines[3]
     (log,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
     assert log.stat().st_size > 0

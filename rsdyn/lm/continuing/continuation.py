@@ -46,7 +46,7 @@ def run_reference(lm: LanguageModel, tokens: Sequence[int] | np.ndarray | Tensor
     if not torch.isfinite(stream).all() or not torch.isfinite(final).all():
         raise NonFiniteError(
             f"the stream of {lm.name} is not finite on this prompt of {len(ids)} tokens, in {lm.dtype}. Check the "
-            "weights, or compute in a wider type (lm.dtype=float32)."
+            "weights, or compute in a wider type (dtype=float32)."
         )
     with torch.inference_mode():
         log_probs = None if lm.head is None else lm.log_probs(final)
@@ -325,5 +325,5 @@ def _check_result(lm: LanguageModel, sublayer: int, result: Continued) -> None:
     point = int((~finite[:, after]).nonzero()[0])
     raise NonFiniteError(
         f"states: point {point}, injected at sublayer {sublayer}, is not finite {after} sublayers later, in "
-        f"{lm.dtype}. Compute in a wider type (lm.dtype=float32), or inject nearer to the reference."
+        f"{lm.dtype}. Compute in a wider type (dtype=float32), or inject nearer to the reference."
     )

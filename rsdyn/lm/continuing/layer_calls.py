@@ -274,7 +274,7 @@ def refusing(lm: LanguageModel, why: str) -> Iterator[None]:
 
 
 def _refused(name: str, why: str) -> UserError:
-    return UserError(f"lm.name: {name} cannot be continued from a sublayer: {why}. Perturb another model.")
+    return UserError(f"name: {name} cannot be continued from a sublayer: {why}. Perturb another model.")
 
 
 def reading_sites(

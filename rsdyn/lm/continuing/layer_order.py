@@ -88,17 +88,17 @@ def run_whole(lm: LanguageModel, tokens: Sequence[int] | np.ndarray | Tensor) ->
         with refusing(lm, "its layers cannot be called again by themselves"):
             lm.base(input_ids=ids[None], use_cache=False)
     if len(inputs) != lm.n_layers:
-        raise UserError(f"lm.name: in {lm.name} {len(inputs)} layers were called, and it has {lm.n_layers}.")
+        raise UserError(f"name: in {lm.name} {len(inputs)} layers were called, and it has {lm.n_layers}.")
     if not torch.isfinite(final[0]).all():
         raise NonFiniteError(
             f"the stream of {lm.name} is not finite on this text of {len(ids)} tokens, in {lm.dtype}. Check the "
-            "weights, or compute in a wider type (lm.dtype=float32)."
+            "weights, or compute in a wider type (dtype=float32)."
         )
     run = WholeRun(ids, tuple(inputs), final[0], tuple(calls))
     error = _apart(_run(lm, run, run.inputs[0].clone(), range(lm.n_layers)), run.final)
     if error > rounding(lm):
         raise UserError(
-            f"lm.name: the layers of {lm.name} cannot be run in another order: called one by one in their own, they "
+            f"name: the layers of {lm.name} cannot be run in another order: called one by one in their own, they "
             f"end {error:.1e} of the state's norm away from the model's own run, and {rounding(lm):.0e} is allowed in "
             f"{lm.dtype}. Something beside the stream goes from layer to layer. Perturb another model."
         )

@@ -70,7 +70,7 @@ def checked(lm: LanguageModel, reference: Reference, continue_all: ContinueAll) 
             reference, found, alone = one_by_one, again, alone_again
     if found > 3 * rounding(lm):
         raise UnfitModelError(
-            f"lm.name: {lm.name} cannot be continued from a sublayer: from perturbed states it comes {found:.1e} of "
+            f"name: {lm.name} cannot be continued from a sublayer: from perturbed states it comes {found:.1e} of "
             f"the state's norm away from whole forwards of transformers, and {3 * rounding(lm):.0e} is allowed in "
             f"{lm.dtype}. Its layers look at more than states, keys and values. Perturb another model."
         )

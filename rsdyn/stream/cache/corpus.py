@@ -149,7 +149,7 @@ class TrajectoryCache:
         path = self.index_path
         with self.store.locks.hold("manifest"):
             if path.parent.is_symlink() or path.is_symlink():
-                raise UserError(f"cache.dir={self.root}: {path} is, or lies in, a link. Remove the link.")
+                raise UserError(f"dir={self.root}: {path} is, or lies in, a link. Remove the link.")
             path.parent.mkdir(exist_ok=True)
             with suppress(FileNotFoundError):
                 if path.read_bytes() == data:
@@ -226,11 +226,11 @@ class TrajectoryCache:
         free = shutil.disk_usage(self.root).free
         if needed > free:
             fit = max(0, self.shape[0] - len(missing) + free * len(missing) // needed) if free else 0
-            tokens = "" if self.counts is None else " or fewer tokens of each (data.positions)"
-            fewer = f"record fewer sequences (data.limit={fit} would fit){tokens}, " if fit else ""
+            tokens = "" if self.counts is None else " or fewer tokens of each (`positions`)"
+            fewer = f"record fewer sequences (limit={fit} would fit){tokens}, " if fit else ""
             raise UserError(
-                f"cache.dir={self.root}: the cache needs {needed / 2**30:.2f} GiB more and the disk has "
-                f"{free / 2**30:.2f} GiB free. Choose another cache.dir, {fewer}or cache.enabled=false, which runs the "
+                f"dir={self.root}: the cache needs {needed / 2**30:.2f} GiB more and the disk has "
+                f"{free / 2**30:.2f} GiB free. Choose another `dir`, {fewer}or enabled=false, which runs the "
                 "LM again in every epoch."
             )
 

@@ -138,8 +138,8 @@ class ShardStore:
         """
         if self.folder.is_symlink():
             raise UserError(
-                f"cache.dir={self.root}: {self.folder.name} in it is a link, and a cache is not followed out of its "
-                "folder. Remove the link, or set cache.dir to the folder that it leads to."
+                f"dir={self.root}: {self.folder.name} in it is a link, and a cache is not followed out of its "
+                "folder. Remove the link, or set `dir` to the folder that it leads to."
             )
         self._mark_used()
         with self.locks.hold("manifest"):
@@ -185,17 +185,17 @@ class ShardStore:
 
     def check_manifest(self) -> None:
         """Compare the manifest with what this store is made from; ``UserError`` when it is another's."""
-        cure = f"Remove the folder {self.folder}, or choose another cache.dir."
+        cure = f"Remove the folder {self.folder}, or choose another `dir`."
         try:
             manifest = read_manifest(self.folder)
         except UnknownFormatError as error:
-            raise UserError(f"cache.dir={self.root}: {self.folder.name} {error}. {cure}") from error
+            raise UserError(f"dir={self.root}: {self.folder.name} {error}. {cure}") from error
         theirs = manifest["made_from"]
         if theirs != self.fields or manifest["key"] != self.key:
             names = sorted(k for k in {*theirs, *self.fields} if theirs.get(k) != self.fields.get(k))
             differ = "; ".join(f"{k} is {theirs.get(k)!r} there and {self.fields.get(k)!r} here" for k in names)
             raise UserError(
-                f"cache.dir={self.root}: {self.folder.name} was made by something else ({differ or 'its key'}). {cure}"
+                f"dir={self.root}: {self.folder.name} was made by something else ({differ or 'its key'}). {cure}"
             )
 
     def is_readable(self) -> bool:
@@ -221,7 +221,7 @@ class ShardStore:
                     publish(self.folder / MANIFEST, [seal({**contents, name: value})])
         except DamagedManifestError as damage:
             raise UserError(
-                f"cache.dir={self.root}: {MANIFEST} in {self.folder.name} is damaged ({damage}). Start again: it will "
+                f"dir={self.root}: {MANIFEST} in {self.folder.name} is damaged ({damage}). Start again: it will "
                 "be written anew, and what was recorded is kept."
             ) from damage
         except OSError as error:
@@ -333,8 +333,8 @@ class ShardStore:
             self.path(name).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
-                f"cache.dir={self.root}: {name} in {self.folder.name} is damaged and cannot be removed "
-                f"({error.strerror}). Remove it by hand, or choose another cache.dir."
+                f"dir={self.root}: {name} in {self.folder.name} is damaged and cannot be removed "
+                f"({error.strerror}). Remove it by hand, or choose another `dir`."
             ) from error
 
     @contextmanager
@@ -345,23 +345,23 @@ class ShardStore:
 
     def cannot_read(self, path: Path, error: OSError) -> UserError:
         """What to say when a file cannot be read for a reason that says nothing about it."""
-        return UserError(f"cache.dir={self.root}: {path.name} in {self.folder.name} cannot be read ({error.strerror}).")
+        return UserError(f"dir={self.root}: {path.name} in {self.folder.name} cannot be read ({error.strerror}).")
 
     def cannot_write(self, error: OSError, what: str = "") -> UserError:
         """What to say when something cannot be written."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return UserError(
-                f"cache.dir={self.root}: cannot write{what}, the disk is full ({error.strerror}). What was written "
-                "before is kept: free some space and start again, or choose another cache.dir."
+                f"dir={self.root}: cannot write{what}, the disk is full ({error.strerror}). What was written "
+                "before is kept: free some space and start again, or choose another `dir`."
             )
         if error.errno == errno.ENOENT and not self.folder.is_dir():
             return UserError(
-                f"cache.dir={self.root}: {self.folder.name} was removed while this run was using it. Start the run "
+                f"dir={self.root}: {self.folder.name} was removed while this run was using it. Start the run "
                 "again: what it held is recorded anew."
             )
         return UserError(
-            f"cache.dir={self.root}: cannot write{what} there ({error.strerror}). What was written before is kept. "
-            "Give a folder you may write, or cache.enabled=false."
+            f"dir={self.root}: cannot write{what} there ({error.strerror}). What was written before is kept. "
+            "Give a folder you may write, or enabled=false."
         )
 
 

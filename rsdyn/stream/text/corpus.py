@@ -68,29 +68,27 @@ def open_corpus(
     Raises UserError, naming the ``data.`` key and what exists, when the rows cannot be had.
     """
     if path is not None and name is not None:
-        raise UserError(f"data.path={path} and data.name={name} exclude each other: leave one of them out.")
+        raise UserError(f"path={path} and name={name} exclude each other: leave one of them out.")
     if name is None and revision is not None:
-        raise UserError(
-            f"data.revision={revision} needs data.name, a dataset on the Hub: local files have no revision."
-        )
+        raise UserError(f"revision={revision} needs `name`, a dataset on the Hub: local files have no revision.")
     unread: list[str] = []
     wanted = list(dict.fromkeys([text_column, *([] if document_column is None else [document_column])]))
     if name is not None:
-        key, builder = f"data.name={name}", _open_hub(name, config, revision, wanted, unread)
+        key, builder = f"name={name}", _open_hub(name, config, revision, wanted, unread)
     else:
         path = Path(TEXT if path is None else path).expanduser()
-        key = f"data.path={path}"
+        key = f"path={path}"
         builder = _open_local(path, config, wanted, unread=unread)
     builder = _prepared(key, builder, name, revision)
     try:
         rows = builder.as_dataset(split=split)
     except (ValueError, AssertionError) as error:  # unknown name, or an expression that does not parse
-        raise UserError(f"data.split={split} is not in {key}. Splits there: {_listed(builder.info.splits)}.") from error
+        raise UserError(f"split={split} is not in {key}. Splits there: {_listed(builder.info.splits)}.") from error
     columns = {column: str(getattr(feature, "dtype", feature)) for column, feature in rows.features.items()}
     _check_columns(key, wanted, columns)
     others = [each for each in builder.info.splits or () if not re.search(rf"(?<!\w){re.escape(each)}(?!\w)", split)]
     if others and name is None:
-        unread.append(f"the split{'s' * (len(others) > 1)} {_listed(others)}, beside data.split={split}")
+        unread.append(f"the split{'s' * (len(others) > 1)} {_listed(others)}, beside split={split}")
     return Corpus(rows.select_columns(wanted), "; ".join(unread) or None)
 
 
@@ -145,7 +143,7 @@ def _check_columns(key: str, wanted: Sequence[str], columns: Mapping[str, str]) 
     text_column, texts = wanted[0], [column for column, kind in columns.items() if "string" in kind]
     if text_column not in texts:
         raise UserError(
-            f"data.text_column={text_column} of {key} holds {columns[text_column]}, not text. Columns of text: "
+            f"text_column={text_column} of {key} holds {columns[text_column]}, not text. Columns of text: "
             f"{_listed(texts)}."
         )
 
@@ -195,14 +193,14 @@ def _open_local(
 
     from rsdyn.stream.text.local_files import READERS, splits_of, type_of
 
-    key = key or f"data.path={path}"
+    key = key or f"path={path}"
     if not path.exists():
         raise UserError(f"{key}: no such file or folder.{_nearby(path)}")
     if path.is_file():
         if type_of(path) is None:
             raise UserError(f"{key}: files of type {path.suffix or '(none)'} are not read. Known: {_listed(READERS)}.")
         if config is not None:
-            raise UserError(f"data.config={config} is for a dataset of several: {path.name} is one file. Leave it out.")
+            raise UserError(f"config={config} is for a dataset of several: {path.name} is one file. Leave it out.")
         if path.stat().st_size == 0:
             raise UserError(f"{key}: the file is empty.")
         return _local_text(key, {"train": [path]}, wanted)
@@ -312,13 +310,13 @@ def _open_hub(
     # whatever lies in the working directory.
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(name).exists():
         raise UserError(
-            f"data.name={name} must be a dataset on the Hub, as owner/name (Salesforce/wikitext), and no folder that "
-            f"is here; a local file or folder goes by data.path={name}."
+            f"name={name} must be a dataset on the Hub, as owner/name (Salesforce/wikitext), and no folder that "
+            f"is here; a local file or folder goes by path={name}."
         )
     try:
         if not hub_reachable():
             builder = _open_offline(name, config, revision, wanted)
-            _log.warning("data.name=%s: the network is out of reach, the copy in the local cache is used", name)
+            _log.warning("%s: the network is out of reach, the copy in the local cache is used", name)
             return builder
         # Asked first, because datasets answers an unknown revision with the latest version that it has cached.
         info = HfApi().dataset_info(name, revision=revision, timeout=10)
@@ -332,7 +330,7 @@ def _open_hub(
         raise
     except Exception as error:
         if configs := _configs_in(error):
-            raise UserError(_choose_config(f"data.name={name}", config, configs)) from error
+            raise UserError(_choose_config(f"name={name}", config, configs)) from error
         raise explain_hub_error(error, kind="data", name=name, revision=revision) from error
 
 
@@ -352,7 +350,7 @@ def _open_downloaded(
     """A dataset on the Hub out of its files, which come into the Hub's own cache; of several configs only one's."""
     from huggingface_hub import snapshot_download
 
-    key = f"data.name={name}"
+    key = f"name={name}"
     configs = sorted({file.partition("/")[0] for file in files if _OF_CONFIG.fullmatch(file)} - {"data"})
     if (config is None and len(configs) > 1) or config not in (None, "default", *configs):
         raise UserError(_choose_config(key, config, configs))
@@ -387,10 +385,10 @@ def _open_offline(
             folder = getattr(error, "snapshot_path", "")  # a part of the files, which may be the part wanted
             if not folder:
                 if prepared is not None and (configs := _configs_in(prepared)):
-                    key = f"data.name={name} (network out of reach, local cache only)"
+                    key = f"name={name} (network out of reach, local cache only)"
                     raise UserError(_choose_config(key, config, configs)) from error
                 raise
-        key = f"data.name={name} (network out of reach, local cache {folder})"
+        key = f"name={name} (network out of reach, local cache {folder})"
         return _open_local(Path(folder), config, wanted, key=key)
 
 
@@ -406,8 +404,8 @@ def _configs_in(error: BaseException) -> list[str]:
 
 def _choose_config(key: str, config: str | None, configs: Iterable[str]) -> str:
     if config is None:
-        return f"{key} has several configs: choose one with data.config. There: {_listed(configs)}."
-    return f"data.config={config} is not in {key}. Configs there: {_listed(configs)}."
+        return f"{key} has several configs: choose one with `config`. There: {_listed(configs)}."
+    return f"config={config} is not in {key}. Configs there: {_listed(configs)}."
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -431,7 +429,7 @@ def _damaged(key: str, error: Exception, said: list[str]) -> UserError:
             "folder writable and free some space there, or set HF_DATASETS_CACHE to another."
         )
     if isinstance(cause, NotTextError):
-        return UserError(f"{key}: {cause} in the column of text, data.text_column. Write such values in quotes.")
+        return UserError(f"{key}: {cause} in the column of text, `text_column`. Write such values in quotes.")
     if isinstance(cause.__cause__, OSError) and cause.__cause__.errno:
         return UserError(f"{key} could not be read: {cause}. Check the file's permissions and its disk.")
     detail = said[0].splitlines()[0] if said else f"{type(cause).__name__}: {first_line(cause)}"

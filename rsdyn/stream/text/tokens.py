@@ -46,7 +46,7 @@ class Sequences:
     n_truncated: int
     """Sequences that were cut to the model's context."""
     bos_id: int | None
-    """None where nothing opens a sequence (``lm.bos=none``), or a chat template does without BOS."""
+    """None where nothing opens a sequence (``bos=none``), or a chat template does without BOS."""
     bos_note: str | None
     """What the run should say when the tokenizer itself would put another opening, else None."""
     row_of: np.ndarray | None = None
@@ -377,7 +377,7 @@ class _Encoder:
             self.bos_id, self.opened_by, self.note = find_bos(tokenizer, bos)
             if bos == "auto" and tokenizer.chat_template is not None:
                 plain = "its tokenizer has a chat template (an instruct model), and this is plain text; "
-                plain += "data.chat_template=user makes each text a user turn"
+                plain += "chat_template=user makes each text a user turn"
                 self.note = plain if self.note is None else f"{self.note}. Besides, {plain}"
             return
         if chat_template != "user":
@@ -386,7 +386,7 @@ class _Encoder:
         if self.frame is None:
             raise UserError(
                 "chat_template=user: this model's tokenizer has no chat template (a base model). Use "
-                "chat_template=none, or name another tokenizer (lm.tokenizer)."
+                "chat_template=none, or name another tokenizer (`tokenizer`)."
             )
         refuse_two_bos(tokenizer, self.frame)
         if bos == "none" and self.frame.opens_with:
@@ -446,12 +446,12 @@ class _Encoder:
 
     def _check(self, tokens: np.ndarray, name: str) -> None:
         if len(tokens) == 0:
-            raise UserError(f"{name} gives no token with this tokenizer (lm.name). Take the row out of it.")
+            raise UserError(f"{name} gives no token with this tokenizer. Take the row out of it.")
         if self.bos_id is not None and self.bos_id in tokens:
             # split_special_tokens is not enough where the special token is a piece of the vocabulary too: unigram
             # models and BPE with ignore_merges still find it.
             raise UserError(
-                f"{name} spells {self.tokenizer.convert_ids_to_tokens(self.bos_id)}, which this tokenizer (lm.name) "
+                f"{name} spells {self.tokenizer.convert_ids_to_tokens(self.bos_id)}, which this tokenizer "
                 "cannot take as plain text: the sequence would have two BOS. Take the row out of the text."
             )
         self._check_vocabulary(tokens, name)
@@ -460,7 +460,7 @@ class _Encoder:
         top = max(int(tokens.max()), -1 if self.bos_id is None else self.bos_id)
         if self.vocab_size is not None and top >= self.vocab_size:
             raise UserError(
-                f"lm.name: its tokenizer gives token {top} ({self.tokenizer.convert_ids_to_tokens(top)!r}, {name}) but "
+                f"tokenizer: it gives token {top} ({self.tokenizer.convert_ids_to_tokens(top)!r}, {name}) but "
                 f"the model's vocabulary ends at {self.vocab_size - 1}. The tokenizer in that folder belongs to "
                 "another model."
             )

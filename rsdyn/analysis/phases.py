@@ -35,7 +35,7 @@ def phases_of(found: ConditionResults, *, sites_per_layer: int, seed: int, n: in
     known = {name: measured for name, measured in curves(found) if name in CURVES}
     if not known:
         raise UserError(
-            "analysis.measures: phases look at the curves of other measures, and none of those was asked for. Add one "
+            "measures: phases look at the curves of other measures, and none of those was asked for. Add one "
             f"of {', '.join(dict.fromkeys(name.split('/')[0] for name in CURVES))}."
         )
     by_layer = {name: per_layer(measured.value, sites_per_layer) for name, measured in known.items()}

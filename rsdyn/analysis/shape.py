@@ -28,24 +28,22 @@ def check_shape(measures: Sequence[str], *, n_trajectories: int, n_sublayers: in
     """Raise ``UserError`` for what this stream or this installation cannot give, naming the key and the cure."""
     for measure, (module, package) in NEEDS.items():
         if measure in measures and find_spec(module) is None:
-            raise UserError(
-                f"analysis.measures: {measure} needs the package {package}: pip install {package}, or leave it out."
-            )
+            raise UserError(f"measures: {measure} needs the package {package}: pip install {package}, or leave it out.")
     if "curvature" in measures and n_sublayers < LEAST_SUBLAYERS:
         raise UserError(
-            f"analysis.measures: curvature needs at least {LEAST_SUBLAYERS} sublayers, and this model has "
+            f"measures: curvature needs at least {LEAST_SUBLAYERS} sublayers, and this model has "
             f"{n_sublayers}. Leave it out."
         )
     for measure, least in (("similarity", LEAST), ("dimension", LEAST_STATES)):
         if measure in measures and n_trajectories < least:
             raise UserError(
-                f"analysis.measures: {measure} needs at least {least} sequences and gets {n_trajectories}. Raise "
-                "analysis.samples, analysis.keep or data.limit, or leave it out."
+                f"measures: {measure} needs at least {least} sequences and gets {n_trajectories}. Raise "
+                "`samples`, `keep` or `limit`, or leave it out."
             )
     sources = list(dict.fromkeys(name.split("/")[0] for name in CURVES))
     if "phases" in measures and not set(measures) & set(sources):
         raise UserError(
-            "analysis.measures: phases look at the curves of other measures, and none of those is asked for. Add one "
+            "measures: phases look at the curves of other measures, and none of those is asked for. Add one "
             f"of {', '.join(sources)}."
         )
 

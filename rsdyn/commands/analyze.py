@@ -15,28 +15,19 @@ import lightning as L
 
 from rsdyn.analysis import measures as analysis
 from rsdyn.analysis.checks import streams_wanted
-from rsdyn.analysis.flat import typed_results
-from rsdyn.analysis.left_out import without_largest
 from rsdyn.analysis.probe import ResidualStreamProbe
-from rsdyn.analysis.results import AnalysisResults
-from rsdyn.analysis.seeds import with_seeds
 from rsdyn.analysis.settings import JACOBIAN, READOUT
-from rsdyn.analysis.shape import Shapes, shapes_of, with_shapes
+from rsdyn.analysis.shape import Shapes, shapes_of
 from rsdyn.analysis.streams import Results, compare_streams, measures_of
-from rsdyn.analysis.summary import on_cpu
 from rsdyn.commands.jacobians import analyze_jacobians, check_continues, measure_jacobians
 from rsdyn.commands.readout import check_readout, measure_readout
-from rsdyn.figures.analysis import analysis_panels
-from rsdyn.figures.jacobians import jacobian_panels
-from rsdyn.figures.streams import Analysis, streams_of
-from rsdyn.run.analysis import check_analysis, ending_of, kept_of, n_steps, probe_of
+from rsdyn.run.analysis import check_analysis, ending_of, gathered, groups_of, kept_of, n_steps, panels_of, probe_of
 from rsdyn.run.finish import draw, finish, in_all_processes, leave
 from rsdyn.run.opening import find_source, open_stream, say_positions, start_records
 from rsdyn.run.progress import ProbeProgress, Steps
 from rsdyn.run.run import Run, keeping
 from rsdyn.run.script import run_script
 from rsdyn.run.trainer import make_trainer
-from rsdyn.stream.text.groups import sequence_groups
 from rsdyn.stream.trajectory_datamodule import TrajectoryDataModule
 
 
@@ -55,22 +46,16 @@ def analyze(run: Run) -> None:
 
     # the streams: of the text, of its controls, and of untrained models
     wanted = {w.name: w for w in streams_wanted(settings, source.lm.n_parameters())}  # the original first
+    n = settings.samples
     streams = {
-        name: open_stream(
-            run, source, w.condition, samples=settings.samples, untrained_seed=w.untrained_seed, name=name
-        )
+        name: open_stream(run, source, w.condition, samples=n, untrained_seed=w.untrained_seed, name=name)
         for name, w in wanted.items()
     }
     first, sites = next(iter(streams.values())), len(source.lm.site_names)
     n_samples = check_analysis(run, first)
     say_positions(run, first, n_samples)
     start_records(run, source, streams)
-    groups = sequence_groups(source.sequences, n_samples, resample=settings.resample)
-    run.say(
-        f"Measuring {', '.join(settings.measures)} on the first {n_samples} sequences; intervals leave out "
-        f"{groups.words()}"
-    )
-
+    groups = groups_of(run, source, n_samples)
     steps = Steps(n_steps(settings, len(streams)), run.started)
     probes: dict[str, ResidualStreamProbe] = {}
     results: dict[str, Results] = {}
@@ -80,12 +65,9 @@ def analyze(run: Run) -> None:
         for condition, stream in streams.items():
             # one pass over the stream, or two, in which a probe takes what its measures need
             probe = probe_of(settings, stream, condition, groups, steps, first=next(iter(probes.values()), None))
-            progress = ProbeProgress(steps.named(condition))
-            datamodule = TrajectoryDataModule(
-                stream, samples=settings.samples, passes=probe.n_passes, on_record=progress.recorded
-            )
-            together = L.pytorch.callbacks.LambdaCallback(setup=lambda *_, **__: steps.done("start", is_step=False))
-            trainer = make_trainer(run, [progress, together])
+            progress = ProbeProgress(steps, condition)
+            datamodule = TrajectoryDataModule(stream, samples=n, passes=probe.n_passes, on_record=progress.recorded)
+            trainer = make_trainer(run, [progress])
             datamodule.set_process(0, trainer.world_size)  # too many processes are named before they start
             trainer.test(probe, datamodule=datamodule, verbose=False)
             recorded.append(in_all_processes(trainer, stream.n_recorded))
@@ -117,18 +99,8 @@ def analyze(run: Run) -> None:
             steps.done(JACOBIAN)
 
         # several untrained models are one condition with a spread; figures, findings, numbers
-        flat = with_seeds({c: on_cpu(r) for c, r in results.items()}, {w.name: w.condition for w in wanted.values()})
-        measures = tuple(m for m in settings.measures if m != JACOBIAN)
-        typed = {c: typed_results(r) for c, r in flat.items()}
-        found = AnalysisResults(typed, measures, sites, first.n_sublayers, first.n_units)
-        found = with_shapes(found, shapes, probes, {w.name: w.condition for w in wanted.values()}, seed)
-        panels = analysis_panels(
-            streams_of([Analysis(found, n_sequences=n_samples)]),
-            largest=without_largest(flat, measures, sites),
-            units=settings.rotation.units,
-            seed=seed,
-        )
-        panels += [] if jacobians is None else jacobian_panels(jacobians, settings.jacobian.sublayers)
+        flat, found = gathered(run, first, results, shapes, probes, {w.name: w.condition for w in wanted.values()})
+        panels = panels_of(run, flat, found, n_samples, jacobians)
         draw(run, panels, trainer)
         steps.done("figures")
         if trainer.is_global_zero:

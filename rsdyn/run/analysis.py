@@ -9,27 +9,33 @@ from rsdyn.analysis import jacobian_table
 from rsdyn.analysis.answer import UNTRAINED, answer
 from rsdyn.analysis.checks import check_settings
 from rsdyn.analysis.findings import findings
-from rsdyn.analysis.flat import flat_results
+from rsdyn.analysis.flat import flat_results, typed_results
 from rsdyn.analysis.jacobians import JacobianResult, claims
 from rsdyn.analysis.left_out import as_json as left_out_json
 from rsdyn.analysis.left_out import as_markdown as left_out_markdown
 from rsdyn.analysis.left_out import without_largest
 from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.analysis.results import AnalysisResults
+from rsdyn.analysis.seeds import with_seeds
 from rsdyn.analysis.settings import JACOBIAN, PHASES, READOUT, AnalysisConfig
+from rsdyn.analysis.shape import Shapes, with_shapes
 from rsdyn.analysis.shape_rows import shape_in_words, shape_rows
 from rsdyn.analysis.stored import flatten
-from rsdyn.analysis.summary import in_words, numbers_of
+from rsdyn.analysis.streams import Results
+from rsdyn.analysis.summary import in_words, numbers_of, on_cpu
 from rsdyn.analysis.table import as_json, as_markdown, as_text
 from rsdyn.config.naming import keyed
+from rsdyn.figures.analysis import analysis_panels
+from rsdyn.figures.jacobians import jacobian_panels
 from rsdyn.figures.panel import Panel
+from rsdyn.figures.streams import Analysis, streams_of
 from rsdyn.metrics.processes import n_processes
 from rsdyn.run.finish import MOST_SENTENCES, Ending, Recorded
 from rsdyn.run.opening import Source, last_tokens
 from rsdyn.run.output import table_columns
 from rsdyn.run.progress import Steps
 from rsdyn.run.run import Run
-from rsdyn.stream.text.groups import SequenceGroups
+from rsdyn.stream.text.groups import SequenceGroups, sequence_groups
 from rsdyn.stream.trajectories import TrajectoryStream
 from rsdyn.tracking import show
 
@@ -47,6 +53,17 @@ def check_analysis(run: Run, stream: TrajectoryStream) -> int:
         sites_per_layer=len(stream.lm.site_names),
     )
     return n_samples
+
+
+def groups_of(run: Run, source: Source, n_samples: int) -> SequenceGroups:
+    """The groups of sequences that intervals leave out, and a line that says what is measured on what."""
+    settings = run.config.analysis
+    groups = sequence_groups(source.sequences, n_samples, resample=settings.resample)
+    run.say(
+        f"Measuring {', '.join(settings.measures)} on the first {n_samples} sequences; intervals leave out "
+        f"{groups.words()}"
+    )
+    return groups
 
 
 def n_steps(settings: AnalysisConfig, n_streams: int) -> int:
@@ -80,6 +97,47 @@ def probe_of(
         sites_per_layer=len(stream.lm.site_names),
         tokens="last" if stream.positions.is_last else "all" if stream.positions.rule == "all" else "some",
     )
+
+
+def gathered(
+    run: Run,
+    stream: TrajectoryStream,
+    results: Mapping[str, Results],
+    shapes: Mapping[str, Shapes],
+    probes: Mapping[str, ResidualStreamProbe],
+    condition_of: Mapping[str, str],
+) -> tuple[dict[str, Results], AnalysisResults]:
+    """The results of all streams, several of one condition as its spread: by flat names, and typed.
+
+    Args:
+        run: whose measures were asked for.
+        stream: of the first condition.
+        results, shapes, probes: of each stream by its name.
+        condition_of: the condition of each.
+    """
+    flat = with_seeds({c: on_cpu(r) for c, r in results.items()}, condition_of)
+    measures = tuple(m for m in run.config.analysis.measures if m != JACOBIAN)
+    typed = {c: typed_results(r) for c, r in flat.items()}
+    found = AnalysisResults(typed, measures, len(stream.lm.site_names), stream.n_sublayers, stream.n_units)
+    return flat, with_shapes(found, shapes, probes, condition_of, run.config.seed)
+
+
+def panels_of(
+    run: Run,
+    flat: Mapping[str, Results],
+    found: AnalysisResults,
+    n_sequences: int,
+    jacobians: JacobianResult | None,
+) -> list[Panel]:
+    """Every panel of an analysis; ``flat`` are its results by flat names."""
+    settings = run.config.analysis
+    panels = analysis_panels(
+        streams_of([Analysis(found, n_sequences=n_sequences)]),
+        largest=without_largest(flat, found.measures, found.sites_per_layer),
+        units=settings.rotation.units,
+        seed=run.config.seed,
+    )
+    return [*panels, *([] if jacobians is None else jacobian_panels(jacobians, settings.jacobian.sublayers))]
 
 
 def kept_of(streams: Mapping[str, TrajectoryStream]) -> str:

@@ -97,10 +97,13 @@ def _trajectories(trainer: L.Trainer) -> TrajectoryDataModule:
 class ProbeProgress(L.Callback):
     """A bar over the sequences that a probe records, else over the shards of each pass; first process only."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, steps: Steps, name: str):
+        self.steps, self.name = steps, steps.named(name)
         self.recording: tqdm | None = None
         self.reading: tqdm | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.steps.done("start", is_step=False)  # all processes are there
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         missing = _trajectories(trainer).n_own_missing()

@@ -19,7 +19,14 @@ from rsdyn.stream.text.corpus import open_corpus
 ROOT = Path(rsdyn.__file__).parent
 KNOW_KEYS = ("config", "run", "commands")
 # what a setting is, pages and layouts that show a finished run's settings, and programs of their own
-SHOW_KEYS = ("options.py", "report/figure1.py", "tracking/workspace", "stream/cache/__main__.py", "__main__.py")
+SHOW_KEYS = (
+    "options.py",
+    "analysis/comparison.py",
+    "report/figure1.py",
+    "tracking/workspace",
+    "stream/cache/__main__.py",
+    "__main__.py",
+)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from rsdyn.figures.panel import Axis, Caption, Line, Mark, Panel, Rule, Scale, i
 
 INTERVALS = "95 % intervals"
 COLOURS = ("ink", "c1", "c4", "within", "c2", "c3", "c6", "c5", "cross")
+ROOM = 40  # characters of words along an axis, in a panel of 370 pixels
 LONGEST = 26  # characters of a model's name beside an axis
 WIDE = 20  # as many times the least step the largest must be for steps to stand at their logarithms
 
@@ -77,14 +78,14 @@ def _dots(row: Row, comparison: Comparison) -> Panel:
         key=f"compare_{row.key}",
         title=_title(finding),
         marks=tuple(marks),
-        x=Axis(_statistic(finding)),
+        x=Axis(_statistic(finding), limits=_limits(values)),
         y=Axis(limits=(n - 0.4, -0.6), ticks=names),
         caption=Caption(
-            f"A dot per model and its 95 % interval; untrained twins are rings. {_claimed(finding)}",
+            f"{_capital(finding.statistic)}: a dot per model and its 95 % interval; untrained twins are rings. "
+            f"{_claimed(finding)}",
             "which models differ by more than their intervals.",
             f"what is drawn as a square: it is not comparable with {first}; the table says why.",
         ),
-        bands="",
         tall=max(0.55, (110 + 22 * n) / 320),
         alt=f"{finding.statistic}: " + "; ".join(
             f"{label} {'not there' if cell.value is None else cell.value}" for label, cell in row.cells.items()
@@ -119,13 +120,28 @@ def _dot(column: Column, cell: Cell, at: int) -> list[Mark]:
     return found
 
 
+def _ends(values: Sequence[Value | None]) -> tuple[float, float] | None:
+    """The least and the largest of values and intervals; None without any."""
+    found = [x for v in values if v is not None for x in (v.value, v.low, v.high) if x is not None and x == x]
+    return (min(found), max(found)) if found else None
+
+
 def _reaches_zero(values: Sequence[Value | None]) -> bool:
     """Whether 0 lies among the values and intervals, or so near that it is worth its room."""
-    found = [x for v in values if v is not None for x in (v.value, v.low, v.high) if x is not None and x == x]
-    if not found:
-        return False
-    low, high = min(found), max(found)
+    low, high = _ends(values) or (1.0, 1.0)
     return low - 0.25 * (high - low) <= 0 <= high + 0.25 * (high - low)
+
+
+def _limits(values: Sequence[Value | None]) -> tuple[float, float] | None:
+    """Ends of the axis, with room beside the outermost values, and 0 where it is near."""
+    ends = _ends(values)
+    if ends is None:
+        return None
+    low, high = ends
+    if _reaches_zero(values):
+        low, high = min(low, 0.0), max(high, 0.0)
+    pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - pad, high + pad
 
 
 def shortened(label: str) -> str:
@@ -134,12 +150,19 @@ def shortened(label: str) -> str:
 
 
 def _title(finding: Finding) -> str:
-    words = finding.claim or finding.statistic
+    return _capital(finding.claim or finding.statistic)
+
+
+def _capital(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
 def _statistic(finding: Finding) -> str:
-    return finding.statistic if len(finding.statistic) <= 60 else finding.statistic[:57].rpartition(" ")[0] + " …"
+    """What is measured as there is room for along an axis: the caption has all of it."""
+    words = finding.statistic
+    if len(words) > ROOM:
+        words = words.rpartition(", ")[2]
+    return words if len(words) <= ROOM else words[: ROOM - 2].rpartition(" ")[0] + " …"
 
 
 def _claimed(finding: Finding) -> str:
@@ -219,7 +242,7 @@ def training_panels(comparison: Comparison, series: Series) -> list[Panel]:
                 x=axis,
                 y=Axis(_statistic(finding)),
                 caption=Caption(
-                    f"A dot per checkpoint of {series.name}. {_claimed(finding)}",
+                    f"{_capital(finding.statistic)}: a dot per checkpoint of {series.name}. {_claimed(finding)}",
                     "when in training it comes, and whether it was there before.",
                     "what happens between two checkpoints.",
                 ),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from rsdyn.analysis.comparison import Cell, Comparison, Row, Series
 from rsdyn.analysis.comparison_table import Footnotes, answer, leading, title, training_rows, warnings
+from rsdyn.analysis.finding import number
 from rsdyn.figures import static
 from rsdyn.figures.comparison import comparison_panels
 from rsdyn.figures.panel import Panel
@@ -15,7 +17,6 @@ from rsdyn.report.html import html_table, notes
 from rsdyn.report.page import HOW, Page, whole_page, write_page
 
 PAGE = "comparison.html"
-WIDE_TABLE = 6  # columns from which on a model's row is a line of its own
 FACTS = (
     ("text", lambda f: f.text), ("sequences (N)", lambda f: f"{f.n_sequences:,}"), ("filter", lambda f: f.filter),
     ("order", lambda f: f.order), ("positions", lambda f: f.positions), ("opens a sequence", lambda f: f.bos),
@@ -43,12 +44,12 @@ def comparison_page(comparison: Comparison, panels: Mapping[str, Sequence[Panel]
     if comparison.rows:
         page.add("findings", "Findings, model by model", _findings(comparison))
     if "findings" in panels:
-        page.add("dots", "The same as dots and intervals", notes([HOW]) + page.panels(panels["findings"]))
+        page.add("dots", "The same as dots and intervals", page.panels(panels["findings"]))
     for i, series in enumerate(comparison.series):
         drawn = page.panels(panels.get(f"training-{i}", []))
         page.add(f"training-{i}", f"Over training: {series.name}", drawn + _training(comparison, series))
     if "depth" in panels:
-        page.add("depth", "Curves over depth", page.panels(panels["depth"]))
+        page.add("depth", "Curves over depth", notes([HOW]) + page.panels(panels["depth"]))
     page.add("what", "What was compared", _facts(comparison))
     n = len({column.of[0] for column in comparison.columns} | set(comparison.failed))
     return whole_page(page, f"{n} model{'s' * (n > 1)}")
@@ -99,14 +100,21 @@ def _cell(cell: Cell, footnotes: Footnotes) -> str:
     value = cell.value
     if value is None:
         return f'<div class="below">{escape("; ".join(cell.not_comparable))}</div>'
-    number, _, interval = str(value).partition(" [")
     marks = footnotes.marks(cell.not_comparable)
-    shown = escape(number.replace("-", "\N{MINUS SIGN}", 1) if number.startswith("-") else number)
-    lines = [f"[{interval}".replace("-", "\N{MINUS SIGN}")] if interval else []
-    lines += [value.reason] if value.reason and not value.defined else [value.below.replace("-", "\N{MINUS SIGN}")]
-    below = "".join(f'<div class="below">{escape(line)}</div>' for line in lines if line)
+    lines = []
+    if value.low is not None and value.high is not None and value.low == value.low:
+        lines.append(f"[{number(value.low)}, {number(value.high)}]")
+    lines += [value.note.strip().removeprefix("(").removesuffix(")"), value.ends_text, value.seeds_text]
+    if not value.defined:
+        lines.append(value.reason)
+    below = "".join(f'<div class="below">{escape(_minus(line))}</div>' for line in lines if line)
     letters = f'<sup title="{escape("; ".join(cell.not_comparable))}">{marks}</sup>' if marks else ""
-    return f"<div>{shown}{letters}{below}</div>"
+    return f"<div>{escape(_minus(number(value.value) + value.unit))}{letters}{below}</div>"
+
+
+def _minus(text: str) -> str:
+    """A text with true minus signs before its numbers."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def _training(comparison: Comparison, series: Series) -> str:

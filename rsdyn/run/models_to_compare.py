@@ -54,8 +54,8 @@ class Entry:
     failure: str = ""
 
     def words(self) -> list[str]:
-        """The settings as a command line has them."""
-        given = {"name": self.name, "label": self.label, **self.settings}
+        """The settings as a command line has them; a preset's own revision is of another model."""
+        given = {"name": self.name, "label": self.label, "revision": None, **self.settings}
         return [f"lm.{key}={'null' if value is None else value}" for key, value in given.items()]
 
 

@@ -14,15 +14,21 @@ from rsdyn.analysis.results import (
     Correlation,
     Cosine,
     Counts,
+    Curvature,
+    Dimension,
     Flags,
     MassiveActivations,
     Measured,
     MutualInformation,
     NullTest,
     OverDepth,
+    PhaseResults,
     Plane,
     PrincipalComponents,
+    ReadoutResults,
     Rotation,
+    Similarity,
+    StepNull,
     Velocity,
 )
 from rsdyn.analysis.unit_surrogates import TurnHistograms
@@ -129,8 +135,8 @@ def condition(seed: int, *, massive: bool = True, literal: bool = False, sites: 
             torch.randint(0, 9, (D, 50), generator=g).double(), torch.linspace(0, 1, 51, dtype=torch.float64),
             torch.ones(D), 0.02, torch.rand(n, generator=g), torch.rand(D, generator=g),
         ),
-        cosine=Cosine(curve(n - 1)),
-        velocity=Velocity(curve(n - 1, 1, 200), curve(n - 1, 0.01, 3)),
+        cosine=Cosine(curve(n - 1), torch.rand(5, n - 1, generator=g)),
+        velocity=Velocity(curve(n - 1, 1, 200), curve(n - 1, 0.01, 3), relative_by_position=torch.rand(5, n - 1)),
         mutual_information=MutualInformation(
             "paper_literal" if literal else "kde", of_units, curve(n - 1, n=40), 0.1 * torch.rand(n - 1, generator=g),
             of_units.isnan().sum(1), of_units.isinf().sum(1), **more,
@@ -151,7 +157,25 @@ def condition(seed: int, *, massive: bool = True, literal: bool = False, sites: 
             curves=torch.rand(3, 1, n), onset=torch.ones(3, 1), before=torch.ones(3, 1), after=torch.ones(3, 1),
             unwritten=torch.ones(3, 1), norm_by_position=torch.rand(5, n, generator=g) + 1,
         ),
+        **shape(n, curve, main=seed == 0),
     )  # fmt: skip
+
+
+def shape(n: int, curve, *, main: bool) -> dict[str, object]:
+    number = curve(n)
+    nulls = {"shuffled_steps": StepNull(1.4, 1.5, 0.01, -10.0, 0.001)}
+    places = torch.tensor([[2, -1], [1, 3]])
+    return {
+        "curvature": Curvature(curve(n - 2, 1, 2), *[number] * 4, nulls, over_tokens=curve(n, 1, 2),
+                               by_position=torch.rand(5, n - 2)),
+        "dimension": Dimension(*[curve(n, 1, 20) for _ in range(6)], torch.zeros(n, dtype=torch.int64)),
+        "similarity": Similarity(torch.rand(n, n), curve(n - 1), torch.rand(5, n - 1) / 50 if main else None, None,
+                                 None if main else curve(n)),
+        "readout": ReadoutResults("logit lens", *[curve(n, n=20) for _ in range(5)], number,
+                                  torch.linspace(0, 1, n + 1)),
+        "phases": PhaseResults(("cosine/mean", "curvature/angle"), 2, places, places, places, torch.rand(2),
+                               torch.tensor([0.3, 0.01]), torch.rand(2, 9)),
+    }  # fmt: skip
 
 
 def analysis(**more) -> AnalysisResults:

@@ -10,6 +10,7 @@ from rsdyn.figures.components import components
 from rsdyn.figures.massive import massive, without_largest
 from rsdyn.figures.panel import Panel
 from rsdyn.figures.rotations import rotation
+from rsdyn.figures.shape import shape
 from rsdyn.figures.stream import activations, correlation, cosine, mutual_information, velocity
 from rsdyn.figures.streams import Stream
 
@@ -43,6 +44,7 @@ def analysis_panels(
         *rotation(streams, units=units, seed=seed, histograms=histograms),
         *components(streams),
         *massive(streams),
+        *shape(streams),
         *without_largest(largest),
     ]
 

@@ -36,7 +36,7 @@ from rsdyn.files import plain
 from rsdyn.labels import COLUMNS
 from rsdyn.perturbation.result import Found
 from rsdyn.perturbation.words import percent
-from rsdyn.report import what_ran
+from rsdyn.report import readout, what_ran
 from rsdyn.report.html import html_table, notes, panel
 from rsdyn.report.reading import RunFiles
 
@@ -83,6 +83,10 @@ def make_page(runs: Sequence[RunFiles], title: str | None = None) -> str:
         _figure(page, drawn, part)
     _training(page, runs, measured)
     _figure(page, drawn, "4")
+    if shape := [one for one in drawn if not one.figure]:  # of no figure of the paper
+        page.add("shape", "Readout and shape over depth", page.panels(shape))
+    if any(said := [readout.examples(run) for run in measured]):
+        page.add("readout", "What the stream says", "".join(said))
     _perturbation(page, runs)
     if some := [run for run in runs if "jacobian" in run.summary]:
         page.add("jacobians", "Jacobians over depth", _several(some, lambda run, key: _jacobians(page, run, key)))

@@ -75,9 +75,10 @@ SECTIONS = {
     "3": "Figure 3: the compressing autoencoder",
     "4": "Figure 4A-C: principal components",
     "4D": "Figure 4D: perturbation and recovery",
+    "S": "Readout and shape over depth",
     "J": "Jacobians over depth",
 }
-SCRIPT = {"1": "analyze", "2": "analyze", "3": "train", "4": "analyze", "4D": "perturb", "J": "analyze"}
+SCRIPT = {"1": "analyze", "2": "analyze", "3": "train", "4": "analyze", "4D": "perturb", "S": "analyze", "J": "analyze"}
 
 # The panels of rsdyn.figures by the section that they stand in: figure and title of each.
 PANELS = {
@@ -134,6 +135,25 @@ PANELS = {
         "skip_perplexity": "4D  Change of perplexity, by the layer left out",
         "swap_layers_kl": "4D  KL of the next token, by the layer exchanged with the next",
         "swap_layers_perplexity": "4D  Change of perplexity, by the layer exchanged with the next",
+    },
+    "S": {
+        "readout_kl": "How far the readout is from the end",
+        "readout_agreement": "Agreement with the final top token",
+        "readout_entropy": "Entropy of the readout",
+        "readout_probability": "Probability of the final top token",
+        "readout_committed": "Sequences that have committed",
+        "curvature": "Angle between successive steps",
+        "curvature_tokens": "Angle over tokens",
+        "dimension_twonn": "Intrinsic dimension, TwoNN",
+        "dimension_mle": "Intrinsic dimension, maximum likelihood",
+        "dimension_participation": "Participation ratio",
+        "dimension_effective_rank": "Effective rank",
+        "dimension_matrix_entropy": "Matrix entropy",
+        "similarity_map": "Similarity of sublayers",
+        "similarity_adjacent": "Similarity of successive sublayers",
+        "similarity_with_main": "Similarity with original text",
+        "phases": "Phases over depth",
+        "by_position": "Curves by the token's position",
     },
     "J": {
         "jacobian_eigenvalues": "Eigenvalues of one text's Jacobians",

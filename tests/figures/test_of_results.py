@@ -19,7 +19,7 @@ from every_panel import (
 )  # fmt: skip
 
 from rsdyn.analysis.jacobians import SERIES, depths_of
-from rsdyn.analysis.results import AnalysisResults
+from rsdyn.analysis.results import AnalysisResults, Cosine
 from rsdyn.figures import interactive, static
 from rsdyn.figures.analysis import analysis_panels, figure_1
 from rsdyn.figures.autoencoder import training_panels
@@ -162,7 +162,8 @@ def test_figure_1_has_its_panels_in_order(found):
 
 def test_what_was_not_measured_has_no_panel_and_what_is_undefined_none_of_its_values():
     r = condition(0)
-    bare = AnalysisResults({"original": type(r)(r.counts, r.flags, cosine=r.cosine)}, ("cosine",), 2, S, D)
+    cosine = Cosine(r.cosine.mean)  # of last tokens, so not by position
+    bare = AnalysisResults({"original": type(r)(r.counts, r.flags, cosine=cosine)}, ("cosine",), 2, S, D)
     (panel,) = analysis_panels(streams_of([Analysis(bare)]))
     assert panel.key == "fig1e_cosine"
     r.cosine.mean.value[:] = torch.nan

@@ -32,6 +32,9 @@ READING = {
     "massive units and the late layers own the loss, so explained variance can rise with depth from that alone.",
     "4": "The first two components of any smooth random walk trace a curve. Fewer components in later layers means "
     "something only where the controls do not do the same.",
+    "S": "Steps that have nothing to do with each other are at a right angle. A running sum resembles itself, trained "
+    "or not. Early sublayers are read in the last one's basis, so a large KL there may be the lens'. Any curve can be "
+    "cut into phases: look at p.",
     "J": "Nearly all eigenvalues of a random matrix are complex, and any network whose norm grows has directions that "
     "shrink against it: read each curve beside its nulls.",
     "4D": "Norms grow with depth, so the cosine and the relative distance improve without any contraction. Compare "

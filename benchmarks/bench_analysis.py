@@ -70,32 +70,27 @@ def work(folder: Path, shape: tuple[int, int, int], measures: list[str], threads
     torch.set_num_threads(threads)
     import lightning as L
 
-    from rsdyn.analysis import measures as analysis
+    from rsdyn.analysis.collected import Collected
+    from rsdyn.analysis.measure import How
+    from rsdyn.analysis.measures import measure_of
     from rsdyn.analysis.probe import ResidualStreamProbe
+    from rsdyn.analysis.settings import AnalysisConfig, RotationConfig
     from rsdyn.stream.trajectory_datamodule import TrajectoryDataModule
 
     stream = open_stream(folder, *shape)
     for k in range(stream.n_shards):  # the page cache, alike for all
         stream.cache.path(k).read_bytes()
     began = time.perf_counter()
-    probe = ResidualStreamProbe(n_sublayers=shape[1], n_units=shape[2], measures=measures)
+    collected = Collected(n_sublayers=shape[1], n_units=shape[2], measures=measures)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = L.Trainer(accelerator="cpu", devices=1, **quiet)
-    trainer.test(probe, datamodule=TrajectoryDataModule(stream, passes=probe.n_passes), verbose=False)
+    data = TrajectoryDataModule(stream, passes=collected.n_passes)
+    trainer.test(ResidualStreamProbe(collected), datamodule=data, verbose=False)
     seconds = {"passes": time.perf_counter() - began}
-    options = {"n": 1000, "shared": False, "window": 8, "sites_per_layer": 2, "seed": 0}
-    steps = {
-        "activations": lambda: analysis.activations(probe),
-        "correlation": lambda: analysis.correlation(probe),
-        "cosine": lambda: analysis.cosine(probe),
-        "velocity": lambda: analysis.velocity(probe),
-        "mutual_information": lambda: analysis.information(probe, "kde", 0),
-        "rotation": lambda: analysis.rotations(probe, NULLS, **options),
-        "pca": lambda: analysis.principal_components(probe, 0),
-    }
+    how = How(AnalysisConfig(measures=measures, rotation=RotationConfig(nulls=[*NULLS])))
     for name in measures:
         start = time.perf_counter()
-        steps[name]()
+        measure_of(name).measure(collected, how)
         seconds[name] = time.perf_counter() - start
     total = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -96,23 +96,22 @@ def analysis(n: int, d: int, s: int, folder: Path) -> Callable[[], object]:
     import lightning as L
     from bench_analysis import MEASURES, NULLS
 
-    from rsdyn.analysis import measures as analysis
+    from rsdyn.analysis.collected import Collected
+    from rsdyn.analysis.measure import How
     from rsdyn.analysis.probe import ResidualStreamProbe
+    from rsdyn.analysis.settings import AnalysisConfig, RotationConfig
+    from rsdyn.analysis.streams import measure_stream
     from rsdyn.stream.trajectory_datamodule import TrajectoryDataModule
 
     stream = cached_stream(n, d, s, folder)
 
     def work() -> None:
-        probe = ResidualStreamProbe(n_sublayers=s, n_units=d, measures=MEASURES)
+        collected = Collected(n_sublayers=s, n_units=d, measures=MEASURES)
         trainer = L.Trainer(accelerator="cpu", devices=1, **QUIET)
-        trainer.test(probe, datamodule=TrajectoryDataModule(stream, passes=probe.n_passes), verbose=False)
-        analysis.activations(probe)
-        analysis.correlation(probe)
-        analysis.cosine(probe)
-        analysis.velocity(probe)
-        analysis.information(probe, "kde", 0)
-        analysis.rotations(probe, NULLS, n=100, shared=False, window=8, sites_per_layer=2, seed=0)
-        analysis.principal_components(probe, 0)
+        data = TrajectoryDataModule(stream, passes=collected.n_passes)
+        trainer.test(ResidualStreamProbe(collected), datamodule=data, verbose=False)
+        rotation = RotationConfig(nulls=[*NULLS], surrogates=100)
+        measure_stream(collected, How(AnalysisConfig(measures=[*MEASURES], rotation=rotation)), stream.dtype)
 
     return work
 

@@ -27,10 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsdyn.analysis import measures as analysis
+from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.findings import findings
+from rsdyn.analysis.measure import How
 from rsdyn.analysis.probe import ResidualStreamProbe
-from rsdyn.analysis.settings import MEASURES
+from rsdyn.analysis.results import AnalysisResults
+from rsdyn.analysis.settings import MEASURES, AnalysisConfig
+from rsdyn.analysis.streams import measure_stream
 from rsdyn.dynamics.resampling import group_of
 from rsdyn.embedded import DOCUMENT_COLUMN
 from rsdyn.lm.source import find_lm
@@ -105,28 +108,15 @@ def rows_of(
     ``keep`` sequences go into what takes every sample; None takes all.
     """
     shape = {"n_sublayers": x.shape[1], "n_units": x.shape[2]}
-    probe = ResidualStreamProbe(**shape, measures=measures, keep=keep, groups=groups)
+    collected = Collected(**shape, measures=measures, keep=keep, groups=groups)
+    probe = ResidualStreamProbe(collected)
     batch = TrajectoryBatch(x, torch.arange(len(x)))
-    for dataloader in range(probe.n_passes):
+    for dataloader in range(collected.n_passes):
         probe.test_step(batch, 0, dataloader)
     probe.on_test_epoch_end()
-    turns: Any = {"n": 1, "window": 8, "sites_per_layer": sites, "seed": 0}
-    ways: dict[str, Callable[[], dict[str, Any]]] = {
-        "activations": lambda: analysis.activations(probe),
-        "correlation": lambda: analysis.correlation(probe),
-        "cosine": lambda: analysis.cosine(probe),
-        "velocity": lambda: analysis.velocity(probe),
-        "mutual_information": lambda: analysis.information(probe, "kde", 0),
-        "rotation": lambda: (
-            analysis.rotations(probe, [], shared=False, **turns)
-            | analysis.random_walks(x.shape[1], [], n_walks=10, **turns)
-        ),
-        "pca": lambda: analysis.principal_components(probe, 0),
-    }
-    results = analysis.counts(probe) | analysis.flags(probe, x.dtype)
-    for measure in measures:
-        results |= ways[measure]()
-    found = {row.key: row.values["here"] for row in findings({"here": results}, measures, sites)}
+    results = measure_stream(collected, How(AnalysisConfig(measures=[*measures]), sites, nulls=False), x.dtype)
+    table = findings(AnalysisResults({"here": results}, tuple(measures), sites, x.shape[1], x.shape[2]))
+    found = {row.key: row.values["here"] for row in table}
     return {
         key: {"value": cell.value, "low": cell.low, "high": cell.high}
         for key, cell in found.items()

@@ -42,14 +42,14 @@ def streams_wanted(settings: Any, n_parameters: int) -> list[Wanted]:
 
 
 def nulls_of(settings: Any, *, own: bool) -> list[str]:
-    """The null models to run: those made of the stream itself (``own``), or those that compare it with another."""
+    """The null models to run, in order: those made of the stream itself (``own``), or those that are another one."""
     chosen = settings.rotation.nulls
     if chosen is None:
         chosen = [n for n in NULLS if n not in NOT_BY_DEFAULT]
         chosen = [n for n in chosen if n not in STREAM_NULLS or n in settings.conditions]
         if "original" not in settings.conditions:
             chosen = [n for n in chosen if n not in STREAM_NULLS]
-    return [n for n in chosen if (n in STREAM_NULLS) != own]
+    return [n for n in NULLS if n in chosen and (n in STREAM_NULLS) != own]
 
 
 def check_settings(

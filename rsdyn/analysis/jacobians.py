@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rsdyn.analysis.finding import Value
-from rsdyn.analysis.findings import per_layer, spearman
 from rsdyn.analysis.sink import PRODUCTS, SinkFinding, products, sink_finding
+from rsdyn.analysis.statistics import per_layer, spearman
 from rsdyn.dynamics.jacobian import NULLS as MATRIX_NULLS
 from rsdyn.dynamics.jacobian import complex_share_of_chance, lyapunov, matched_null, spectrum
 from rsdyn.dynamics.projection import PCA

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rsdyn.analysis.finding import number
-from rsdyn.analysis.findings import n_components, rows
-
-Results = Mapping[str, Any]
+from rsdyn.analysis.findings import of_row, rows
+from rsdyn.analysis.results import AnalysisResults
 
 
 @dataclass(frozen=True)
@@ -45,23 +44,16 @@ class LargestUnits:
     rows: list[LeftOut]
 
 
-def without_largest(
-    results: Mapping[str, Results], measures: Sequence[str], sites_per_layer: int
-) -> LargestUnits | None:
-    """The findings without the largest units, found once on the first condition; None where nothing was left out."""
-    first = next(iter(results.values()))
-    if "left_out_counts" not in first:
-        return None
-    found = []
-    for row in rows(sites_per_layer, n_components(results)):
-        if row.measure not in measures or (row.both_sites and sites_per_layer == 1):
-            continue
-        name = f"{row.curve}_left_out"
-        values = {c: [float(row.of(curve)) for curve in r[name]] for c, r in results.items() if name in r}
+def without_largest(results: AnalysisResults) -> LargestUnits:
+    """The findings without the largest units, which were found once, on the first condition."""
+    flags, found = results.main.flags, []
+    for measure, row in rows(results):
+        there = {c: curve.left_out for c, (_, curve) in of_row(measure, row, results).items()}
+        values = {c: [float(row.of(x)) for x in curves] for c, curves in there.items() if curves is not None}
         if values:
-            found.append(LeftOut(row.key, row.measure, row.statistic, row.under, values))
-    units, ratios = first["largest_units"].tolist(), first["largest_ratios"].tolist()
-    return LargestUnits(first["left_out_counts"].tolist(), units, ratios, found)
+            found.append(LeftOut(row.key, measure, row.statistic, row.under, values))
+    units, ratios = flags.largest_units.tolist(), flags.largest_ratios.tolist()
+    return LargestUnits(flags.left_out_counts.tolist(), units, ratios, found)
 
 
 def as_markdown(found: LargestUnits, condition: str) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rsdyn.analysis.findings import per_layer
 from rsdyn.analysis.results import ConditionResults, Measured, PhaseResults, curves
+from rsdyn.analysis.statistics import per_layer
 from rsdyn.dynamics.phases import LEAST_PLACES, best_change_points, phases
 from rsdyn.dynamics.resampling import simulate
 from rsdyn.errors import UserError

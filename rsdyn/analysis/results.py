@@ -183,13 +183,12 @@ class Velocity:
 
     Attributes:
         speed: in units of activation.
-        relative: over the norm of the state that the step starts from (METHOD section 0.12); None where it was not
-            measured, as on the way of a training.
+        relative: over the norm of the state that the step starts from (METHOD section 0.12).
         by_position, relative_by_position: ``(P, S - 1)`` by range of positions; None where they are not known.
     """
 
     speed: Measured
-    relative: Measured | None = None
+    relative: Measured
     by_position: Tensor | None = None
     relative_by_position: Tensor | None = None
 
@@ -606,8 +605,13 @@ def curves(found: object, name: str = "") -> Iterator[tuple[str, Measured]]:
             yield from curves(value, f"{name}/{key}")
 
 
+def on_cpu(found: T) -> T:
+    """The same result, off any GPU."""
+    return each_tensor(found, lambda x: x.cpu())
+
+
 def each_tensor(found: T, change: Callable[[Tensor], Tensor]) -> T:
-    """The same result with every tensor in it changed, such as brought to the CPU."""
+    """The same result with every tensor in it changed."""
 
     def changed(part: Any) -> Any:
         if is_dataclass(part) and not isinstance(part, type):

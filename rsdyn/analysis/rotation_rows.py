@@ -3,51 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from rsdyn.analysis.finding import Finding, Value, number
+from rsdyn.analysis.results import AnalysisResults, ConditionResults, NullTest, Rotation
 from rsdyn.analysis.settings import NULLS, STREAM_NULLS
 from rsdyn.labels import NAMES
 
-Results = Mapping[str, Any]
+Tests = Mapping[str, tuple[ConditionResults, NullTest]]  # of one null, by condition
 
 
-def nulls_of(results: Results) -> list[str]:
-    """The null models that a condition's rotations were tested against."""
-    found = (k.removeprefix("null_").removesuffix("_mean") for k in results if k.startswith("null_"))
-    return [null for null in found if f"null_{null}_mean" in results]
-
-
-def rotation_rows(results: Mapping[str, Results]) -> list[Finding]:
+def rotation_rows(found: AnalysisResults) -> list[Finding]:
     """What a random walk does, then the ladder of null models from the one that keeps most, and how regular steps are.
 
     Under the stream's mean |R| stands that of each null's surrogates: like beside like.
     """
-    walks = {c: Value(float(r["rotation_random_walk"])) for c, r in results.items()}
+    turning = {c: (r, r.rotation) for c, r in found.conditions.items() if r.rotation is not None}
+    walks = {c: Value(t.random_walk) for c, (_, t) in turning.items() if t.random_walk is not None}
     rows = [Finding("turns_of_random_walk", "rotation", "", "not given", "mean |R| of a random walk of equal length",
-                    walks)]  # fmt: skip
-    there = {null for r in results.values() for null in nulls_of(r)}
-    for null in [n for n in NULLS if n in there]:
-        rows += _rows_of(null, {c: r for c, r in results.items() if f"null_{null}_mean" in r})
-    return rows + _regularity_rows({c: r for c, r in results.items() if "regularity_mean" in r})
+                    walks)] if walks else []  # fmt: skip
+    for null in NULLS:
+        tests = {c: (r, t.nulls[null]) for c, (r, t) in turning.items() if null in t.nulls}
+        rows += _rows_of(null, tests) if tests else []
+    return rows + _regularity_rows(turning)
 
 
-def _rows_of(null: str, results: Mapping[str, Results]) -> list[Finding]:
+def _rows_of(null: str, tests: Tests) -> list[Finding]:
     turns, p, z, beyond, beyond_fdr, rest = {}, {}, {}, {}, {}, {}
-    for c, r in results.items():
-        n = r.get("n_trajectories")
-        turns[c] = _beside(r, f"null_{null}_turns", f"null_{null}_population_p", n)
-        if f"null_{null}_population_p" in r:
-            p[c] = Value(float(r[f"null_{null}_population_p"]), n=n)
-            z[c] = Value(float(r[f"null_{null}_turns_z"]), n=n, reason="the null does not vary")
-        passed = share_beyond(r, null, corrected=True)
-        beyond[c] = Value(share_beyond(r, null), n=n, unit=" %", note=f" ({passed:.0f} % with q < .05)")
+    for c, (r, test) in tests.items():
+        n = r.counts.trajectories
+        turns[c] = _beside(test, n)
+        if test.over_units_p is not None and test.over_units_z is not None:
+            p[c] = Value(test.over_units_p, n=n)
+            z[c] = Value(test.over_units_z, n=n, reason="the null does not vary")
+        passed = share_beyond(test, corrected=True)
+        beyond[c] = Value(share_beyond(test), n=n, unit=" %", note=f" ({passed:.0f} % with q < .05)")
         beyond_fdr[c] = Value(passed, n=n, unit=" %")
-        if len(r.get("massive_units", ())):
-            rest[c] = Value(share_beyond(r, null, leave_out=r["massive_units"]), n=n, unit=" %")
+        if len(r.flags.massive_units):
+            rest[c] = Value(share_beyond(test, leave_out=r.flags.massive_units), n=n, unit=" %")
     about_zero, most = ("about 0, signed", "most units") if null == "layer_shuffle" else ("not given", "not given")
     turns_key, beyond_key = f"turns_{null}", f"units_beyond_{null}"
     of = "of the" if null in STREAM_NULLS else "of surrogates,"
@@ -69,53 +63,50 @@ def _rows_of(null: str, results: Mapping[str, Results]) -> list[Finding]:
     return rows
 
 
-def _beside(results: Results, mean: str, p: str, n: int | None, std: str = "", z: str = "") -> Value:
+def _beside(test: NullTest, n: int) -> Value:
     """A null's mean with, where it has surrogates, their SD, how many of it the stream lies away, and p."""
     note = ""
-    if p in results:
-        spread, away = float(results[std or f"{mean}_std"]), float(results[z or f"{mean}_z"])
-        note = f" ± {number(spread)} (stream {away:+.1f} SD, p {number(float(results[p]))})"
-    return Value(float(results[mean]), n=n, note=note)
+    if test.over_units_std is not None and test.over_units_z is not None and test.over_units_p is not None:
+        spread, away = test.over_units_std, test.over_units_z
+        note = f" ± {number(spread)} (stream {away:+.1f} SD, p {number(test.over_units_p)})"
+    return Value(test.over_units, n=n, note=note)
 
 
-def _regularity_rows(results: Mapping[str, Results]) -> list[Finding]:
+def _regularity_rows(turning: Mapping[str, tuple[ConditionResults, Rotation]]) -> list[Finding]:
     """Fisher's g: what turns cannot show, an orbit that all units keep to."""
-    if not results:
+    regular = {c: (r, t.regularity) for c, (r, t) in turning.items() if t.regularity is not None}
+    if not regular:
         return []
     key = "regularity"
     observed: dict[str, Value] = {}
-    for c, r in results.items():
-        low, high = (float(x) for x in r.get("regularity_mean_interval", (torch.nan, torch.nan)))
-        observed[c] = Value(float(r["regularity_mean"]), low, high, n=r.get("n_trajectories"))
+    for c, (r, g) in regular.items():
+        low, high = (float("nan") if end is None else float(end) for end in (g.mean.low, g.mean.high))
+        observed[c] = Value(float(g.mean.value), low, high, n=r.counts.trajectories)
     rows = [Finding(key, "rotation", "", "not given", "regularity: largest share of a unit's steps at one frequency",
                     observed)]  # fmt: skip
     for null in NULLS:
-        there = {c: r for c, r in results.items() if f"regularity_{null}_population" in r}
-        if not there:
+        tests = {c: (r, g.nulls[null]) for c, (r, g) in regular.items() if null in g.nulls}
+        if not tests:
             continue
         beside, beyond = {}, {}
-        for c, r in there.items():
-            name, n = f"regularity_{null}", r.get("n_trajectories")
-            numbers = {"mean": r[f"{name}_population"].mean(), "std": r[f"{name}_population"].std()}
-            numbers |= {"z": r[f"{name}_population_z"], "p": r[f"{name}_population_p"]}
-            beside[c] = _beside(numbers, "mean", "p", n, "std", "z")
-            p = r[f"{name}_p"]
-            share = 100 * float((p[p.isfinite()] < 0.05).double().mean())
-            passed = 100 * float((r[f"{name}_q_normal"][p.isfinite()] < 0.05).double().mean())
-            beyond[c] = Value(share, n=n, unit=" %", note=f" ({passed:.0f} % with q < .05)")
+        for c, (r, test) in tests.items():
+            n = r.counts.trajectories
+            beside[c] = _beside(test, n)
+            passed = share_beyond(test, corrected=True)
+            beyond[c] = Value(share_beyond(test), n=n, unit=" %", note=f" ({passed:.0f} % with q < .05)")
         rows.append(Finding(f"{key}_{null}", "rotation", "", "", f"of surrogates, {NAMES[null]}", beside, under=key))
         rows.append(Finding(f"units_regular_{null}", "rotation", "", "", "units more regular, p < .05 (chance: 5 %)",
                             beyond, under=key))  # fmt: skip
     return rows
 
 
-def share_beyond(results: Results, null: str, *, corrected: bool = False, leave_out: Tensor | None = None) -> float:
-    """Percent of units whose turns a null model does not explain, at p < .05 or at a false discovery rate of 5 %.
+def share_beyond(test: NullTest, *, corrected: bool = False, leave_out: Tensor | None = None) -> float:
+    """Percent of units that a null model does not explain, at p < .05 or at a false discovery rate of 5 %.
 
     Corrected, the p-values of the z-scores decide: those from ranks end at ``1 / (n + 1)``, and with few units there
     none would pass. ``leave_out``: numbers of units that do not count.
     """
-    p = results[f"null_{null}_{'q_normal' if corrected else 'p'}"]
+    p = test.q_normal if corrected else test.p
     tested = p.isfinite()
     if leave_out is not None:
         tested = tested.clone()

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 
-from rsdyn.analysis.findings import rows
-
-Results = dict[str, Any]
+from rsdyn.analysis.results import ConditionResults, Measured
 
 
-def with_seeds(results: Mapping[str, Results], condition_of: Mapping[str, str]) -> dict[str, Results]:
-    """The results of each condition; of several streams of one, those of the first with the others' curves in them.
+def with_seeds(results: Mapping[str, ConditionResults], condition_of: Mapping[str, str]) -> dict[str, ConditionResults]:
+    """The results of each condition; of several streams of one, those of the first with the others' values in them.
 
-    ``condition_of`` names the condition of each entry of ``results``. A curve ``name`` of the other streams becomes
-    ``<name>_seeds`` ``(streams, ...)`` of the first, which is called as its condition is.
+    ``condition_of`` names the condition of each entry of ``results``. Each :class:`~rsdyn.analysis.results.Measured` of
+    the first, which is called as its condition is, gets the values of the other streams as its ``seeds``.
     """
-    found: dict[str, Results] = {}
-    others: dict[str, list[Results]] = {}
+    found: dict[str, ConditionResults] = {}
+    others: dict[str, list[ConditionResults]] = {}
     for name, r in results.items():
         if condition_of[name] in found:
             others.setdefault(condition_of[name], []).append(r)
         else:
-            found[condition_of[name]] = dict(r)
-    curves = {row.curve for sites in (1, 2) for row in rows(sites)}
-    curves |= {f"{name}_without_massive" for name in curves}
-    for condition, more in others.items():
-        for name in curves & found[condition].keys():
-            found[condition][f"{name}_seeds"] = torch.stack([torch.as_tensor(r[name]) for r in more if name in r])
-    return found
+            found[condition_of[name]] = r
+    return found | {condition: _merged(found[condition], more) for condition, more in others.items()}
+
+
+def _merged(first: Any, others: Sequence[Any]) -> Any:
+    if not is_dataclass(first) or isinstance(first, type):
+        return first
+    parts = {
+        f.name: _merged(getattr(first, f.name), [of for other in others if (of := getattr(other, f.name)) is not None])
+        for f in fields(first)
+    }
+    if isinstance(first, Measured) and others:
+        parts["seeds"] = torch.stack([other.value for other in others])
+    return replace(first, **parts)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rsdyn.analysis.finding import Finding, Value, number
-from rsdyn.analysis.findings import ends_of
 from rsdyn.analysis.results import AnalysisResults, ConditionResults, Measured, PhaseResults, StepNull
+from rsdyn.analysis.statistics import ends_of
 from rsdyn.dynamics.resampling import jackknife
 from rsdyn.labels import NAMES
 

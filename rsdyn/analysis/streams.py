@@ -1,63 +1,57 @@
-"""All measures of one stream, and what compares streams, in the order in which an analysis takes them."""
+"""All measures of one stream, in the order in which an analysis takes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from rsdyn.analysis import measures
-from rsdyn.analysis.checks import nulls_of
-from rsdyn.analysis.probe import ResidualStreamProbe
-from rsdyn.analysis.settings import AnalysisConfig
+import torch
 
-Results = dict[str, Any]
-
-
-def measures_of(
-    probe: ResidualStreamProbe, settings: AnalysisConfig, *, sites_per_layer: int, seed: int, nulls: bool = True
-) -> Iterator[tuple[str, Results]]:
-    """Each measure that was asked for, and what it gives; ``nulls`` as well where rotations are to be tested."""
-    rotation = settings.rotation
-    surrogates: Any = {"n": rotation.surrogates, "shared": rotation.shared, "window": rotation.window}
-    surrogates |= {"sites_per_layer": sites_per_layer, "seed": seed}
-    own = nulls_of(settings, own=True) if nulls else []
-    ways: dict[str, Callable[[], Results]] = {
-        "activations": lambda: measures.activations(probe, settings.density_threshold),
-        "correlation": lambda: measures.correlation(probe),
-        "cosine": lambda: measures.cosine(probe),
-        "velocity": lambda: measures.velocity(probe),
-        "mutual_information": lambda: measures.information(probe, settings.mi.estimator, seed),
-        "rotation": lambda: measures.rotations(probe, own, **surrogates),
-        "pca": lambda: measures.principal_components(probe, seed),
-        "massive": lambda: measures.massive_activations(probe),
-    }
-    for measure, measured in ways.items():
-        if measure in settings.measures:
-            yield measure, measured()
+from rsdyn.analysis.collected import Collected
+from rsdyn.analysis.measure import How
+from rsdyn.analysis.measures import OF_STREAM, measure_of
+from rsdyn.analysis.results import ConditionResults, Counts, Flags
+from rsdyn.dynamics.moments import Moments, few_levels
 
 
-def compare_streams(
-    probes: Mapping[str, ResidualStreamProbe],
-    results: Mapping[str, Results],
-    settings: AnalysisConfig,
-    *,
-    sites_per_layer: int,
-    seed: int,
-) -> None:
-    """Add to the results what needs several streams, or none: nulls that are other streams, and random walks."""
-    rotation = settings.rotation
-    walks = measures.random_walks(
-        next(iter(probes.values())).n_sublayers,  # what a unit without dynamics does is the same for every stream
-        nulls_of(settings, own=True),
-        n=min(rotation.surrogates, 199),
-        window=rotation.window,
-        sites_per_layer=sites_per_layer,
-        seed=seed,
+def measure_stream(
+    collected: Collected, how: How, dtype: torch.dtype, done: Callable[[str], object] = lambda measure: None
+) -> ConditionResults:
+    """What was asked for of a stream that was stored in ``dtype``; ``done`` is told of each measure that is ready."""
+    found: dict[str, Any] = {}
+    for name in OF_STREAM:
+        if name in how.settings.measures:
+            found[name] = measure_of(name).measure(collected, how)
+            done(name)
+    return ConditionResults(counts(collected), flags(collected, dtype), **found)
+
+
+def counts(collected: Collected) -> Counts:
+    """How many trajectories were measured, and how many of them are BOS and sinks (``rsdyn.stream.text.positions``)."""
+    groups = collected.sequence_groups
+    return Counts(
+        trajectories=collected.n_trajectories,
+        bos=collected.n_bos,
+        sinks=collected.n_sinks,
+        groups=len(collected.groups),
+        intervals_over="sequences" if groups is None else groups.counted(),
+        intervals_note="" if groups is None else groups.too_few,
     )
-    for found in results.values():
-        found |= walks
-    for null in nulls_of(settings, own=False) if "original" in probes else []:
-        original = results["original"]
-        original |= measures.compare_rotations(
-            probes["original"], probes[null], original, null, n=rotation.surrogates, seed=seed
-        )
+
+
+def flags(collected: Collected, dtype: torch.dtype) -> Flags:
+    """Units that a reader must know of: massive, unusable (NaN), constant, frozen by rounding, with few levels."""
+    total, largest = collected.total, collected.known_largest
+    return Flags(
+        largest_units=largest.order,
+        largest_ratios=largest.ratios[largest.order],
+        left_out_counts=torch.tensor(largest.counts),
+        massive_units=collected.massive.nonzero().flatten(),
+        massive_ratios=largest.ratios[collected.massive],
+        unusable_units=collected.unusable.nonzero().flatten(),
+        constant=collected.constant.sum(1),
+        constant_units=collected.constant.all(0).nonzero().flatten(),
+        few_levels=few_levels(Moments(total.n, total.mean, total.m2), dtype).sum(1),
+        frozen_steps=collected.frozen.mean(1),
+        frozen_units=(collected.frozen.mean(0) > 0.5).nonzero().flatten(),
+    )

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
 from rsdyn.analysis.results import AnalysisResults, ConditionResults, curves
-from rsdyn.analysis.settings import MASSIVE
 from rsdyn.analysis.words import flags_in_words, massive_in_words, plane_in_words, positions_in_words, rotation_in_words
-
-Results = Mapping[str, Mapping[str, Any]]
 
 
 def curves_of(found: ConditionResults) -> dict[str, Tensor]:
@@ -34,17 +30,10 @@ def numbers_of(found: AnalysisResults) -> dict[str, Any]:
     }
 
 
-def in_words(
-    results: Results, measures: Sequence[str], *, n_sublayers: int, sites_per_layer: int, several_tokens: bool
-) -> list[str]:
+def in_words(found: AnalysisResults, *, several_tokens: bool) -> list[str]:
     """What a reader must know of the results, in sentences; ``several_tokens`` where a sequence has more than one."""
-    main = next(iter(results.values()))
-    words = rotation_in_words(main, n_sublayers) if "rotation" in measures else []
-    words += plane_in_words(main) if "pca" in measures else []
-    words += massive_in_words(main, sites_per_layer) if MASSIVE in measures else []
-    return words + (positions_in_words(results) if several_tokens else []) + flags_in_words(results)
-
-
-def on_cpu(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The same results, off any GPU."""
-    return {k: v.cpu() if hasattr(v, "cpu") else v for k, v in results.items()}
+    main = found.main
+    words = [] if main.rotation is None else rotation_in_words(main.rotation, found.n_sublayers)
+    words += [] if main.pca is None else plane_in_words(main.pca)
+    words += [] if main.massive is None else massive_in_words(main.massive, found.sites_per_layer)
+    return words + (positions_in_words(found) if several_tokens else []) + flags_in_words(found)

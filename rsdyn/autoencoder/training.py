@@ -26,7 +26,8 @@ from rsdyn.dynamics.moments import (
 )
 from rsdyn.dynamics.projection import PCA
 from rsdyn.errors import NonFiniteError
-from rsdyn.metrics.running import FirstSequences, MeanLoss, SquaredError, StreamCovariance, StreamMoments
+from rsdyn.metrics.running import MeanLoss, SquaredError, StreamCovariance, StreamMoments
+from rsdyn.metrics.samples import FirstSequences
 from rsdyn.private import LeanModule, resumes_within_epoch
 from rsdyn.stream.datamodule import ResidualStreamDataModule, VectorBatch
 

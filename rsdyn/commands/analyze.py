@@ -10,18 +10,30 @@ python analyze.py --help
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import lightning as L
 
-from rsdyn.analysis import measures as analysis
 from rsdyn.analysis.checks import streams_wanted
+from rsdyn.analysis.collected import Collected
+from rsdyn.analysis.measure import How
+from rsdyn.analysis.measures.rotation import compare_streams
 from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.analysis.results import ConditionResults
 from rsdyn.analysis.settings import JACOBIAN, READOUT
-from rsdyn.analysis.shape import Shapes, shapes_of
-from rsdyn.analysis.streams import Results, compare_streams, measures_of
+from rsdyn.analysis.streams import measure_stream
 from rsdyn.commands.jacobians import analyze_jacobians, check_continues, measure_jacobians
 from rsdyn.commands.readout import check_readout, measure_readout
-from rsdyn.run.analysis import check_analysis, ending_of, gathered, groups_of, kept_of, n_steps, panels_of, probe_of
+from rsdyn.run.analysis import (
+    check_analysis,
+    collected_of,
+    ending_of,
+    gathered,
+    groups_of,
+    kept_of,
+    n_steps,
+    panels_of,
+)
 from rsdyn.run.finish import draw, finish, in_all_processes, leave
 from rsdyn.run.opening import find_source, open_stream, say_positions, start_records
 from rsdyn.run.progress import ProbeProgress, Steps
@@ -57,41 +69,34 @@ def analyze(run: Run) -> None:
     start_records(run, source, streams)
     groups = groups_of(run, source, n_samples)
     steps = Steps(n_steps(settings, len(streams)), run.started)
-    probes: dict[str, ResidualStreamProbe] = {}
-    results: dict[str, Results] = {}
-    shapes: dict[str, Shapes] = {}
+    how = How(settings, sites, seed)
+    collected: dict[str, Collected] = {}
+    results: dict[str, ConditionResults] = {}
     recorded: list[int] = []
     with keeping(lambda: kept_of(streams)):
         for condition, stream in streams.items():
             # one pass over the stream, or two, in which a probe takes what its measures need
-            probe = probe_of(settings, stream, condition, groups, steps, first=next(iter(probes.values()), None))
-            progress = ProbeProgress(steps, condition)
-            datamodule = TrajectoryDataModule(stream, samples=n, passes=probe.n_passes, on_record=progress.recorded)
+            main = next(iter(collected.values()), None)
+            probe = ResidualStreamProbe(collected_of(settings, stream, condition, groups, steps, main=main))
+            progress, passes = ProbeProgress(steps, condition), probe.collected.n_passes
+            datamodule = TrajectoryDataModule(stream, samples=n, passes=passes, on_record=progress.recorded)
             trainer = make_trainer(run, [progress])
             datamodule.set_process(0, trainer.world_size)  # too many processes are named before they start
             trainer.test(probe, datamodule=datamodule, verbose=False)
             recorded.append(in_all_processes(trainer, stream.n_recorded))
             stream.release_lm()
-            probes[condition] = probe
+            collected[condition] = probe.collected
             steps.done("passes")
 
             # the measures with their intervals; turns beside surrogates, once per kind of stream
-            results[condition] = analysis.counts(probe) | analysis.flags(probe, stream.dtype)
-            nulls = wanted[condition].untrained_seed == 0
-            for measure, measured in measures_of(probe, settings, sites_per_layer=sites, seed=seed, nulls=nulls):
-                results[condition] |= measured
-                steps.done(measure)
-            shapes[condition] = {}
-            main = next(iter(probes.values()))
-            for measure, shape in shapes_of(probe, settings.measures, main=main, sites_per_layer=sites, seed=seed):
-                shapes[condition][measure] = shape
-                steps.done(measure)
+            here = how._replace(nulls=wanted[condition].untrained_seed == 0, main=main)
+            results[condition] = measure_stream(probe.collected, here, stream.dtype, steps.done)
         if "rotation" in settings.measures:
-            compare_streams(probes, results, settings, sites_per_layer=sites, seed=seed)
+            results = compare_streams(collected, results, how)
             steps.done("rotation")
         if READOUT in settings.measures:
-            for condition, read in measure_readout(run, source, streams, groups, steps).items():
-                shapes[condition][READOUT] = read
+            read = measure_readout(run, source, streams, groups, steps)
+            results = {c: replace(r, readout=read[c]) for c, r in results.items()}
             steps.done(READOUT)
         jacobians = None
         if JACOBIAN in settings.measures:
@@ -99,8 +104,8 @@ def analyze(run: Run) -> None:
             steps.done(JACOBIAN)
 
         # several untrained models are one condition with a spread; figures, findings, numbers
-        flat, found = gathered(run, first, results, shapes, probes, {w.name: w.condition for w in wanted.values()})
-        panels = panels_of(run, flat, found, n_samples, jacobians)
+        found = gathered(run, first, results, {w.name: w.condition for w in wanted.values()})
+        panels = panels_of(run, found, n_samples, jacobians)
         draw(run, panels, trainer)
         steps.done("figures")
         if trainer.is_global_zero:

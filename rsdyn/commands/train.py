@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import lightning as L
 
-from rsdyn.analysis.flat import typed_results
 from rsdyn.analysis.stored import flatten_part
 from rsdyn.analysis.summary import curves_of
 from rsdyn.autoencoder.model import read_checkpoint
@@ -69,8 +68,7 @@ def train(run: Run) -> None:
         recorded = Recorded([stream], [in_all_processes(trainer, stream.n_recorded)])
         if trainer.is_global_zero:
             found = callbacks.summary(module, datamodule)
-            flat = {} if riding is None else riding.results
-            measured = typed_results(flat) if flat else None
+            measured = None if riding is None else riding.results
             counts = stream.positions.counts
             facts = {
                 **source.facts(),

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 import rsdyn
-from rsdyn.analysis import measures as analysis
-from rsdyn.analysis.checks import check_settings, nulls_of
+from rsdyn.analysis.checks import check_settings
+from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.finding import Finding
 from rsdyn.analysis.findings import findings
-from rsdyn.analysis.flat import typed_results
+from rsdyn.analysis.measure import How
+from rsdyn.analysis.measures.rotation import compare_streams
 from rsdyn.analysis.probe import ResidualStreamProbe
-from rsdyn.analysis.results import AnalysisResults
+from rsdyn.analysis.results import AnalysisResults, ConditionResults, NullTest, curves, on_cpu
 from rsdyn.analysis.settings import CONDITIONS, MEASURES, AnalysisConfig, RotationConfig
 from rsdyn.analysis.stored import flatten
-from rsdyn.analysis.streams import compare_streams, measures_of
+from rsdyn.analysis.streams import measure_stream
 from rsdyn.analysis.summary import in_words, numbers_of
 from rsdyn.analysis.table import as_json, as_text
 from rsdyn.config.schema import Config, to_yaml
@@ -61,12 +62,12 @@ class Rotations(NamedTuple):
     Attributes:
         turns: ``(D,)`` clockwise turns of each unit's mean trajectory.
         mean: mean |R| over units.
-        nulls: by null model, what each says: ``p`` of each unit, ``population_p``, mean |R| of its surrogates, ...
+        nulls: by null model, what each says: ``p`` of each unit, ``over_units`` (mean |R| of its surrogates), ...
     """
 
     turns: Tensor
     mean: float
-    nulls: dict[str, dict[str, Any]]
+    nulls: dict[str, NullTest]
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,52 +76,46 @@ class Stream:
 
     Attributes:
         name: ``original``, or that of a control.
-        results: every array and number, by name.
-        nulls: the null models that its rotations stand beside.
+        results: everything that was measured, by measure.
     """
 
     name: str
-    results: dict[str, Any]
-    nulls: tuple[str, ...]
+    results: ConditionResults
 
     def curve(self, name: str) -> Curve:
-        """A curve of the results by its name, with its interval."""
-        if name not in self.results:
-            known = ", ".join(sorted(k for k in self.results if f"{k}_interval" in self.results))
-            raise UserError(f"name={name!r}: this was not measured. Curves with an interval here: {known}.")
-        return Curve(self.results[name], *self.results.get(f"{name}_interval", (None, None)))
+        """Anything measured, by its path in the results, such as ``velocity/relative``, with its interval."""
+        known = dict(curves(self.results))
+        if name not in known:
+            raise UserError(f"name={name!r}: this was not measured. There is {', '.join(sorted(known))}.")
+        return Curve(known[name].value, known[name].low, known[name].high)
 
     @property
     def correlation(self) -> Curve:
         """Mean over units of the correlation between successive sublayers."""
-        return self.curve("r_mean")
+        return self.curve("correlation/mean")
 
     @property
     def cosine(self) -> Curve:
         """Mean cosine between successive states."""
-        return self.curve("cosine")
+        return self.curve("cosine/mean")
 
     @property
     def speed(self) -> Curve:
         """Mean length of the step between successive states."""
-        return self.curve("speed")
+        return self.curve("velocity/speed")
 
     @property
     def mutual_information(self) -> Curve:
         """Mean over units of the information between successive sublayers, nats."""
-        return self.curve("mi_mean")
+        return self.curve("mutual_information/mean")
 
     @property
     def rotation(self) -> Rotations:
         """Turns of units, and what each null model says of them."""
-        if "rotation" not in self.results:
+        found = self.results.rotation
+        if found is None:
             raise UserError("rotation was not measured: leave measures out, or name it there.")
-        nulls: dict[str, dict[str, Any]] = {}
-        for null in self.nulls:
-            under = f"null_{null}_"
-            nulls[null] = {k.removeprefix(under): v for k, v in self.results.items() if k.startswith(under)}
-        turns = -self.results["rotation"]
-        return Rotations(turns, float(self.results["rotation_abs_mean"]), nulls)
+        return Rotations(-found.turns, float(found.mean_abs.value), found.nulls)
 
 
 @dataclass(frozen=True, repr=False)
@@ -150,7 +145,7 @@ class Found(Stream):
         return self.controls[name]
 
     @property
-    def streams(self) -> dict[str, dict[str, Any]]:
+    def streams(self) -> dict[str, ConditionResults]:
         """The results of every stream, the main one first."""
         return {self.name: self.results} | {name: c.results for name, c in self.controls.items()}
 
@@ -191,8 +186,10 @@ class Found(Stream):
             return report([folder], Path(path).expanduser())
 
     def _found(self) -> AnalysisResults:
-        x, conditions = self.x, {c: typed_results(r) for c, r in self.streams.items()}
-        return AnalysisResults(conditions, tuple(self.settings.measures), x.sites_per_layer, x.shape[1], x.shape[2])
+        _, n_sublayers, n_units = self.x.shape
+        return AnalysisResults(
+            self.streams, tuple(self.settings.measures), self.x.sites_per_layer, n_sublayers, n_units
+        )
 
     def _summary(self) -> dict[str, Any]:
         x = self.x
@@ -299,17 +296,18 @@ def measure(
         sites_per_layer=sites,
     )
     L.seed_everything(seed, verbose=False)
-    probes: dict[str, ResidualStreamProbe] = {}
-    results: dict[str, dict[str, Any]] = {}
+    collected: dict[str, Collected] = {}
+    results: dict[str, ConditionResults] = {}
+    how = How(settings, sites, seed)
     for name, recorded in streams.items():
-        probe = ResidualStreamProbe(
+        collected[name] = Collected(
             n_sublayers=x.shape[1],
             n_units=x.shape[2],
             measures=chosen,
             keep=settings.keep,
             components=settings.components,
             name=name,
-            largest=next(iter(probes.values())).largest if probes else None,
+            largest=next(iter(collected.values())).largest if collected else None,
             sites_per_layer=sites,
         )
         stream = KeptStream(recorded)
@@ -324,25 +322,19 @@ def measure(
                 use_distributed_sampler=False,
                 default_root_dir=folder,
             )
-            trainer.test(probe, datamodule=TrajectoryDataModule(stream, passes=probe.n_passes), verbose=False)
-        probes[name] = probe
-        results[name] = analysis.counts(probe) | analysis.flags(probe, stream.dtype)
-        for _, measured in measures_of(probe, settings, sites_per_layer=sites, seed=seed):
-            results[name] |= measured
+            passes = TrajectoryDataModule(stream, passes=collected[name].n_passes)
+            trainer.test(ResidualStreamProbe(collected[name]), datamodule=passes, verbose=False)
+        results[name] = measure_stream(collected[name], how, stream.dtype)
     if "rotation" in chosen:
-        compare_streams(probes, results, settings, sites_per_layer=sites, seed=seed)
-    results = {c: {k: v.cpu() if hasattr(v, "cpu") else v for k, v in r.items()} for c, r in results.items()}
-    own, others = (tuple(nulls_of(settings, own=which)) if "rotation" in chosen else () for which in (True, False))
+        results = compare_streams(collected, results, how)
+    results = {c: on_cpu(r) for c, r in results.items()}
+    found = AnalysisResults(results, tuple(chosen), sites, x.shape[1], x.shape[2])
     return Found(
         "original",
         results["original"],
-        own + others,
-        {name: Stream(name, r, own) for name, r in results.items() if name != "original"},
-        findings(results, chosen, sites),
-        [
-            *x.notes,
-            *in_words(results, chosen, n_sublayers=x.shape[1], sites_per_layer=sites, several_tokens=n != len(x)),
-        ],
+        {name: Stream(name, r) for name, r in results.items() if name != "original"},
+        findings(found),
+        [*x.notes, *in_words(found, several_tokens=n != len(x))],
         x,
         settings,
     )

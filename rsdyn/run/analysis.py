@@ -8,21 +8,19 @@ from typing import Any
 from rsdyn.analysis import jacobian_table
 from rsdyn.analysis.answer import UNTRAINED, answer
 from rsdyn.analysis.checks import check_settings
+from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.findings import findings
-from rsdyn.analysis.flat import flat_results, typed_results
 from rsdyn.analysis.jacobians import JacobianResult, claims
 from rsdyn.analysis.left_out import as_json as left_out_json
 from rsdyn.analysis.left_out import as_markdown as left_out_markdown
 from rsdyn.analysis.left_out import without_largest
-from rsdyn.analysis.probe import ResidualStreamProbe
-from rsdyn.analysis.results import AnalysisResults
+from rsdyn.analysis.results import AnalysisResults, ConditionResults, on_cpu
 from rsdyn.analysis.seeds import with_seeds
 from rsdyn.analysis.settings import JACOBIAN, PHASES, READOUT, AnalysisConfig
-from rsdyn.analysis.shape import Shapes, with_shapes
+from rsdyn.analysis.shape import with_phases
 from rsdyn.analysis.shape_rows import shape_in_words, shape_rows
 from rsdyn.analysis.stored import flatten
-from rsdyn.analysis.streams import Results
-from rsdyn.analysis.summary import in_words, numbers_of, on_cpu
+from rsdyn.analysis.summary import in_words, numbers_of
 from rsdyn.analysis.table import as_json, as_markdown, as_text
 from rsdyn.config.naming import keyed
 from rsdyn.figures.analysis import analysis_panels
@@ -73,17 +71,17 @@ def n_steps(settings: AnalysisConfig, n_streams: int) -> int:
     return n_streams * (1 + of_streams) + compared + 1
 
 
-def probe_of(
+def collected_of(
     settings: AnalysisConfig,
     stream: TrajectoryStream,
     condition: str,
     groups: SequenceGroups,
     steps: Steps,
     *,
-    first: ResidualStreamProbe | None,
-) -> ResidualStreamProbe:
-    """The probe of one stream; the largest units are those of the ``first`` one, so that all conditions share them."""
-    return ResidualStreamProbe(
+    main: Collected | None,
+) -> Collected:
+    """What is collected of one stream; the largest units are those of the ``main`` one, which all conditions share."""
+    return Collected(
         n_sublayers=stream.n_sublayers,
         n_units=stream.n_units,
         measures=[m for m in settings.measures if m != JACOBIAN],
@@ -92,7 +90,7 @@ def probe_of(
         groups=groups,
         bar=steps.bar,
         name=condition,
-        largest=None if first is None else first.largest,
+        largest=None if main is None else main.largest,
         last_token=last_tokens(stream),
         sites_per_layer=len(stream.lm.site_names),
         tokens="last" if stream.positions.is_last else "all" if stream.positions.rule == "all" else "some",
@@ -100,40 +98,28 @@ def probe_of(
 
 
 def gathered(
-    run: Run,
-    stream: TrajectoryStream,
-    results: Mapping[str, Results],
-    shapes: Mapping[str, Shapes],
-    probes: Mapping[str, ResidualStreamProbe],
-    condition_of: Mapping[str, str],
-) -> tuple[dict[str, Results], AnalysisResults]:
-    """The results of all streams, several of one condition as its spread: by flat names, and typed.
+    run: Run, stream: TrajectoryStream, results: Mapping[str, ConditionResults], condition_of: Mapping[str, str]
+) -> AnalysisResults:
+    """The results of all streams, several of one condition as its spread, off any GPU.
 
     Args:
         run: whose measures were asked for.
         stream: of the first condition.
-        results, shapes, probes: of each stream by its name.
+        results: of each stream by its name.
         condition_of: the condition of each.
     """
-    flat = with_seeds({c: on_cpu(r) for c, r in results.items()}, condition_of)
+    merged = with_seeds({name: on_cpu(r) for name, r in results.items()}, condition_of)
     measures = tuple(m for m in run.config.analysis.measures if m != JACOBIAN)
-    typed = {c: typed_results(r) for c, r in flat.items()}
-    found = AnalysisResults(typed, measures, len(stream.lm.site_names), stream.n_sublayers, stream.n_units)
-    return flat, with_shapes(found, shapes, probes, condition_of, run.config.seed)
+    found = AnalysisResults(merged, measures, len(stream.lm.site_names), stream.n_sublayers, stream.n_units)
+    return with_phases(found, run.config.seed) if PHASES in measures else found
 
 
-def panels_of(
-    run: Run,
-    flat: Mapping[str, Results],
-    found: AnalysisResults,
-    n_sequences: int,
-    jacobians: JacobianResult | None,
-) -> list[Panel]:
-    """Every panel of an analysis; ``flat`` are its results by flat names."""
+def panels_of(run: Run, found: AnalysisResults, n_sequences: int, jacobians: JacobianResult | None) -> list[Panel]:
+    """Every panel of an analysis."""
     settings = run.config.analysis
     panels = analysis_panels(
         streams_of([Analysis(found, n_sequences=n_sequences)]),
-        largest=without_largest(flat, found.measures, found.sites_per_layer),
+        largest=without_largest(found),
         units=settings.rotation.units,
         seed=run.config.seed,
     )
@@ -170,25 +156,17 @@ def ending_of(
         recorded: how many sequences of each stream, in all processes.
         steps: with the seconds of each part.
     """
-    settings, sites = run.config.analysis, len(source.lm.site_names)
-    results = {} if found is None else {c: flat_results(r) for c, r in found.conditions.items()}
-    conditions, measures = list(results), [m for m in settings.measures if m != JACOBIAN]
+    settings = run.config.analysis
+    conditions = [] if found is None else list(found.conditions)
     stream = next(iter(streams.values()), None)
     several = stream is not None and not stream.positions.is_last
     n_sequences = n_trajectories = settings.jacobian.texts
     if stream is not None:
         n_sequences = min(settings.samples or stream.n_sequences, stream.n_sequences)
         n_trajectories = stream.n_trajectories(0, n_sequences)
-    table = findings(results, measures, sites) if results else []
-    largest = without_largest(results, measures, sites) if results else None
-    notes = (
-        in_words(results, measures, n_sublayers=source.lm.n_sublayers, sites_per_layer=sites, several_tokens=several)
-        if results
-        else []
-    )
-    if found is not None:
-        table = [*table, *shape_rows(found)]
-        notes = [*notes, *shape_in_words(found)]
+    table = [] if found is None else [*findings(found), *shape_rows(found)]
+    largest = None if found is None else without_largest(found)
+    notes = [] if found is None else [*in_words(found, several_tokens=several), *shape_in_words(found)]
     said, lines = answer(table, conditions), as_text(table, conditions, table_columns()) if table else []
     markdown = as_markdown(table, conditions) if table else ""
     arrays: dict[str, Any] = {} if found is None else flatten(found)
@@ -219,7 +197,7 @@ def ending_of(
         lines += [line for note in more for line in ("", note)]
         said = [*said[: MOST_SENTENCES - 1], jacobian_table.answer(claimed)]
     counted = f", {n_sequences} sequences" + (f", {n_trajectories} trajectories" if several else "")
-    title = f"{source.lm.label} on {source.text}{counted if results else ''}"
+    title = f"{source.lm.label} on {source.text}{counted if streams else ''}"
     of_streams = Recorded([*streams.values()], recorded)
     return Ending(
         answer=said,

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from rsdyn.analysis.checks import Wanted, streams_wanted
+from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.jacobians import MATRIX_NULLS, SERIES
-from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.analysis.settings import JACOBIAN
 from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.config.schema import Config
@@ -273,10 +273,10 @@ def _memory(
 def _of_analysis(config: Config, lm: LMSource, counts: np.ndarray, each: int) -> dict[str, int]:
     analysis = config.analysis
     with torch.device("meta"):
-        probe = ResidualStreamProbe(
+        probe = Collected(
             n_sublayers=lm.n_sublayers,
             n_units=lm.n_units,
-            measures=analysis.measures,
+            measures=[m for m in analysis.measures if m != JACOBIAN],
             keep=analysis.keep,
             components=analysis.components,
         )

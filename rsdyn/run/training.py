@@ -89,12 +89,8 @@ def make_ride_along(run: Run, stream: TrajectoryStream) -> RideAlong | None:
         sites_per_layer=len(stream.lm.site_names),
     )
     return RideAlong(
-        measures=analysis.measures,
-        samples=analysis.samples,
+        analysis,
         groups=sequence_groups(stream.sequences, analysis.samples, resample=analysis.resample),
-        mi_estimator=analysis.mi.estimator,
-        keep=analysis.keep,
-        density_threshold=analysis.density_threshold,
         seed=run.config.seed,
     )
 

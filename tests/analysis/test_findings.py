@@ -1,16 +1,20 @@
 """The findings say what the curves do, for curves whose answer is known."""
 
 import math
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from analysis_results import analysis, condition, scattered
 from scipy.stats import spearmanr
 
 from rsdyn.analysis.finding import Finding, Value
-from rsdyn.analysis.findings import ends_of, findings, fitted_change, rows, spearman
+from rsdyn.analysis.findings import findings, rows
+from rsdyn.analysis.results import Measured, NullTest
 from rsdyn.analysis.rotation_rows import share_beyond
-from rsdyn.analysis.settings import ESTIMATORS, MEASURES, NULLS
+from rsdyn.analysis.settings import MEASURES, NULLS, MiConfig
+from rsdyn.analysis.statistics import ends_of, fitted_change, spearman
 from rsdyn.dynamics import information
 from rsdyn.dynamics import rotation_test as surrogates
 
@@ -18,22 +22,12 @@ S = 13
 TRANSITIONS = torch.arange(S - 1, dtype=torch.float64)
 
 
-def results(**curves):
-    """Results whose groups scatter a little about each curve."""
-    out = {"n_trajectories": 240}
-    generator = torch.Generator().manual_seed(0)
-    for name, curve in curves.items():
-        noise = 1e-3 * torch.randn(10, *curve.shape, generator=generator, dtype=torch.float64)
-        out |= {name: curve, f"{name}_groups": curve + noise}
-    return out
-
-
 def cells(table):
     return {row.key: row.values for row in table}
 
 
 def test_the_schema_names_what_the_library_has():
-    assert ESTIMATORS == information.ESTIMATORS
+    assert get_args(get_type_hints(MiConfig)["estimator"]) == information.ESTIMATORS
     assert (*surrogates.NULLS, "token_shuffled", "untrained") == NULLS
 
 
@@ -42,9 +36,12 @@ def test_each_statistic_of_a_known_curve():
     rising = 1 + TRANSITIONS
     steeper = torch.cat([torch.arange(8.0), 7 + 4 * torch.arange(1, 5)]).to(torch.float64)
     falling = torch.cat([torch.tensor([3.0, 2.0]), torch.ones(S - 3)]).to(torch.float64)
-    curves = {"r_mean": zigzag + 1e-3 * TRANSITIONS, "cosine": rising, "speed": steeper, "mi_mean": falling}
+    here = condition({
+        "correlation/mean": scattered(zigzag + 1e-3 * TRANSITIONS), "cosine/mean": scattered(rising),
+        "velocity/speed": scattered(steeper), "mutual_information/mean": scattered(falling, n=150),
+    })  # fmt: skip
     measures = ["correlation", "cosine", "velocity", "mutual_information"]
-    found = cells(findings({"here": results(**curves) | {"mi_samples": 150}}, measures, sites_per_layer=2))
+    found = cells(findings(analysis({"here": here}, measures)))
     value = found["correlation_within_minus_cross"]["here"]
     assert value.value == pytest.approx(0.199, abs=1e-6) and value.low < 0.199 < value.high
     trend = found["correlation_trend"]["here"]
@@ -63,13 +60,14 @@ def test_each_statistic_of_a_known_curve():
 
 
 def test_massive_units_and_the_papers_sum_have_rows_of_their_own():
-    curves = results(mi_mean=1 / (1 + TRANSITIONS), speed=1 + TRANSITIONS)
-    curves |= {
-        "mi_estimator": "paper_literal",
-        "mi_true_mean": 2 + 0 * TRANSITIONS,
-        "speed_without_massive": TRANSITIONS,
-    }
-    table = findings({"here": curves}, ["mutual_information", "velocity"], sites_per_layer=2)
+    here = condition({
+        "mutual_information/estimator": "paper_literal",
+        "mutual_information/mean": scattered(1 / (1 + TRANSITIONS)),
+        "mutual_information/true": 2 + 0 * TRANSITIONS,
+        "mutual_information/between_tokens": 1 / (1 + TRANSITIONS),
+        "velocity/speed": scattered(1 + TRANSITIONS, without_massive=Measured(TRANSITIONS)),
+    })  # fmt: skip
+    table = findings(analysis({"here": here}, ["mutual_information", "velocity"]))
     by_key = {row.key: row for row in table}
     assert sum(key.endswith("_without_massive") for key in by_key) == 4
     assert by_key["speed_trend_without_massive"].under == "speed_trend"
@@ -77,28 +75,31 @@ def test_massive_units_and_the_papers_sum_have_rows_of_their_own():
     assert "the paper's sum, no information" in by_key["paper_sum_trend"].statistic
     assert by_key["information_trend"].statistic.endswith("(true, kde)")
     assert not any("nats" in row.statistic for row in table if row.key.startswith("paper_sum"))
+    assert "paper_sum_early_fall_between_tokens" in by_key  # estimated as asked for, so of the true one there is none
+    assert "information_early_fall_between_tokens" not in by_key
 
 
 def test_massive_units_are_left_out_of_the_share_beyond_a_null():
     p = torch.tensor([0.001, 0.2, 0.01, 0.5, torch.nan])
-    found = {"null_iaaft_p": p, "massive_units": torch.tensor([0])}
-    assert share_beyond(found, "iaaft") == pytest.approx(50)
-    assert share_beyond(found, "iaaft", leave_out=found["massive_units"]) == pytest.approx(100 / 3)
-    assert found["null_iaaft_p"].isnan().sum() == 1
+    test = NullTest(p, p, p, p, p, over_units=1.0)
+    assert share_beyond(test) == pytest.approx(50)
+    assert share_beyond(test, leave_out=torch.tensor([0])) == pytest.approx(100 / 3)
+    assert p.isnan().sum() == 1
 
 
 def test_one_site_a_layer_has_no_rows_on_kinds():
-    table = findings({"here": results(speed=1 + TRANSITIONS)}, ["velocity"], sites_per_layer=1)
+    table = findings(analysis({"here": condition({"velocity/speed": 1 + TRANSITIONS})}, ["velocity"], sites=1))
     assert [row.key for row in table] == ["speed_trend", "speed_change", "speed_late_steepening"]
 
 
 def test_an_interval_says_in_its_row_that_it_rests_on_too_few_documents():
-    curves = results(cosine=1 + TRANSITIONS) | {"intervals_note": "rests on 4 documents: too few", "n_groups": 4}
-    table = findings({"here": curves, "there": results(cosine=1 + TRANSITIONS)}, ["cosine"], sites_per_layer=2)
+    rising = {"cosine/mean": scattered(1 + TRANSITIONS)}
+    here = condition(rising | {"counts/intervals_note": "rests on 4 documents: too few"}, groups=4)
+    table = findings(analysis({"here": here, "there": condition(rising)}, ["cosine"]))
     assert all(str(row.values["here"]).endswith("] (rests on 4 documents: too few)") for row in table)
     assert not any("few" in str(row.values["there"]) for row in table)
-    one = {"cosine": 1 + TRANSITIONS, "intervals_note": "rests on 1 document: too few", "n_groups": 1}
-    trend, _ = findings({"here": one}, ["cosine"], sites_per_layer=2)
+    alone = {"cosine/mean": 1 + TRANSITIONS, "counts/intervals_note": "rests on 1 document: too few"}
+    trend, _ = findings(analysis({"here": condition(alone, groups=1)}, ["cosine"]))
     assert str(trend.values["here"]) == "1.000 (no interval: rests on 1 document: too few)"
 
 
@@ -128,9 +129,10 @@ def test_what_is_not_defined_says_why():
     r_mean = torch.cat([torch.tensor([math.nan]), 0.5 + 0.01 * TRANSITIONS[1:]])
     constant = torch.zeros(S)
     constant[0] = 8
-    same = results(r_mean=r_mean, speed=torch.ones(S - 1)) | {"constant": constant, "mean": torch.zeros(S, 8)}
-    short = results(r_mean=r_mean[:3], speed=TRANSITIONS[:3])
-    found = cells(findings({"same": same, "short": short}, ["correlation", "velocity"], sites_per_layer=2))
+    same = condition({"correlation/mean": scattered(r_mean), "velocity/speed": scattered(torch.ones(S - 1)),
+                      "flags/constant": constant})  # fmt: skip
+    short = condition({"correlation/mean": scattered(r_mean[:3]), "velocity/speed": scattered(TRANSITIONS[:3])})
+    found = cells(findings(analysis({"same": same, "short": short}, ["correlation", "velocity"])))
     first = found["correlation_first"]["same"]
     assert not first.defined and "end in the same token" in first.reason
     assert found["correlation_first"]["short"].reason == "the curve itself is not defined at the first transition"
@@ -144,22 +146,15 @@ def turning():
     """Ten units, of which the null explains seven; z says two beyond doubt."""
     p = torch.tensor([0.001, 0.001, 0.02] + [0.5] * 6 + [math.nan], dtype=torch.float64)
     q = torch.tensor([1e-6, 1e-6, 0.2] + [0.9] * 6 + [math.nan], dtype=torch.float64)
-    return {
-        "rotation_abs_mean": torch.tensor(7.5),
-        "rotation_random_walk": torch.tensor(5.3),
-        "null_layer_shuffle_mean": torch.zeros(10),
-        "null_layer_shuffle_p": p,
-        "null_layer_shuffle_q_normal": q,
-        "null_layer_shuffle_population_p": 0.25,
-        "null_layer_shuffle_turns": torch.tensor(2.5),
-        "null_layer_shuffle_turns_std": torch.tensor(0.05),
-        "null_layer_shuffle_turns_z": torch.tensor(100.0),
-        "walks_beyond_layer_shuffle": torch.tensor(0.98),
-    }
+    zero = torch.zeros(10)
+    test = NullTest(zero, zero, zero, p, q, 2.5, over_units_std=0.05, over_units_z=100.0, over_units_p=0.25)
+    return condition({
+        "rotation/mean_abs": torch.tensor(7.5), "rotation/random_walk": 5.3, "rotation/nulls": {"layer_shuffle": test},
+    })  # fmt: skip
 
 
 def test_rotations_are_counted_against_each_null(turning):
-    found = cells(findings({"here": turning}, ["rotation"], sites_per_layer=2))
+    found = cells(findings(analysis({"here": turning}, ["rotation"])))
     assert str(found["turns_layer_shuffle"]["here"]) == "2.500 ± 0.050 (stream +100.0 SD, p 0.250)"
     assert found["turns_layer_shuffle_p"]["here"].value == 0.25
     beyond = found["units_beyond_layer_shuffle"]["here"]
@@ -169,8 +164,9 @@ def test_rotations_are_counted_against_each_null(turning):
 
 def test_every_measure_has_a_row_and_every_row_a_key_of_its_own():
     for sites in (1, 2):
-        made = rows(sites)
-        assert {row.measure for row in made} == set(MEASURES)
+        found = rows(analysis({}, MEASURES, sites=sites))
+        assert {measure for measure, _ in found} == set(MEASURES)
+        made = [row for _, row in found]
         keys = [row.key for row in made]
         assert len(keys) == len(set(keys)) and all(key.isidentifier() and key == key.lower() for key in keys)
         assert {row.under for row in made} <= {"", *keys}

@@ -80,18 +80,18 @@ def test_norms_by_position_have_a_panel_only_where_positions_are_known():
 
 
 def test_words_name_the_unit_and_the_block_that_writes_it():
-    from rsdyn.analysis.measures import massive_activations
-    from rsdyn.analysis.probe import ResidualStreamProbe
+    from rsdyn.analysis.collected import Collected
+    from rsdyn.analysis.measures.massive import massive as measured
     from rsdyn.analysis.words import massive_in_words
 
     x, kind, position = planted()
-    probe = ResidualStreamProbe(n_sublayers=S, n_units=D, measures=["massive"])
+    probe = Collected(n_sublayers=S, n_units=D, measures=["massive"])
     assert probe.n_passes == 1
     probe.extremes.update(x, kind, position)
-    first, sinks, others = massive_in_words(massive_activations(probe), 2)
+    first, sinks, others = massive_in_words(measured(probe), 2)
     assert first.startswith("Largest activation, first token (3): 1,000, unit 7 at sublayer 5 (resid_mid of layer 2), ")
     assert "written by the attention of layer 2, from " in first and "below half of its peak from sublayer 10" in first
     assert "unit 3" in sinks and "written by the MLP of layer 3" in sinks and "(84)" in others
     probe.extremes.reset()
     probe.extremes.update(x, None, None)
-    assert massive_in_words(massive_activations(probe), 1)[-1].endswith("data.positions=all shows them.")
+    assert massive_in_words(measured(probe), 1)[-1].endswith("data.positions=all shows them.")

@@ -8,9 +8,18 @@ import pytest
 import torch
 from sklearn.decomposition import PCA as SklearnPCA
 
-from rsdyn.analysis import measures as analysis
+from rsdyn.analysis.collected import Collected
+from rsdyn.analysis.measures.activations import activations
+from rsdyn.analysis.measures.correlation import correlation
+from rsdyn.analysis.measures.cosine import cosine
+from rsdyn.analysis.measures.mutual_information import mutual_information
+from rsdyn.analysis.measures.pca import pca
+from rsdyn.analysis.measures.rotation import against_stream, rotation
+from rsdyn.analysis.measures.velocity import velocity
 from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.analysis.results import curves
 from rsdyn.analysis.settings import MEASURES
+from rsdyn.analysis.streams import counts, flags
 from rsdyn.dynamics.information import consecutive_information
 from rsdyn.errors import UserError
 from rsdyn.lm.source import find_lm
@@ -37,13 +46,13 @@ def stream(tiny_llama, tmp_path_factory):
 
 
 def run(stream, measures=MEASURES, samples=N, **options):
-    probe = ResidualStreamProbe(n_sublayers=S, n_units=D, measures=measures, **options)
-    data = TrajectoryDataModule(stream, samples=samples, passes=probe.n_passes)
+    collected = Collected(n_sublayers=S, n_units=D, measures=measures, **options)
+    data = TrajectoryDataModule(stream, samples=samples, passes=collected.n_passes)
     trainer = L.Trainer(
         logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", barebones=False
     )
-    trainer.test(probe, datamodule=data, verbose=False)
-    return probe
+    trainer.test(ResidualStreamProbe(collected), datamodule=data, verbose=False)
+    return collected
 
 
 @pytest.fixture(scope="module")
@@ -63,40 +72,40 @@ def test_every_sequence_is_counted_once_and_no_shard_is_recorded_for_nothing(pro
 
 
 def test_activations(probe, x):
-    found = analysis.activations(probe, 0.3)
-    torch.testing.assert_close(found["mean"], x.mean(0))
-    torch.testing.assert_close(found["std"], x.std(0, correction=0))
-    torch.testing.assert_close(found["density"], (x.mean(0).abs() > 0.3).to(torch.float64).mean(1))
-    default = analysis.activations(probe)["density_threshold"]
+    found = activations(probe, 0.3)
+    torch.testing.assert_close(found.mean, x.mean(0))
+    torch.testing.assert_close(found.std, x.std(0, correction=0))
+    torch.testing.assert_close(found.density.value, (x.mean(0).abs() > 0.3).to(torch.float64).mean(1))
+    default = activations(probe).density_threshold
     assert default == pytest.approx(0.5 * float(x.mean(0)[-1].square().mean().sqrt()))
 
 
 def test_correlation(probe, x):
-    found = analysis.correlation(probe, bins=20)
+    found = correlation(probe, bins=20)
     whole = np.array([np.corrcoef(x[:, :, u].T.numpy()) for u in range(D)])
     consecutive = np.array([[whole[u, s, s + 1] for u in range(D)] for s in range(S - 1)])
-    np.testing.assert_allclose(found["r"].numpy(), consecutive, atol=1e-9)
+    np.testing.assert_allclose(found.units.numpy(), consecutive, atol=1e-9)
     rows, columns = np.triu_indices(S, 1)
     for u in range(D):
         pairs = whole[u, rows, columns]
         counts, _ = np.histogram(np.clip(pairs[pairs >= 0], 0, 1 - 1e-12), bins=20, range=(0, 1))
-        np.testing.assert_array_equal(found["r_all_counts"][u].numpy(), counts)
-        assert found["r_all_below"][u] == (pairs < 0).sum()
-    low, high = found["r_mean_interval"]
-    assert (low < found["r_mean"]).all() and (found["r_mean"] < high).all()
+        np.testing.assert_array_equal(found.pair_counts[u].numpy(), counts)
+        assert found.pairs_below[u] == (pairs < 0).sum()
+    low, high = found.mean.interval
+    assert (low < found.mean.value).all() and (found.mean.value < high).all()
 
 
 def test_cosine_and_speed(probe, x):
     torch.testing.assert_close(
-        analysis.cosine(probe)["cosine"],
+        cosine(probe).mean.value,
         torch.nn.functional.cosine_similarity(x[:, 1:], x[:, :-1], dim=-1).mean(0),
         rtol=1e-6,
         atol=1e-6,
     )
     speed = np.linalg.norm(np.diff(x.numpy(), axis=1), axis=-1)
-    found = analysis.velocity(probe)
-    np.testing.assert_allclose(found["speed"], speed.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(found["speed_std"], speed.std(0), rtol=1e-5)
+    found = velocity(probe)
+    np.testing.assert_allclose(found.speed.value, speed.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found.speed.std, speed.std(0), rtol=1e-5)
 
 
 def test_the_interval_of_a_mean_leaves_out_whole_documents(stream, x):
@@ -109,60 +118,59 @@ def test_the_interval_of_a_mean_leaves_out_whole_documents(stream, x):
     speed = np.linalg.norm(np.diff(x.numpy(), axis=1), axis=-1)
     without = np.array([speed[document[:N] != d].mean(0) for d in range(5)])
     error = np.sqrt(4 / 5 * ((without - without.mean(0)) ** 2).sum(0)) * student.ppf(0.975, 4)
-    got = analysis.velocity(found)
-    np.testing.assert_allclose(got["speed_interval"][0], speed.mean(0) - error, rtol=1e-4)
+    got = velocity(found)
+    np.testing.assert_allclose(got.speed.low, speed.mean(0) - error, rtol=1e-4)
     order = [int(groups.group[document[:N] == d][0]) for d in range(5)]
-    np.testing.assert_allclose(got["speed_groups"][order], without, rtol=1e-6)
-    assert analysis.counts(found)["intervals_note"] == "rests on 5 documents: too few"
-    shares = analysis.activations(found)
-    assert shares["density_draws"].shape == (400, S) and "density_groups" not in shares
-    assert (shares["density_interval"][0] <= shares["density"]).all()
+    np.testing.assert_allclose(got.speed.groups[order], without, rtol=1e-6)
+    assert counts(found).intervals_note == "rests on 5 documents: too few"
+    shares = activations(found)
+    assert shares.density.draws.shape == (400, S) and shares.density.groups is None
+    assert (shares.density.low <= shares.density.value).all()
 
 
 def test_one_document_alone_has_no_interval(stream):
     groups = sequence_groups(replace(stream.sequences, documents=np.zeros(60, np.int64)), N)
     found = run(stream, groups=groups)
-    assert not any(name.endswith(("_interval", "_groups", "_draws")) for name in analysis.velocity(found))
-    for measured in (analysis.activations(found), analysis.correlation(found), analysis.information(found, "copula", 0),
-                     analysis.principal_components(found, 0)):  # fmt: skip
-        assert not any(name.endswith(("_interval", "_groups", "_draws")) for name in measured)
+    for measured in (velocity(found), activations(found), correlation(found), mutual_information(found, "copula", 0),
+                     pca(found, 0)):  # fmt: skip
+        assert all(part is None for _, m in curves(measured) for part in (m.interval, m.groups, m.draws))
 
 
 def test_information(probe, x):
-    found = analysis.information(probe, "copula", seed=0)
+    found = mutual_information(probe, "copula", seed=0)
     expected = consecutive_information(x, "copula")
-    torch.testing.assert_close(found["mi"], expected)
-    assert (found["mi_floor"] < found["mi_mean"]).all()
-    literal = analysis.information(probe, "paper_literal", seed=0)
-    torch.testing.assert_close(literal["mi_true"], consecutive_information(x, "kde"))
+    torch.testing.assert_close(found.units, expected)
+    assert (found.floor < found.mean.value).all()
+    literal = mutual_information(probe, "paper_literal", seed=0)
+    torch.testing.assert_close(literal.true_units, consecutive_information(x, "kde"))
 
 
 def test_rotations(probe, x):
     options = {"n": 50, "shared": False, "window": 8, "sites_per_layer": 2, "seed": 0}
-    found = analysis.rotations(probe, ["layer_shuffle"], **options)
+    found = rotation(probe, ["layer_shuffle"], **options)
     a = x.mean(0).numpy()
     slope = np.gradient(a, axis=0)
     angles = np.arctan2(np.diff(slope, axis=0), np.diff(a, axis=0))
     turned = np.unwrap(angles, axis=0)
-    np.testing.assert_allclose(found["rotation"].numpy(), (turned[-1] - turned[0]) / (2 * np.pi), atol=1e-6)
-    assert found["null_layer_shuffle_p"].shape == (D,)
+    np.testing.assert_allclose(found.turns.numpy(), (turned[-1] - turned[0]) / (2 * np.pi), atol=1e-6)
+    assert found.nulls["layer_shuffle"].p.shape == (D,)
 
 
-def test_components(probe, x):
-    found = analysis.principal_components(probe, seed=0)
+def test_components(probe, stream, x):
+    found = pca(probe, seed=0)
     flat = x.reshape(-1, D).numpy()
-    pca = SklearnPCA(svd_solver="full").fit(flat)
-    np.testing.assert_allclose(found["pca_ratio"].numpy(), pca.explained_variance_ratio_, rtol=1e-5, atol=1e-7)
-    few = run_components(probe, 3)
-    missed = flat - flat.mean(0) - (flat - flat.mean(0)) @ pca.components_[:3].T @ pca.components_[:3]
+    sk = SklearnPCA(svd_solver="full").fit(flat)
+    np.testing.assert_allclose(found.ratio.value.numpy(), sk.explained_variance_ratio_, rtol=1e-5, atol=1e-7)
+    few = run_components(stream, 3)
+    missed = flat - flat.mean(0) - (flat - flat.mean(0)) @ sk.components_[:3].T @ sk.components_[:3]
     missed = (missed.reshape(N, S, D) ** 2).sum((0, 2))
     about = ((x - x.mean(0)) ** 2).sum((0, 2)).numpy()
-    np.testing.assert_allclose(few["ev"].numpy(), 1 - missed / about, atol=1e-4)
+    np.testing.assert_allclose(few.over_depth.explained.value.numpy(), 1 - missed / about, atol=1e-4)
 
 
-def run_components(probe, n):
-    again = run(probe.trainer.datamodule.stream, ["pca"], components=n)
-    return analysis.principal_components(again, seed=0)
+def run_components(stream, n):
+    again = run(stream, ["pca"], components=n)
+    return pca(again, seed=0)
 
 
 def batches(x):
@@ -171,20 +179,21 @@ def batches(x):
 
 
 def by_hand(x, measures, **options):
-    """A probe fed without a Trainer."""
-    probe = ResidualStreamProbe(n_sublayers=x.shape[1], n_units=x.shape[2], measures=measures, **options)
+    """What is collected without a Trainer."""
+    collected = Collected(n_sublayers=x.shape[1], n_units=x.shape[2], measures=measures, **options)
+    probe = ResidualStreamProbe(collected)
     for batch in batches(x):
         probe.test_step(batch, 0, 0)
     for batch in batches(x):
         probe.test_step(batch, 0, 1)
     probe.on_test_epoch_end()
-    return probe
+    return collected
 
 
 def test_principal_components_hold_no_covariance(probe):
     """Of 4096 units the covariance of each half has 134 MB, which a view of its mean would keep and send."""
-    for pca in (probe.pca, *probe.half_pca):
-        for found in pca.buffers():
+    for fitted in (probe.pca, *probe.half_pca):
+        for found in fitted.buffers():
             assert found.untyped_storage().nbytes() <= 8 * D * D
 
 
@@ -192,15 +201,15 @@ def test_massive_units_are_named_and_taken_out(x):
     planted = x.clone()
     planted[..., 7] += 1e4
     probe = by_hand(planted, MEASURES)
-    assert analysis.flags(probe, torch.float32)["massive_units"].tolist() == [7]
+    assert flags(probe, torch.float32).massive_units.tolist() == [7]
     rest = x[..., [u for u in range(D) if u != 7]]
     torch.testing.assert_close(
-        analysis.cosine(probe)["cosine_without_massive"],
+        cosine(probe).mean.without_massive.value,
         torch.nn.functional.cosine_similarity(rest[:, 1:], rest[:, :-1], dim=-1).mean(0),
         rtol=1e-5,
         atol=1e-6,
     )
-    assert (analysis.cosine(probe)["cosine"] > 0.999).all()  # one unit hides all others
+    assert (cosine(probe).mean.value > 0.999).all()  # one unit hides all others
 
 
 def test_the_largest_units_of_the_main_stream_are_those_of_all(x):
@@ -209,7 +218,7 @@ def test_the_largest_units_of_the_main_stream_are_those_of_all(x):
     main = by_hand(planted, MEASURES)
     assert main.largest.order[0] == 7 and main.largest.counts == (0, 1, 2, 4, 8)
     other = by_hand(x, MEASURES, largest=main.largest)  # where unit 7 is as small as any
-    assert analysis.flags(other, torch.float32)["massive_units"].tolist() == [7]
+    assert flags(other, torch.float32).massive_units.tolist() == [7]
     assert torch.equal(other.largest.order, main.largest.order)
     assert not by_hand(x, MEASURES).massive.any()
 
@@ -223,27 +232,31 @@ def test_every_curve_without_the_largest_units_is_that_of_the_others(x):
     order = probe.largest.order.tolist()
     assert order[:3] == [7, 20, 3]
     options = {"n": 5, "shared": False, "window": 8, "sites_per_layer": 2, "seed": 0}
-    found = analysis.activations(probe) | analysis.correlation(probe) | analysis.cosine(probe)
-    found |= analysis.velocity(probe) | analysis.information(probe, "copula", 0)
-    found |= analysis.rotations(probe, [], **options) | analysis.principal_components(probe, 0)
+
+    def everything(of):
+        found = [activations(of), correlation(of), cosine(of), velocity(of), mutual_information(of, "copula", 0),
+                 rotation(of, [], **options), pca(of, 0)]  # fmt: skip
+        return {(type(part).__name__, path): m for part in found for path, m in curves(part)}
+
+    found = everything(probe)
     for i, count in enumerate(probe.largest.counts):
-        rest = by_hand(planted[..., [u for u in range(D) if u not in order[:count]]], MEASURES)
-        expected = analysis.activations(rest) | analysis.correlation(rest) | analysis.cosine(rest)
-        expected |= analysis.velocity(rest) | analysis.information(rest, "copula", 0)
-        expected |= analysis.rotations(rest, [], **options) | analysis.principal_components(rest, 0)
-        for name in ("density", "participation", "r_mean", "cosine", "speed", "relative_speed", "mi_mean",
-                     "rotation_abs_mean", "dimensions", "ev"):  # fmt: skip
+        expected = everything(by_hand(planted[..., [u for u in range(D) if u not in order[:count]]], MEASURES))
+        compared = [key for key in found if found[key].left_out is not None]
+        assert len(compared) == 11
+        for key in compared:
+            if "components_90" in key[1]:
+                assert (found[key].left_out[i] - expected[key].value).abs().max() <= 1  # near a tie
+                continue
             np.testing.assert_allclose(
-                found[f"{name}_left_out"][i], expected[name], rtol=2e-3, atol=1e-4, err_msg=f"{name}, {count} units"
+                found[key].left_out[i], expected[key].value, rtol=2e-3, atol=1e-4, err_msg=f"{key}, {count} units"
             )
-        assert (found["components_90_left_out"][i] - expected["components_90"]).abs().max() <= 1  # near a tie
 
 
 def test_relative_speed_is_the_step_over_the_norm(probe, x):
-    found = analysis.velocity(probe)
+    found = velocity(probe)
     h = x.numpy()
     expected = (np.linalg.norm(np.diff(h, axis=1), axis=-1) / np.linalg.norm(h[:, :-1], axis=-1)).mean(0)
-    np.testing.assert_allclose(found["relative_speed"], expected, rtol=1e-5)
+    np.testing.assert_allclose(found.relative.value, expected, rtol=1e-5)
 
 
 def test_correlation_by_last_token(x):
@@ -251,30 +264,30 @@ def test_correlation_by_last_token(x):
     token = torch.arange(N) % 5
     planted = x.clone()
     planted[:, 0] = torch.randn(5, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[token]
-    found = analysis.correlation(by_hand(planted, ["correlation"], last_token=token))
+    found = correlation(by_hand(planted, ["correlation"], last_token=token))
     means = np.stack([planted[token == t].mean(0).numpy() for t in range(5)])
     between = [np.corrcoef(means[:, 0, u], means[:, 1, u])[0, 1] for u in range(D)]
-    np.testing.assert_allclose(found["r_first_between_tokens"], between, atol=1e-9)
+    np.testing.assert_allclose(found.by_last_token.between_units, between, atol=1e-9)
     left = planted.numpy() - means[token]
     within = [np.corrcoef(left[:, 2, u], left[:, 3, u])[0, 1] for u in range(D)]
-    np.testing.assert_allclose(found["r_second_layer_within_tokens"], within, atol=1e-8)
-    assert found["n_last_tokens"] == 5
-    alone = analysis.correlation(by_hand(planted, ["correlation"], last_token=torch.zeros(N, dtype=torch.int64)))
-    assert alone["r_first_between_tokens"].isnan().all()  # one token is no correlation
-    assert "n_last_tokens" not in analysis.correlation(by_hand(planted, ["correlation"]))
+    np.testing.assert_allclose(found.by_last_token.within_units, within, atol=1e-8)
+    assert found.by_last_token.between.n == 5
+    alone = correlation(by_hand(planted, ["correlation"], last_token=torch.zeros(N, dtype=torch.int64)))
+    assert alone.by_last_token.between_units.isnan().all()  # one token is no correlation
+    assert correlation(by_hand(planted, ["correlation"])).by_last_token is None
 
 
 def test_the_density_without_massive_units_has_a_threshold_of_its_own(x):
     planted = x.clone()
     planted[..., 7] += 1e4
-    found = analysis.activations(by_hand(planted, ["activations"]))
+    found = activations(by_hand(planted, ["activations"]))
     mean = np.delete(planted.numpy().mean(0), 7, axis=1)
     at = 0.5 * np.sqrt((mean[-1] ** 2).mean())
-    assert found["density_threshold_without_massive"] == pytest.approx(at)
-    np.testing.assert_allclose(found["density_without_massive"], (np.abs(mean) > at).mean(1))
-    assert found["density_threshold"] > 100 * at
-    given = analysis.activations(by_hand(planted, ["activations"]), 0.3)
-    assert given["density_threshold"] == given["density_threshold_without_massive"] == 0.3
+    assert found.density_threshold_without_massive == pytest.approx(at)
+    np.testing.assert_allclose(found.density.without_massive.value, (np.abs(mean) > at).mean(1))
+    assert found.density_threshold > 100 * at
+    given = activations(by_hand(planted, ["activations"]), 0.3)
+    assert given.density_threshold == given.density_threshold_without_massive == 0.3
 
 
 def test_principal_components_without_massive_units(x):
@@ -283,70 +296,73 @@ def test_principal_components_without_massive_units(x):
     generator = torch.Generator().manual_seed(1)
     planted[..., 7] += 1e4 * (1 + 0.1 * torch.randn(N, S, generator=generator))
     probe = by_hand(planted, ["pca"])
-    found = analysis.principal_components(probe, seed=0)
-    assert found["pca_massive_loadings"][0].sum() > 0.99 and found["pca_ratio"][0] > 0.99
+    found = pca(probe, seed=0)
+    assert found.massive_loadings[0].sum() > 0.99 and found.ratio.value[0] > 0.99
     every = planted.reshape(-1, D).numpy()
     theirs = SklearnPCA(1).fit_transform(every).reshape(N, S).mean(0)
-    np.testing.assert_allclose(found["latent_mean"][:, 0].abs().numpy(), np.abs(theirs), atol=1)  # of 10,000
+    np.testing.assert_allclose(found.latents.mean[:, 0].abs().numpy(), np.abs(theirs), atol=1)  # of 10,000
     rest = x[..., [u for u in range(D) if u != 7]]
     flat = rest.reshape(-1, D - 1).numpy()
-    k = len(found["pca_ratio_without_massive"])
-    pca = SklearnPCA(k, svd_solver="full").fit(flat)
+    k = len(found.ratio.without_massive.value)
+    sk = SklearnPCA(k, svd_solver="full").fit(flat)
     np.testing.assert_allclose(
-        found["pca_ratio_without_massive"].numpy(), pca.explained_variance_ratio_, rtol=1e-4, atol=1e-6
+        found.ratio.without_massive.value.numpy(), sk.explained_variance_ratio_, rtol=1e-4, atol=1e-6
     )
-    assert (found["pca_components_without_massive"][:, 7].abs() < 1e-9).all()
+    assert (found.components_without_massive[:, 7].abs() < 1e-9).all()
     few = by_hand(planted, ["pca"], components=3)
-    found = analysis.principal_components(few, seed=0)
-    pca = SklearnPCA(3, svd_solver="full").fit(flat)
-    missed = ((flat - pca.inverse_transform(pca.transform(flat))).reshape(N, S, D - 1) ** 2).sum((0, 2))
+    found = pca(few, seed=0)
+    sk = SklearnPCA(3, svd_solver="full").fit(flat)
+    missed = ((flat - sk.inverse_transform(sk.transform(flat))).reshape(N, S, D - 1) ** 2).sum((0, 2))
     about = ((rest - rest.mean(0)) ** 2).sum((0, 2)).numpy()
-    np.testing.assert_allclose(found["ev_without_massive"].numpy(), 1 - missed / about, atol=1e-3)
+    np.testing.assert_allclose(found.over_depth.explained.without_massive.value.numpy(), 1 - missed / about, atol=1e-3)
 
 
 def test_units_with_nan_are_named_and_spoil_nothing_else(x):
     broken = x.clone()
     broken[4, 2, 9] = torch.nan
     probe = by_hand(broken, MEASURES)
-    assert analysis.flags(probe, torch.float32)["unusable_units"].tolist() == [9]
+    assert flags(probe, torch.float32).unusable_units.tolist() == [9]
     keep = [u for u in range(D) if u != 9]
     clean = by_hand(x[..., keep], MEASURES)
-    for measure in (analysis.cosine, analysis.velocity):
-        a, b = measure(probe), measure(clean)
+    for measure in (cosine, velocity):
+        a, b = dict(curves(measure(probe))), dict(curves(measure(clean)))
+        assert a.keys() == b.keys() != set()
         for name in a:
-            torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-7)
-    a, b = analysis.correlation(probe), analysis.correlation(clean)
-    torch.testing.assert_close(a["r"][:, keep], b["r"], rtol=1e-9, atol=1e-9)
-    assert a["r"][1:3, 9].isnan().all()
-    a, b = (analysis.principal_components(p, seed=0) for p in (probe, clean))
-    n = len(b["pca_ratio"])
-    torch.testing.assert_close(a["pca_ratio"][:n], b["pca_ratio"], rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(a["dimensions"], b["dimensions"], rtol=1e-3, atol=1e-3)
-    a, b = (analysis.information(p, "copula", 0) for p in (probe, clean))
-    torch.testing.assert_close(a["mi"][:, keep], b["mi"])
+            for part in ("value", "std", "groups", "interval"):
+                here, there = getattr(a[name], part), getattr(b[name], part)
+                torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-7)
+    a, b = correlation(probe), correlation(clean)
+    torch.testing.assert_close(a.units[:, keep], b.units, rtol=1e-9, atol=1e-9)
+    assert a.units[1:3, 9].isnan().all()
+    a, b = (pca(p, seed=0) for p in (probe, clean))
+    n = len(b.ratio.value)
+    torch.testing.assert_close(a.ratio.value[:n], b.ratio.value, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(a.over_depth.dimensions.value, b.over_depth.dimensions.value, rtol=1e-3, atol=1e-3)
+    a, b = (mutual_information(p, "copula", 0) for p in (probe, clean))
+    torch.testing.assert_close(a.units[:, keep], b.units)
 
 
 def test_constant_and_frozen_units_are_counted(x):
     planted = x.clone()
     planted[..., 3] = 2.5
-    found = analysis.flags(by_hand(planted, ["correlation"]), torch.float32)
-    assert found["constant_units"].tolist() == [3] and (found["constant"] == 1).all()
-    assert found["frozen_units"].tolist() == [3]
-    torch.testing.assert_close(found["frozen_steps"], torch.full((S - 1,), 1 / D, dtype=torch.float64))
+    found = flags(by_hand(planted, ["correlation"]), torch.float32)
+    assert found.constant_units.tolist() == [3] and (found.constant == 1).all()
+    assert found.frozen_units.tolist() == [3]
+    torch.testing.assert_close(found.frozen_steps, torch.full((S - 1,), 1 / D, dtype=torch.float64))
 
 
 def test_identical_units_are_alike(x):
     planted = x.clone()
     planted[..., 5] = planted[..., 6]
     probe = by_hand(planted, MEASURES)
-    r, mi = analysis.correlation(probe)["r"], analysis.information(probe, "kde", 0)["mi"]
+    r, mi = correlation(probe).units, mutual_information(probe, "kde", 0).units
     assert torch.equal(r[:, 5], r[:, 6]) and torch.equal(mi[:, 5], mi[:, 6])
 
 
 def test_more_components_than_there_are_is_a_users_mistake(x):
-    probe = ResidualStreamProbe(n_sublayers=S, n_units=D, measures=["pca"], components=D + 1)
+    probe = Collected(n_sublayers=S, n_units=D, measures=["pca"], components=D + 1)
     for batch in batches(x):
-        probe.test_step(batch, 0, 0)
+        probe.first_pass(batch)
     with pytest.raises(UserError, match=r"components=33"):
         probe.between_passes()
 
@@ -376,25 +392,23 @@ def test_measures_over_all_tokens_are_numpys(tokens):
     x = torch.cat([s.activations for s in shards])[rows].to(torch.float64)
     position = torch.cat([s.position for s in shards])[rows]
     assert (found.n_trajectories, found.n_bos, found.n_sinks) == (len(x), N, 0) and len(x) > 5 * N
-    torch.testing.assert_close(analysis.activations(found)["mean"], x.mean(0))
+    torch.testing.assert_close(activations(found).mean, x.mean(0))
     steps = x.diff(dim=1).norm(dim=-1)
-    speed = analysis.velocity(found)
-    torch.testing.assert_close(speed["speed"], steps.mean(0))
+    speed = velocity(found)
+    torch.testing.assert_close(speed.speed.value, steps.mean(0))
     # the jackknife leaves whole sequences out, all their tokens together
     left_out = [steps[index[rows] % 20 != g].mean(0) for g in range(20)]
-    torch.testing.assert_close(speed["speed_groups"], torch.stack(left_out))
+    torch.testing.assert_close(speed.speed.groups, torch.stack(left_out))
     r = np.corrcoef(x[:, 2, 5].numpy(), x[:, 3, 5].numpy())[0, 1]
-    assert float(analysis.correlation(found)["r"][2, 5]) == pytest.approx(r, rel=1e-6)
+    assert float(correlation(found).units[2, 5]) == pytest.approx(r, rel=1e-6)
     sk = SklearnPCA(2).fit(x.flatten(0, 1).numpy())
-    np.testing.assert_allclose(
-        analysis.principal_components(found, 0)["pca_ratio"][:2], sk.explained_variance_ratio_[:2], rtol=1e-6
-    )
+    np.testing.assert_allclose(pca(found, 0).ratio.value[:2], sk.explained_variance_ratio_[:2], rtol=1e-6)
     # kept: the token whose turn comes first, of the first 40 sequences
     first = [tokens.positions.turns(i).tolist().index(0) for i in range(40)]
     assert found.share.sequence.tolist() == list(range(40))
     kept = torch.stack([x[(index[rows] == i) & (position == t)][0] for i, t in enumerate(first)])
     assert torch.equal(found.share.x.to(torch.float64), kept)
-    assert analysis.information(found, "kde", 0)["mi_samples"] == 40
+    assert mutual_information(found, "kde", 0).mean.n == 40
 
 
 def test_tokens_are_paired_with_themselves_in_the_other_stream(tokens, stream):
@@ -404,9 +418,7 @@ def test_tokens_are_paired_with_themselves_in_the_other_stream(tokens, stream):
     tokens.open()
     ours, theirs = (run(s, ["rotation"], keep=100) for s in (tokens, shuffled))
     assert torch.equal(ours.share.number, theirs.share.number) and len(ours.share.number) == 100
-    results = analysis.rotations(ours, [], n=1, shared=False, window=8, sites_per_layer=2, seed=0)
-    test = analysis.compare_rotations(ours, theirs, results, "token_shuffled", n=50, seed=0)
-    assert test["null_token_shuffled_p"].shape == (D,)
+    assert against_stream(ours, theirs, "token_shuffled", n=50, seed=0).p.shape == (D,)
     others = run(shuffled, ["rotation"], keep=99)
     with pytest.raises(ValueError, match="different tokens"):
-        analysis.compare_rotations(ours, others, results, "token_shuffled", n=50, seed=0)
+        against_stream(ours, others, "token_shuffled", n=50, seed=0)

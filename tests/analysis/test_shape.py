@@ -6,13 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rsdyn.analysis.collected import Collected
+from rsdyn.analysis.measure import How
 from rsdyn.analysis.over_sequences import mean_of
 from rsdyn.analysis.phases import phases_of
-from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.analysis.readout import readout_results
 from rsdyn.analysis.results import AnalysisResults, ConditionResults, Counts, Curvature, Flags, Measured
-from rsdyn.analysis.shape import check_shape, shapes_of, with_shapes
+from rsdyn.analysis.settings import AnalysisConfig
+from rsdyn.analysis.shape import check_shape
 from rsdyn.analysis.shape_rows import shape_in_words, shape_rows
+from rsdyn.analysis.streams import measure_stream
 from rsdyn.dynamics import dimension, geometry
 from rsdyn.dynamics.readout import Readout
 from rsdyn.dynamics.resampling import jackknife
@@ -31,17 +34,21 @@ def drawn(*shape, seed=0):
 
 
 def probed(x, measures=MEASURES, *, position=None, sequence=None, largest=None, tokens="last"):
-    probe = ResidualStreamProbe(
-        n_sublayers=x.shape[1], n_units=x.shape[2], measures=measures, largest=largest, tokens=tokens
-    )
+    collected = Collected(n_sublayers=x.shape[1], n_units=x.shape[2], measures=measures, largest=largest, tokens=tokens)
     sequence = torch.arange(len(x)) if sequence is None else sequence
     batch = TrajectoryBatch(x, sequence, position=position)
-    probe.first_pass(batch)
-    probe.between_passes()
-    if probe.n_passes == 2:
-        probe._second_pass(batch)
-    probe.finish()
-    return probe
+    collected.first_pass(batch)
+    collected.between_passes()
+    if collected.n_passes == 2:
+        collected.second_pass(batch)
+    collected.finish()
+    return collected
+
+
+def shape_of(collected, measures=MEASURES, main=None):
+    """What was measured, by measure; ``main`` is another stream that is the main one."""
+    found = measure_stream(collected, How(AnalysisConfig(measures=[*measures]), main=main), torch.float32)
+    return {measure: getattr(found, measure) for measure in measures}
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +61,7 @@ def x():
 
 @pytest.fixture(scope="module")
 def shapes(x):
-    probe = probed(x)
-    return dict(shapes_of(probe, MEASURES, main=probe, sites_per_layer=2, seed=0))
+    return shape_of(probed(x))
 
 
 def test_curvature_is_that_of_the_trajectories_with_and_without_massive_units(x, shapes):
@@ -101,25 +107,25 @@ def test_similarity_is_cka_with_its_floor_and_an_interval(x, shapes):
 
 def test_another_stream_is_compared_sequence_by_sequence(x):
     main, other = probed(x), probed(x @ torch.linalg.qr(drawn(D, D, seed=3))[0])
-    found = dict(shapes_of(other, ("similarity",), main=main, sites_per_layer=2, seed=0))["similarity"]
+    found = shape_of(other, ("similarity",), main)["similarity"]
     torch.testing.assert_close(found.with_main.value[1:], torch.ones(S - 1, dtype=torch.float64), atol=1e-4, rtol=0)
     assert found.floor is None and found.with_main.n == N
 
 
 def test_streams_of_different_sequences_are_compared_on_those_in_common(x):
     main, other = probed(x), probed(x[20:], sequence=torch.arange(20, 90)[:40])
-    found = dict(shapes_of(other, ("similarity",), main=main, sites_per_layer=2, seed=0))["similarity"]
+    found = shape_of(other, ("similarity",), main)["similarity"]
     assert found.with_main.n == 40
     torch.testing.assert_close(found.with_main.value[1:], torch.ones(S - 1, dtype=torch.float64), atol=1e-4, rtol=0)
     apart = probed(x, sequence=torch.arange(1000, 1000 + N))
-    assert dict(shapes_of(apart, ("similarity",), main=main, sites_per_layer=2, seed=0))["similarity"].with_main is None
+    assert shape_of(apart, ("similarity",), main)["similarity"].with_main is None
 
 
 def test_order_of_sequences_and_basis_make_no_difference(x):
     order, q = torch.randperm(N, generator=torch.Generator().manual_seed(1)), torch.linalg.qr(drawn(D, D, seed=4))[0]
     plain = drawn(N, S, D, seed=5).cumsum(1)
     one, two = probed(plain), probed(100 * plain[order] @ q, sequence=order)
-    a, b = (dict(shapes_of(p, MEASURES, main=p, sites_per_layer=2, seed=0)) for p in (one, two))
+    a, b = (shape_of(collected) for collected in (one, two))
     torch.testing.assert_close(a["curvature"].angle.value, b["curvature"].angle.value, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(a["similarity"].map, b["similarity"].map, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(a["dimension"].mle.value, b["dimension"].mle.value, rtol=1e-3, atol=1e-3)
@@ -133,17 +139,14 @@ def test_curves_by_position_and_over_tokens():
     sequence = torch.arange(6).repeat_interleave(lengths)
     position = torch.cat([torch.arange(n) for n in lengths.tolist()])
     x = drawn(len(sequence), S, D).cumsum(1)
-    probe = probed(x, sequence=sequence, position=position, tokens="all")
-    found = dict(shapes_of(probe, ("curvature",), main=probe, sites_per_layer=2, seed=0))
-    over = found["curvature"].over_tokens
+    found = shape_of(probed(x, sequence=sequence, position=position, tokens="all"), ("curvature",))["curvature"]
+    over = found.over_tokens
     rows = [geometry.curvature(x[sequence == i].transpose(0, 1).double()).T for i in range(6)]
     torch.testing.assert_close(over.value, torch.cat(rows).mean(0), rtol=1e-5, atol=1e-5)
     assert over.n == int((lengths - 2).sum()) and over.without_massive.n == int((lengths - 3).sum())
-    typed = with_shapes(results(ConditionResults(counts(), flags())), {"original": found}, {"original": probe},
-                        {"original": "original"}, 0).main  # fmt: skip
     later = geometry.curvature(x[(position > 0) & (position < 4)].double()).mean(0)
-    torch.testing.assert_close(typed.curvature.by_position[1], later, rtol=1e-5, atol=1e-5)
-    assert typed.curvature.by_position[3:].isnan().all()
+    torch.testing.assert_close(found.by_position[1], later, rtol=1e-5, atol=1e-5)
+    assert found.by_position[3:].isnan().all()
 
 
 # -- readout, phases, rows ---------------------------------------------------------------------------------------------

@@ -315,7 +315,7 @@ def test_an_interrupted_run_says_what_is_kept(words, tmp_path, monkeypatch, caps
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rsdyn.analysis.measures.cosine", stop)
+    monkeypatch.setattr("rsdyn.analysis.measures.cosine.cosine", stop)
     options = {"run.dir": tmp_path / "run", "analysis.measures": "cosine", "analysis.conditions": "original"}
     assert analyze.main(argv_of(words, **options)) == 130
     assert f"{N} of {N} sequences of original are in the cache" in capsys.readouterr().err

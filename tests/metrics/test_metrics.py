@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from rsdyn.dynamics.moments import moments
-from rsdyn.metrics.running import FirstSequences, MeanLoss, SquaredError, StreamMoments
+from rsdyn.metrics.running import MeanLoss, SquaredError, StreamMoments
+from rsdyn.metrics.samples import FirstSequences
 
 S, D = 3, 5
 ROOT = Path(__file__).parents[2]

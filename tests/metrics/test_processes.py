@@ -11,18 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from rsdyn.analysis import measures as analysis
+from rsdyn.analysis.collected import Collected
+from rsdyn.analysis.measures.mutual_information import mutual_information
+from rsdyn.analysis.measures.pca import pca
+from rsdyn.analysis.measures.rotation import random_walks, rotation
 from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.analysis.stored import flatten_part
 from rsdyn.dynamics.information import consecutive_information
 from rsdyn.dynamics.rotation_test import rotation_test
 from rsdyn.metrics.processes import from_all, n_processes, shared_out
-from rsdyn.metrics.running import MutualInformation, UnitTrajectories
+from rsdyn.metrics.samples import MutualInformation, UnitTrajectories
 from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
 
 ROOT = Path(__file__).parents[2]
 WORLDS = (2, 5)  # five are more than there are sublayers and units
 N, S, D = 40, 4, 3
-EXACT = ("dimensions", "components_90", "mi", "walks_")
+EXACT = ("pca/over_depth/dimensions", "pca/over_depth/components_90", "mi/", "beyond")
 
 
 def items(i: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,18 +45,19 @@ def trajectories() -> torch.Tensor:
     return x.double()
 
 
-def probed() -> ResidualStreamProbe:
-    """A probe whose sequences were shared out as a sampler does; of five processes the last has none."""
+def probed() -> Collected:
+    """What a probe collects whose sequences were shared out as a sampler does; of five processes the last has none."""
     x, world = trajectories(), n_processes()
     rank = torch.distributed.get_rank() if world > 1 else 0
     rows = torch.arange(N)[rank :: max(1, world - 1)] if rank < max(1, world - 1) or world == 2 else torch.arange(0)
     rows = rows[rows % 2 == rank] if world == 2 else rows
-    probe = ResidualStreamProbe(n_sublayers=S, n_units=D, measures=("mutual_information", "rotation", "pca"))
+    collected = Collected(n_sublayers=S, n_units=D, measures=("mutual_information", "rotation", "pca"))
+    probe = ResidualStreamProbe(collected)
     batch = TrajectoryBatch(x[rows], rows)
     for dataloader in (0, 1):
         probe.test_step(batch, 0, dataloader)
     probe.on_test_epoch_end()
-    return probe
+    return collected
 
 
 def shares() -> list[torch.Tensor]:
@@ -82,11 +87,12 @@ def step_by_step() -> list[torch.Tensor]:
 def measured() -> dict[str, torch.Tensor]:
     """What analysis makes of the probe, and the walks beside it."""
     probe = probed()
-    found = analysis.principal_components(probe, 0) | analysis.information(probe, "copula", 0)
     options = {"n": 20, "window": 8, "sites_per_layer": 2, "seed": 0}
-    found |= analysis.rotations(probe, ["layer_shuffle"], shared=False, **options)
-    found |= analysis.random_walks(S, ["layer_shuffle", "sign_flip"], n_walks=300, **options)
-    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    found = flatten_part(pca(probe, 0), "pca") | flatten_part(mutual_information(probe, "copula", 0), "mi")
+    found |= flatten_part(rotation(probe, ["layer_shuffle"], shared=False, **options), "rotation")
+    walk, beyond = random_walks(S, ["layer_shuffle", "sign_flip"], n_walks=300, **options)
+    found |= {"walk": np.array(walk), "beyond": np.array([*beyond.values()])}
+    return {name: torch.from_numpy(value) for name, value in found.items() if value.dtype.kind in "fi"}
 
 
 def test_alone():
@@ -100,12 +106,12 @@ def test_alone():
 def test_walks_in_pieces_are_the_walks(monkeypatch):
     """Against one test of all of them at once."""
     options = {"n": 30, "window": 8, "sites_per_layer": 2, "seed": 3}
-    found = analysis.random_walks(9, ["layer_shuffle", "increment_shuffle_windowed"], n_walks=300, **options)
+    _, beyond = random_walks(9, ["layer_shuffle", "increment_shuffle_windowed"], n_walks=300, **options)
     walks = torch.randn(9, 300, generator=torch.Generator().manual_seed(3)).cumsum(0)
     for null in ("layer_shuffle", "increment_shuffle_windowed"):
         test = rotation_test(walks, null, 30, 3)
-        assert float(found[f"walks_beyond_{null}"]) == float((test.p < 0.05).double().mean())
-    assert float(found["walks_beyond_layer_shuffle"]) > 0
+        assert beyond[null] == float((test.p < 0.05).double().mean())
+    assert beyond["layer_shuffle"] > 0
 
 
 SCRIPT = """
@@ -214,7 +220,7 @@ def test_a_step_is_of_a_process_own_sequences_and_the_end_of_all(found, world):
 def test_the_measures_are_the_same_in_any_number_of_processes(found):
     """What one process does whole, to the bit; the last digit of what is merged from all may go another way."""
     alone = measured()
-    planted = {"dimensions_without_massive", "pca_ratio_without_massive", "half_angles", "walks_beyond_sign_flip"}
+    planted = {"pca/over_depth/dimensions/without_massive", "pca/ratio/without_massive", "pca/half_angles", "beyond"}
     assert planted <= set(alone)
     for where, of_process in found.items():
         assert set(of_process["measured"]) == set(alone)
@@ -225,5 +231,5 @@ def test_the_measures_are_the_same_in_any_number_of_processes(found):
                 np.testing.assert_array_equal(value.numpy(), expected.numpy(), err_msg=said)
             else:
                 # an angle near 0 is the root of what rounding leaves of 1 - cos
-                close = {"rtol": 1e-9, "atol": 1e-5 if name == "half_angles" else 1e-9}
+                close = {"rtol": 1e-9, "atol": 1e-5 if name == "pca/half_angles" else 1e-9}
                 np.testing.assert_allclose(value.numpy(), expected.numpy(), **close, err_msg=said)

@@ -18,12 +18,11 @@ from rsdyn.metrics.running import (
     CosineSimilarity,
     FrozenSteps,
     GroupSums,
-    MutualInformation,
     PaceWithoutLargest,
     Speed,
     StreamCovariance,
-    UnitTrajectories,
 )
+from rsdyn.metrics.samples import MutualInformation, UnitTrajectories
 
 N, S, D = 41, 4, 7  # D does not divide by two processes
 ROOT = Path(__file__).parents[2]

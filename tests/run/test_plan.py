@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 import rsdyn.stream.datamodule
-from rsdyn.analysis.probe import ResidualStreamProbe
+from rsdyn.analysis.collected import Collected
 from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.autoencoder.training import LitAutoencoder
 from rsdyn.commands import analyze, perturb, train
@@ -194,8 +194,8 @@ def test_memory_of_a_probe():
     """What its metrics hold after a batch, their starting values beside them."""
     options = {"n_sublayers": 6, "n_units": 16, "measures": ["activations", "correlation", "pca"]}
     with torch.device("meta"):
-        planned = estimates.state_bytes(ResidualStreamProbe(**options))
-    assert planned == estimates.state_bytes(ResidualStreamProbe(**options)) > 8 * 16 * 16
+        planned = estimates.state_bytes(Collected(**options))
+    assert planned == estimates.state_bytes(Collected(**options)) > 8 * 16 * 16
 
 
 # --- what it prints -------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rsdyn.analysis.collected import Collected
+from rsdyn.analysis.measure import Measure
 from rsdyn.analysis.over_sequences import with_interval
-from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.analysis.results import Measured, Similarity
 from rsdyn.dynamics.resampling import group_of
 from rsdyn.dynamics.similarity import LEAST, hollow_grams, map_of, permuted_floor, without_each_group
@@ -17,21 +18,19 @@ from rsdyn.metrics.processes import from_all
 N_GROUPS = 20
 
 
-def similarity(
-    probe: ResidualStreamProbe, main: ResidualStreamProbe | None = None, *, seed: int, floor: bool = True
-) -> Similarity:
+def similarity(collected: Collected, main: Collected | None = None, *, seed: int, floor: bool = True) -> Similarity:
     """CKA of the states that were kept: all sublayers with each other, and each with that of the stream ``main``.
 
     ``floor`` also measures it where the sequences of one of two sublayers are permuted.
     """
-    share = probe.share
+    share = collected.share
     assert share is not None
-    usable = ~probe.unusable
-    grams = _grams(probe, usable)
-    few = _grams(probe, usable & ~probe.massive) if probe.massive.any() else None
+    usable = ~collected.unusable
+    grams = _grams(collected, usable)
+    few = _grams(collected, usable & ~collected.massive) if collected.massive.any() else None
     found = Similarity(
         map=map_of(grams),
-        adjacent=_pairs(probe, grams[:-1], grams[1:], None if few is None else (few[:-1], few[1:])),
+        adjacent=_pairs(collected, grams[:-1], grams[1:], None if few is None else (few[:-1], few[1:])),
         floor=permuted_floor(grams[:-1], grams[1:], seed=seed) if floor else None,
         map_without_massive=None if few is None else map_of(few),
     )
@@ -44,30 +43,35 @@ def similarity(
         return found
     mine, their_rows = both.nonzero().flatten(), torch.searchsorted(theirs, ours[both])
     grams, others = grams[:, mine][:, :, mine], _grams(main, ~main.unusable)[:, their_rows][:, :, their_rows]
-    return replace(found, with_main=_pairs(probe, grams, others, None, mine))
+    return replace(found, with_main=_pairs(collected, grams, others, None, mine))
 
 
 def _pairs(
-    probe: ResidualStreamProbe,
+    collected: Collected,
     grams: Tensor,
     others: Tensor,
     few: tuple[Tensor, Tensor] | None,
     rows: Tensor | None = None,
 ) -> Measured:
-    share = probe.share
+    share = collected.share
     assert share is not None
     sequence = share.sequence if rows is None else share.sequence[rows]
-    group = group_of(probe.group_of(sequence), N_GROUPS)
+    group = group_of(collected.group_of(sequence), N_GROUPS)
     value, without = without_each_group(grams, others, group)
     one = torch.zeros_like(group)
     rest = None if few is None else Measured(without_each_group(*few, one)[0])
     return with_interval(value, without, without_massive=rest, n=len(sequence))
 
 
-def _grams(probe: ResidualStreamProbe, units: Tensor) -> Tensor:
+def _grams(collected: Collected, units: Tensor) -> Tensor:
     """The Gram matrix of each sublayer, ``(S, N, N)``; over processes each makes those of its sublayers."""
-    share = probe.share
+    share = collected.share
     assert share is not None
     x = share.by_sublayer()
     mine = hollow_grams(x if units.all() else x[..., units])
     return torch.cat(from_all(mine, mine.device))
+
+
+MEASURE = Measure(
+    lambda collected, how: similarity(collected, how.main, seed=how.seed, floor=how.main is None), keeps_samples=True
+)

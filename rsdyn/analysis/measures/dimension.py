@@ -8,9 +8,10 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from rsdyn.analysis.measures import _dimensions
+from rsdyn.analysis.collected import Collected
+from rsdyn.analysis.measure import Measure
+from rsdyn.analysis.measures.pca import spectra_of
 from rsdyn.analysis.over_sequences import with_interval
-from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.analysis.results import Dimension, Measured
 from rsdyn.dynamics import dimension as of_states
 from rsdyn.dynamics.resampling import group_of
@@ -20,20 +21,20 @@ from rsdyn.threads import side_by_side
 N_GROUPS = 10  # whose neighbours are looked for again, each in a table of distances
 
 
-def dimension(probe: ResidualStreamProbe, *, intervals: bool = True) -> Dimension:
+def dimension(collected: Collected, *, intervals: bool = True) -> Dimension:
     """Dimensions of the states that were kept, on every process; each sublayer is done by one of them.
 
     ``intervals`` of the two by nearest neighbours take a search per group of sequences, as long as all the rest.
     """
-    assert probe.share is not None
-    spectra = _dimensions(probe, probe.share)
+    assert collected.share is not None
+    spectra = spectra_of(collected, collected.share)
 
     def by_spectrum(of: Callable[[Tensor], Tensor]) -> Measured:
         without = None if spectra.without_massive is None else Measured(of(spectra.without_massive))
         left_out = of(spectra.left_out)
         return with_interval(of(spectra.all), of(spectra.groups), without_massive=without, left_out=left_out)
 
-    twonn, mle, repeated = _by_neighbours(probe, intervals)
+    twonn, mle, repeated = _by_neighbours(collected, intervals)
     return Dimension(
         participation=by_spectrum(of_states.participation),
         components_90=by_spectrum(of_states.components_for),
@@ -45,12 +46,12 @@ def dimension(probe: ResidualStreamProbe, *, intervals: bool = True) -> Dimensio
     )
 
 
-def _by_neighbours(probe: ResidualStreamProbe, intervals: bool) -> tuple[Measured, Measured, Tensor]:
-    share = probe.share
+def _by_neighbours(collected: Collected, intervals: bool) -> tuple[Measured, Measured, Tensor]:
+    share = collected.share
     assert share is not None
-    x, usable, massive = share.by_sublayer(), ~probe.unusable, probe.massive
-    group = group_of(probe.group_of(share.sequence), N_GROUPS)
-    with probe.bar(f"{probe.name}: intrinsic dimensions", x.shape[1]) as done:
+    x, usable, massive = share.by_sublayer(), ~collected.unusable, collected.massive
+    group = group_of(collected.group_of(share.sequence), N_GROUPS)
+    with collected.bar(f"{collected.name}: intrinsic dimensions", x.shape[1]) as done:
 
         def one(s: int) -> tuple[of_states.IntrinsicDimension, of_states.IntrinsicDimension | None]:
             here = x[:, s] if usable.all() else x[:, s, usable]
@@ -71,3 +72,6 @@ def _by_neighbours(probe: ResidualStreamProbe, intervals: bool) -> tuple[Measure
         return with_interval(value, groups, without_massive=Measured(rest) if few else None)
 
     return measured("twonn"), measured("mle"), torch.tensor([d.repeated for d in every])
+
+
+MEASURE = Measure(lambda collected, how: dimension(collected, intervals=how.main is None), keeps_samples=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
+from packaging.version import Version
 from safetensors import safe_open
 
 from rsdyn.files import PROVENANCE, SUMMARY, plain
@@ -78,7 +79,7 @@ def log_results(logger: RunLogger | None, folder: Path, **metadata: Any) -> None
     with sending(logger, "the artifact of the results"):
         artifact = _artifact(f"results-{logger.experiment.id}", "results", metadata)
         for name in ("results.npz", SUMMARY):
-            _add_file(artifact, folder / name)
+            _add_file(artifact, folder / name, copy=not syncing_leaves_files())
         _log(logger, artifact)
 
 
@@ -88,16 +89,24 @@ def _artifact(name: str, kind: str, metadata: dict[str, Any]) -> Artifact:
     return wandb.Artifact(name[:128], type=kind, metadata=metadata)
 
 
-def _add_file(artifact: Artifact, path: Path) -> None:
-    """Add a copy of a file; ``OSError`` for one that is too large to upload unasked.
+def syncing_leaves_files() -> bool:
+    """Whether ``wandb sync`` leaves the files that an offline run names: by its source 0.28 removes them once they are
+    uploaded, wherever they lie, and 0.31 does not."""
+    import wandb
 
-    Never the file itself: later runs rewrite the manifest of a cache, and by its source the ``wandb sync`` of 0.28
-    removes what an offline run names once that is uploaded, wherever it lies (0.31 leaves it).
+    return Version(wandb.__version__) >= Version("0.31")
+
+
+def _add_file(artifact: Artifact, path: Path, *, copy: bool = True) -> None:
+    """Add a file, or a copy of it; ``OSError`` for one that is too large to upload unasked.
+
+    The manifest of a cache and a checkpoint are copied, since later runs rewrite them; results stay as they are, and
+    are not twice in a run's folder.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise OSError(f"{path.name} has {size / 2**30:.1f} GiB, and no more than {MAX_BYTES / 2**30:.0f} are uploaded")
-    artifact.add_file(str(path), name=path.name, policy="mutable")
+    artifact.add_file(str(path), name=path.name, policy="mutable" if copy else "immutable")
 
 
 def _add_reference(artifact: Artifact, path: Path) -> None:

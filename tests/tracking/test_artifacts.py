@@ -94,17 +94,30 @@ def test_a_cache_that_any_process_recorded_into_is_made_and_then_used(tmp_path, 
     assert len({artifact.digest for artifact, _ in logger.kept}) == 1 and logger.lost == {}
 
 
-def test_files_are_copies_as_they_were_when_they_were_logged(tmp_path):
-    """Later runs write the manifest of a cache again, and what is named may be removed once it is uploaded."""
+def test_a_checkpoint_is_a_copy_as_it_was_when_it_was_logged(tmp_path):
+    """Later runs write it, and the manifest of a cache, again."""
+    (tmp_path / "best.ckpt").write_text("as it was")
+    logger = Keeper()
+    artifacts.log_checkpoint(logger, tmp_path / "best.ckpt")
+    ((artifact, _),) = logger.kept
+    (entry,) = artifact.manifest.entries.values()
+    (tmp_path / "best.ckpt").write_text("other")
+    assert Path(entry.local_path).read_text() == "as it was"
+    assert Path(entry.local_path).is_relative_to(tmp_path / "data")
+
+
+@pytest.mark.parametrize(("version", "copied"), [("0.28.0", True), ("0.31.0", False)])
+def test_results_are_not_twice_in_the_folder_unless_syncing_would_remove_them(tmp_path, monkeypatch, version, copied):
+    import wandb
+
+    monkeypatch.setattr(wandb, "__version__", version)
     for name in ("results.npz", "summary.json"):
         (tmp_path / name).write_text(name)
     logger = Keeper()
     artifacts.log_results(logger, tmp_path)
     ((artifact, _),) = logger.kept
     for name, entry in artifact.manifest.entries.items():
-        (tmp_path / name).write_text("other")
-        assert Path(entry.local_path).read_text() == name
-        assert Path(entry.local_path).is_relative_to(tmp_path / "data")
+        assert (Path(entry.local_path) == tmp_path / name) != copied
 
 
 @pytest.mark.parametrize("log", [artifacts.log_checkpoint, artifacts.log_results])

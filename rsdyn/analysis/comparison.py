@@ -145,16 +145,29 @@ def listed(words: Sequence[str], most: int = 6) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """A fact that is not the same for all models: its value by label, and the rows that it makes unfair, in words."""
+    """A fact that is not the same for all models.
+
+    Attributes:
+        name: what it is called.
+        values: by label.
+        rows: those that it makes unfair, in words.
+        series: labels of the checkpoints of each training, which is named by itself where all of them agree.
+    """
 
     name: str
     values: Mapping[str, str]
     rows: str
+    series: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         groups: dict[str, list[str]] = {}
         for label, value in self.values.items():
             groups.setdefault(value, []).append(label)
+        for labels in groups.values():
+            for name, of in self.series.items():
+                if len(of) > 1 and set(of) <= set(labels):
+                    labels[labels.index(of[0])] = name
+                    labels[:] = [label for label in labels if label not in of]
         told = "; ".join(f"{value} ({listed(labels)})" for value, labels in groups.items())
         return f"{self.name} differ{'' if self.name.endswith('s') else 's'}: {told}. {self.rows}"
 
@@ -268,14 +281,17 @@ def _joined(settings: Mapping[str, Any], *keys: str) -> str | None:
     return ", ".join(found) or None
 
 
-def differences(models: Mapping[str, Facts]) -> list[Difference]:
-    """The facts that are not the same for all ``models``; one that a model does not say is not one that differs."""
+def differences(models: Mapping[str, Facts], series: Mapping[str, Sequence[str]] | None = None) -> list[Difference]:
+    """The facts that are not the same for all ``models``; one that a model does not say is not one that differs.
+
+    ``series`` are the labels of the checkpoints of each training.
+    """
     found = []
     for fact in FACTS:
         told = {label: words for label, facts in models.items() if (words := fact.of(facts)) is not None}
         some = [models[label] for label in told]
         if any(fact.differs(some[0], other) for other in some[1:]):
-            found.append(Difference(fact.name, told, fact.rows))
+            found.append(Difference(fact.name, told, fact.rows, series or {}))
     return found
 
 
@@ -306,7 +322,8 @@ def compare(models: Sequence[Model]) -> Comparison:
     first = next(iter(facts.values()), None)
     rows = [] if first is None else _rows(columns, first)
     failed = {model.label: model.failure for model in models if model.facts is None}
-    return Comparison(tuple(columns), tuple(rows), tuple(differences(facts)), tuple(series), failed)
+    of_series = {one.name: one.labels for one in series}
+    return Comparison(tuple(columns), tuple(rows), tuple(differences(facts, of_series)), tuple(series), failed)
 
 
 def _columns(models: Sequence[Model]) -> list[Column]:

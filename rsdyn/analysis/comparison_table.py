@@ -163,7 +163,7 @@ def _told(words: str, row: Row, trained: Sequence[Column], comparison: Compariso
     rest += [f"in {open_} the interval holds 0"] * (open_ > 0)
     twins = _signs([row.cells[column.label] for column in comparison.columns if column.is_twin])
     if sum(twins):
-        rest.append(f"and in {twins[0]} of {_models(sum(twins), 'untrained model')}")
+        rest.append(f"of {_models(sum(twins), 'untrained model')} in {twins[0]}")
     more = "; " + ", ".join(rest) if rest else ""
     return f"{words} in {above} of {_models(n)}{unknown} ({row.finding.statistic}){more}."
 

@@ -18,7 +18,7 @@ INTERVALS = "95 % intervals"
 COLOURS = ("ink", "c1", "c4", "within", "c2", "c3", "c6", "c5", "cross")
 ROOM = 40  # characters of words along an axis, in a panel of 370 pixels
 LONGEST = 26  # characters of a model's name beside an axis
-WIDE = 20  # as many times the least step the largest must be for steps to stand at their logarithms
+ALSO_DRAWN = ("turns_innovation_shuffle_z", "relative_speed_trend")  # beside the rows that a claim is made of
 
 
 class Drawn(NamedTuple):
@@ -58,9 +58,14 @@ def looks(columns: Sequence[Column]) -> dict[str, Look]:
 # -- dots and intervals ------------------------------------------------------------------------------------------------
 
 
+def is_drawn(finding: Finding) -> bool:
+    """Whether a row has a panel: those that claims are made of have, and what must be seen beside them."""
+    return bool(finding.claim) or finding.key in ALSO_DRAWN
+
+
 def finding_panels(comparison: Comparison) -> list[Panel]:
-    """A panel per leading row: a line per model, its value as a dot and its interval as a bar."""
-    return [_dots(row, comparison) for row in leading(comparison)]
+    """A panel per claim: a line per model, its value as a dot and its interval as a bar."""
+    return [_dots(row, comparison) for row in leading(comparison) if is_drawn(row.finding)]
 
 
 def _dots(row: Row, comparison: Comparison) -> Panel:
@@ -219,7 +224,7 @@ def _curve_panel(drawn: Drawn, marks: tuple[Mark, ...], told: Sequence[str], com
 
 
 def training_panels(comparison: Comparison, series: Series) -> list[Panel]:
-    """A panel per leading row: its value at each checkpoint, beside the untrained twin's."""
+    """A panel per claim: its value at each checkpoint, beside the untrained twin's."""
     place = places(series.steps)
     axis = Axis("training step", ticks=tuple((float(x), f"{s:,}") for x, s in zip(place, series.steps, strict=True)))
     twin = next((c for c in comparison.columns if c.is_twin and set(c.of) & set(series.labels)), None)
@@ -227,6 +232,8 @@ def training_panels(comparison: Comparison, series: Series) -> list[Panel]:
     number = comparison.series.index(series)
     found = []
     for finding, cells in training_rows(comparison, series):
+        if not is_drawn(finding):
+            continue
         marks: list[Mark] = []
         if twin is not None and (at := rows[finding.key].cells[twin.label].value) is not None and at.defined:
             ends = np.array([place[0], place[-1]], dtype=float)
@@ -271,11 +278,20 @@ def _against_steps(series: Series, place: np.ndarray, values: Sequence[Value | N
 
 
 def places(steps: Sequence[int]) -> np.ndarray:
-    """Where steps are drawn: at themselves, or at their logarithms where they span much; 0 then one place before."""
-    positive = [step for step in steps if step > 0]
-    if not positive or max(positive) < WIDE * min(positive):
+    """Where steps are drawn: at themselves, or at their logarithms where that sets them more evenly apart.
+
+    The logarithm of 0 is one place before the first.
+    """
+    positive = np.unique([step for step in steps if step > 0]).astype(float)
+    if len(positive) < 3 or _unevenness(np.log2(positive)) >= _unevenness(positive):
         return np.array(steps, dtype=float)
-    return np.array([1 + np.log2(step / min(positive)) if step > 0 else 0.0 for step in steps])
+    return np.array([1 + np.log2(step / positive[0]) if step > 0 else 0.0 for step in steps])
+
+
+def _unevenness(at: np.ndarray) -> float:
+    """The distances of points, their standard deviation over their mean."""
+    apart = np.diff(at)
+    return float(apart.std() / apart.mean())
 
 
 def comparison_panels(comparison: Comparison) -> dict[str, list[Panel]]:

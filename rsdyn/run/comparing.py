@@ -290,7 +290,8 @@ def _reason(said: str, code: int) -> str:
     if found:
         return str(found[-1]).strip()
     lines = [line.strip() for line in re.split(r"[\r\n]+", said) if line.strip()]
-    last = f": {lines[-1][:200]}" if lines else ""
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]  # behind it stand its notes
+    last = f": {(raised or lines)[-1][:200]}" if lines else ""
     hint = " (out of memory?)" if code == -signal.SIGKILL else ""
     return f"it {how_it_ended(code)}{hint}{last}"
 

@@ -166,7 +166,7 @@ def test_at_most_six_sentences_stand_first_and_count_what_the_intervals_say():
     told = answer(found)
     assert len(told) <= 6 and told[0] == "4 models on 400 sequences of embedded."
     assert told[1].startswith("Correlations rise with depth in 1 of 3 models where it is defined (of 4)")
-    assert "in 1 it is the other way round, in 1 the interval holds 0, and in 1 of 1 untrained model" in told[1]
+    assert "in 1 it is the other way round, in 1 the interval holds 0, of 1 untrained model in 1" in told[1]
 
 
 def test_the_forms_agree_and_json_has_everything():
@@ -206,3 +206,10 @@ def test_findings_are_read_back_as_they_were_written():
 def test_names_are_listed_as_people_do():
     assert listed(["a"]) == "a" and listed(["a", "b"]) == "a and b" and listed([]) == ""
     assert listed(list("abcdefgh")) == "a, b, c, d, e and 3 more"
+
+
+def test_a_training_of_which_all_checkpoints_agree_is_named_once():
+    steps = [model(f"run/step-{s}", series="run", step=s, n_units=64) for s in (0, 64, 512)]
+    (width, *_) = compare([model("a"), *steps]).differences
+    assert "128 units (a); 64 units (run)." in str(width)
+    assert set(width.values) == {"a", "run/step-0", "run/step-64", "run/step-512"}

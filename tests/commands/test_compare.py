@@ -322,6 +322,7 @@ def pretend(monkeypatch, program):
         ("import sys; sys.exit('analyze.py: error: lm.name=x: it is gated')", "lm.name=x: it is gated"),
         ("import os; os.kill(os.getpid(), 9)", "it was killed (SIGKILL) (out of memory?)"),
         ("raise ValueError('a bug')", "it ended with code 1: ValueError: a bug"),
+        ("e = ValueError('a bug'); e.add_note('256 are kept'); raise e", "it ended with code 1: ValueError: a bug"),
         ("", "is no run folder of rsdyn"),
     ],
 )

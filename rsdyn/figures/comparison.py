@@ -17,6 +17,7 @@ from rsdyn.figures.panel import Axis, Caption, Line, Mark, Panel, Rule, Scale, i
 INTERVALS = "95 % intervals"
 COLOURS = ("ink", "c1", "c4", "within", "c2", "c3", "c6", "c5", "cross")
 ROOM = 40  # characters of words along an axis, in a panel of 370 pixels
+BESIDE_NAMES = 28  # the same where the names of models take the left of it
 LONGEST = 26  # characters of a model's name beside an axis
 ALSO_DRAWN = ("turns_innovation_shuffle_z", "relative_speed_trend")  # beside the rows that a claim is made of
 
@@ -83,7 +84,7 @@ def _dots(row: Row, comparison: Comparison) -> Panel:
         key=f"compare_{row.key}",
         title=_title(finding),
         marks=tuple(marks),
-        x=Axis(_statistic(finding), limits=_limits(values)),
+        x=Axis(_statistic(finding, BESIDE_NAMES), limits=_limits(values)),
         y=Axis(limits=(n - 0.4, -0.6), ticks=names),
         caption=Caption(
             f"{_capital(finding.statistic)}: a dot per model and its 95 % interval; untrained twins are rings. "
@@ -162,12 +163,12 @@ def _capital(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _statistic(finding: Finding) -> str:
+def _statistic(finding: Finding, room: int = ROOM) -> str:
     """What is measured as there is room for along an axis: the caption has all of it."""
     words = finding.statistic
-    if len(words) > ROOM:
+    if len(words) > room:
         words = words.rpartition(", ")[2]
-    return words if len(words) <= ROOM else words[: ROOM - 2].rpartition(" ")[0] + " …"
+    return words if len(words) <= room else words[: room - 2].rpartition(" ")[0] + " …"
 
 
 def _claimed(finding: Finding) -> str:

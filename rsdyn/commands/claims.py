@@ -87,15 +87,14 @@ def test(given: argparse.Namespace) -> tuple[str, list[Claim]]:
         raise UserError(f"--data {given.data}: {len(sequences)} sequences are too few; give at least {LEAST_TEXTS}.")
     texts = [np.asarray(sequences[i]) for i in range(len(sequences))]
     kinds = prompts()
-    tokens = {kind: tokenise_texts(of.texts, tokenizer) for kind, of in kinds.items()}
+    tokenised = {kind: tokenise_texts(of.texts, tokenizer) for kind, of in kinds.items()}
+    tokens = {kind: [np.asarray(of[i]) for i in range(len(of))] for kind, of in tokenised.items()}
     found: dict[str, Measurements] = {}
     total = 2 * (len(texts) + 100 + min(N_WHOLE, len(texts)))
     with tqdm(total=total, desc="texts", dynamic_ncols=True) as bar:
         for series, lm_source in {"trained": source, "untrained": source.without_training(given.seed)}.items():
             lm = lm_source.load(head=series == "trained")
-            found[series] = measure(
-                lm, {kind: list(of) for kind, of in tokens.items()}, texts, change=series == "trained", done=bar.update
-            )
+            found[series] = measure(lm, tokens, texts, change=series == "trained", done=bar.update)
     documents = sequence_groups(sequences).group if len(sequences) else torch.zeros(0)
     title = f"{source.label}, {len(texts)} texts, 20 prompts of each kind: claims of other papers"
     return title, claims(found, documents, seed=given.seed)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rsdyn.analysis.comparison import Comparison, compare
 from rsdyn.analysis.comparison_table import answer, as_json, as_markdown, as_text
@@ -158,7 +159,7 @@ def find_all(asked: Asked) -> tuple[list[Entry], list[str], list[str]]:
     """The models, the settings that they share, and notes on what is not here."""
     words, notes = list(asked.words), list[str]()
     if asked.models:
-        models: list = []
+        models: list[Any] = []
         for name in asked.models:
             if Path(name).suffix in (".yaml", ".yml"):
                 listed, settings = read_list(Path(name).expanduser())

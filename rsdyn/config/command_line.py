@@ -63,7 +63,7 @@ def load_config(argv: Sequence[str], script: str) -> Config:
     _check_used(words, script)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), *veiled(layers))
-        config: Any = unveiled(OmegaConf.to_object(merged))
+        config: Config = unveiled(OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # the layers are checked already: this is what OmegaConf alone refuses
         raise UserError(f"The settings do not fit together: {str(error).splitlines()[0]}") from None
     check(config)
@@ -267,13 +267,14 @@ def _layer(key: str, node: yaml.Node, where: str) -> dict[str, Any]:
     value = _typed(option, node, where) if option is not None and not untyped else _untyped(key, node, where)
     if option is not None and not option.accepts(value):
         raise option.error(value if option.kind == "list" else given or value, where)
-    for part in reversed(parts):
-        value = {part: value}
-    return value
+    nested: dict[str, Any] = {parts[-1]: value}
+    for part in reversed(parts[:-1]):
+        nested = {part: nested}
+    return nested
 
 
 def _text_of(key: str, node: yaml.ScalarNode, where: str) -> str:
-    text = node.value
+    text = str(node.value)
     named = [name for name in re.findall(r"\$\{([^}]*)", text) if name in options() or name.startswith("oc.")]
     if key == "perturb.prompt" or (key in PROSE and not named and text != "???"):
         return text

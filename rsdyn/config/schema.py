@@ -98,7 +98,7 @@ def _sections(cls: type, prefix: str) -> Iterator[tuple[str, str]]:
     for item in fields(cls):
         if is_dataclass(hints[item.name]):
             yield prefix + item.name, str(hints[item.name].__doc__)
-            yield from _sections(hints[item.name], f"{prefix}{item.name}.")  # type: ignore[arg-type]
+            yield from _sections(hints[item.name], f"{prefix}{item.name}.")
 
 
 def check(config: Config) -> None:
@@ -207,7 +207,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 def to_yaml(config: Config | dict[str, Any]) -> str:
     """Write every setting, defaults included, as YAML that ``--config FILE`` reads back to the same settings."""
     settings = veiled(_spelled(config if isinstance(config, dict) else to_dict(config)))
-    return unveiled(OmegaConf.to_yaml(OmegaConf.create(settings)))
+    return str(unveiled(OmegaConf.to_yaml(OmegaConf.create(settings))))
 
 
 def _spelled(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def _groups(null: str, length: int, window: int, kinds: int) -> NDArray[np.int64
     return np.zeros(length, dtype=np.int64)
 
 
-def _orders(words: NDArray, groups: NDArray[np.int64]) -> Tensor:
+def _orders(words: NDArray[Any], groups: NDArray[np.int64]) -> Tensor:
     """Random orders ``(..., length)`` within the groups, from random ``words`` of that shape.
 
     Each word keeps its high random bits, under the number of its group and above its own index: one sort of such words
@@ -160,7 +161,7 @@ class Source:
         """Orders, or signs where a null flips them, ``(units, rows, length)`` from the next random words of units."""
         per_row = -(-self.length * np.dtype(self.word).itemsize // 8)
         raw = np.stack([draw.random_raw(rows * per_row) for draw in draws])
-        words: NDArray = raw.view(self.word).reshape(len(draws), rows, -1)[..., : self.length]
+        words: NDArray[Any] = raw.view(self.word).reshape(len(draws), rows, -1)[..., : self.length]
         if self.null in ("sign_flip", "innovation_shuffle"):
             return torch.from_numpy((words >> self.word(8 * words.itemsize - 1)).astype(np.float32)).mul_(-2).add_(1)
         return _orders(words, self.groups)

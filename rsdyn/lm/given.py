@@ -96,7 +96,7 @@ class GivenModel:
 
     @cached_property
     def _digest(self) -> str:
-        digest = xxhash.xxh3_128(shape_digest(self.config))
+        digest = xxhash.xxh3_128(shape_digest(self.config).encode())
         for key, value in self.base.state_dict().items():
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

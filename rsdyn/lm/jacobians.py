@@ -358,10 +358,10 @@ def double_layers(lm: LanguageModel) -> Iterator[None]:
 
     def enter(*_: Any) -> None:
         modes.append(_Double())
-        modes[-1].__enter__()
+        modes[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def leave(*_: Any) -> None:
-        modes.pop().__exit__(None, None, None)
+        modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     with ExitStack() as hooks:
         experts = lm.base.get_experts_implementation()

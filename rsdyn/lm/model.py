@@ -52,7 +52,7 @@ def in_eval_mode(function: Callable[Concatenate[LanguageModel, P], R]) -> Callab
         with lm.evaluating():
             return function(lm, *args, **kwargs)
 
-    return inside
+    return inside  # type: ignore[return-value]  # the stubs give what wraps makes a type of its own
 
 
 class LanguageModel:

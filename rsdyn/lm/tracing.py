@@ -148,7 +148,7 @@ class _Flow(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.made: list[tuple[Any, tuple[int, ...], float | None]] = []  # operation, what it read, a number beside it
         self._values: dict[int, dict[int, int]] = {}
         self._alive: list[Tensor] = []  # an address may be used again once its tensor is gone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class Perturbed:
             self.found,
             steps=settings.steps,
             name=self.plane.name,
-            ratio=self.plane.ratio,
+            ratio=None if self.plane.ratio is None else self.plane.ratio.tolist(),
             **{name: getattr(settings, name) for name in ("site", "position", "off_plane")},
         )
         known = {one.key: one for one in drawn}
@@ -85,10 +85,10 @@ def perturb(
     around: Trajectories,
     tokenizer: Any = None,
     at: Sequence[float] = (0, 0.25, 0.5, 0.75, 1.0),
-    kind: str = "teleport",
-    site: str = "resid_pre",
-    position: str = "last",
-    off_plane: str = "drop",
+    kind: Literal["teleport", "noise", "swap"] = "teleport",
+    site: Literal["resid_pre", "resid_mid"] = "resid_pre",
+    position: Literal["last", "all"] = "last",
+    off_plane: Literal["drop", "keep"] = "drop",
     autoencoder: FittedAutoencoder | CompressingAutoencoder | None = None,
     grid: int = 10,
     points: int = 100,

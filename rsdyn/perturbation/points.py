@@ -57,7 +57,7 @@ def measure(
             for layer, s in sublayers.items()
         }
         found.n_points = min(found.n_points, *(len(states) for states in points.values()), n_points)
-        conditions = {settings.kind: points}
+        conditions: dict[str, dict[int, Tensor]] = {settings.kind: points}
         conditions[RANDOM] = {
             layer: random_directions(reference.stream[s], points[layer], generator=generator)
             for layer, s in sublayers.items()

@@ -65,7 +65,8 @@ class WholeCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read ``path``; nothing in it is executed, whatever ``weights_only`` says."""
-        return load_plain(path, name="resume", cure=RESUME_CURE, map_location=map_location or "cpu")
+        content: dict[str, Any] = load_plain(path, name="resume", cure=RESUME_CURE, map_location=map_location or "cpu")
+        return content
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)

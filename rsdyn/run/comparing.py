@@ -66,7 +66,7 @@ def described(entries: Sequence[Entry], words: Sequence[str]) -> str:
     ``words`` are the settings that all share, as on a command line.
     """
     models = [{"name": entry.name, "label": entry.label, **entry.settings} for entry in entries]
-    return yaml.safe_dump(redact({"models": models, "words": list(words)}), sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(redact({"models": models, "words": list(words)}), sort_keys=False, allow_unicode=True))
 
 
 def open_job(

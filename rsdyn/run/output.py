@@ -101,7 +101,7 @@ def unbroken_output() -> Iterator[Unbroken]:
     for stream, _ in escapes:
         stream.reconfigure(errors="backslashreplace")
     out = Unbroken(before[0])
-    sys.stdout, sys.stderr = out, Unbroken(before[1])  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, Unbroken(before[1])
     try:
         yield out
     finally:

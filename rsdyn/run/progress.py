@@ -87,11 +87,13 @@ class Progress(L.Callback):
 
 
 def _datamodule(trainer: L.Trainer) -> ResidualStreamDataModule:
-    return trainer.datamodule  # type: ignore[attr-defined]
+    datamodule: ResidualStreamDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    return datamodule
 
 
 def _trajectories(trainer: L.Trainer) -> TrajectoryDataModule:
-    return trainer.datamodule  # type: ignore[attr-defined]
+    datamodule: TrajectoryDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    return datamodule
 
 
 class ProbeProgress(L.Callback):

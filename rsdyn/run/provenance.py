@@ -45,7 +45,8 @@ def provenance(**extra: Any) -> dict[str, Any]:
         "argv": list(sys.argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return redact(plain({**info, **extra}))
+    described: dict[str, Any] = redact(plain({**info, **extra}))
+    return described
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

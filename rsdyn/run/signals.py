@@ -46,7 +46,7 @@ class Stop:
         self.signum: int | None = None
         self.deferred = False
         self._before: dict[int, Any] = {}
-        self._children: list[subprocess.Popen] = []
+        self._children: list[subprocess.Popen[Any]] = []
         self._parent: int | None = None
         self._pipe = (-1, -1)
         self._closing = False
@@ -129,7 +129,7 @@ class Stop:
 
     # -- the other processes of a run that Lightning started from this one ---------------------------------------------
 
-    def adopt(self, processes: Iterable[subprocess.Popen]) -> None:
+    def adopt(self, processes: Iterable[subprocess.Popen[Any]]) -> None:
         """Answer for the processes started from this one: signals reach them, and their failure ends this one too.
 
         Lightning's own observer would end this process with SIGKILL as soon as another leaves with anything but 0,

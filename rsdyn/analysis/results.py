@@ -194,6 +194,13 @@ class Velocity:
 
 
 @dataclass(frozen=True, eq=False)
+class Norm:
+    """Length of the state at each sublayer: ``(S,)``, mean over sequences."""
+
+    mean: Measured
+
+
+@dataclass(frozen=True, eq=False)
 class MutualInformation:
     """Mutual information of each unit between successive sublayers, nats (paper 2.5, Fig. 1G and H).
 
@@ -554,6 +561,7 @@ class ConditionResults:
     similarity: Similarity | None = None
     readout: ReadoutResults | None = None
     phases: PhaseResults | None = None
+    norm: Norm | None = None
 
 
 MEASURES = tuple(f.name for f in fields(ConditionResults) if f.name not in ("counts", "flags"))

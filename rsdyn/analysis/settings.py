@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rsdyn.analysis.results import MEASURES as ALL_MEASURES
 from rsdyn.labels import SURROGATES
 from rsdyn.options import (
     setting,
@@ -91,9 +92,10 @@ class AnalysisConfig:
 
     measures: list[str] = setting(
         list(MEASURES),
-        "What to measure; curvature, dimension, similarity, readout, phases (change points of the other curves over "
-        "depth), massive (which says most with data.positions=all) and jacobian are asked for by name.",
-        choices=(*MEASURES, MASSIVE, *SHAPE, READOUT, PHASES, JACOBIAN),
+        "What to measure; the others are asked for by name: massive (which says most with data.positions=all), "
+        "curvature, dimension, similarity, readout, phases (change points of the other curves over depth), norm, "
+        "jacobian.",
+        choices=(*ALL_MEASURES, JACOBIAN),
     )
     conditions: list[str] = setting(
         list(CONDITIONS),

@@ -11,7 +11,7 @@ from rsdyn.figures.massive import massive, without_largest
 from rsdyn.figures.panel import Panel
 from rsdyn.figures.rotations import rotation
 from rsdyn.figures.shape import shape
-from rsdyn.figures.stream import activations, correlation, cosine, mutual_information, velocity
+from rsdyn.figures.stream import stream
 from rsdyn.figures.streams import Stream
 
 FIGURE_1 = (
@@ -36,11 +36,7 @@ def analysis_panels(
         units, seed, histograms: as for :func:`rsdyn.figures.rotations.rotation`.
     """
     return [
-        *activations(streams),
-        *correlation(streams),
-        *cosine(streams),
-        *velocity(streams),
-        *mutual_information(streams),
+        *stream(streams),
         *rotation(streams, units=units, seed=seed, histograms=histograms),
         *components(streams),
         *massive(streams),

@@ -316,6 +316,19 @@ def velocity(streams: Sequence[Stream]) -> list[Panel]:
     ]  # fmt: skip
 
 
+def norm(streams: Sequence[Stream]) -> list[Panel]:
+    return curve_panel(
+        "norm", "", "Norm of the state", streams, lambda r: r.norm and r.norm.mean,
+        Axis("norm of the state", from_zero=True),
+        Caption(
+            "The length of the state at each sublayer, ‖h(s)‖, mean over {sequences}.",
+            "how much the stream grows: what speeds, and the share of active units, are to be read beside.",
+            "content: one massive unit can be most of it, as the curve without massive units shows.",
+        ),
+        wide_log=True,
+    )  # fmt: skip
+
+
 # -- Fig. 1G, H --------------------------------------------------------------------------------------------------------
 
 
@@ -387,3 +400,9 @@ def mutual_information(streams: Sequence[Stream]) -> list[Panel]:
         behind=floors,
     )  # fmt: skip
     return panels
+
+
+def stream(streams: Sequence[Stream]) -> list[Panel]:
+    """Everything above."""
+    makers = (activations, correlation, cosine, velocity, norm, mutual_information)
+    return [panel for make in makers for panel in make(streams)]

@@ -13,6 +13,7 @@ from rsdyn.analysis.measures.activations import activations
 from rsdyn.analysis.measures.correlation import correlation
 from rsdyn.analysis.measures.cosine import cosine
 from rsdyn.analysis.measures.mutual_information import mutual_information
+from rsdyn.analysis.measures.norm import norm
 from rsdyn.analysis.measures.pca import pca
 from rsdyn.analysis.measures.rotation import against_stream, rotation
 from rsdyn.analysis.measures.velocity import velocity
@@ -250,6 +251,27 @@ def test_every_curve_without_the_largest_units_is_that_of_the_others(x):
             np.testing.assert_allclose(
                 found[key].left_out[i], expected[key].value, rtol=2e-3, atol=1e-4, err_msg=f"{key}, {count} units"
             )
+
+
+def test_norms_are_numpys_with_and_without_the_largest_units(x):
+    """The recipe of docs/architecture.md: a curve of each sequence, its interval and its variants."""
+    planted = x.clone()
+    planted[..., 7] += 1e4
+    collected = by_hand(planted, ["norm"])
+    found = norm(collected).mean
+    h = planted.numpy()
+    each = np.linalg.norm(h, axis=-1)
+    np.testing.assert_allclose(found.value, each.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found.std, each.std(0), rtol=1e-3)
+    without = np.array([each[np.arange(N) % 20 != g].mean(0) for g in range(20)])
+    np.testing.assert_allclose(found.groups, without, rtol=1e-6)
+    assert (found.low < found.value).all() and (found.value < found.high).all()
+    order = collected.largest.order.tolist()
+    for i, count in enumerate(collected.largest.counts):
+        rest = np.delete(h, order[:count], axis=-1)
+        np.testing.assert_allclose(found.left_out[i], np.linalg.norm(rest, axis=-1).mean(0), rtol=1e-5)
+    rest = np.linalg.norm(np.delete(h, 7, axis=-1), axis=-1).mean(0)
+    np.testing.assert_allclose(found.without_massive.value, rest, rtol=1e-5)
 
 
 def test_relative_speed_is_the_step_over_the_norm(probe, x):

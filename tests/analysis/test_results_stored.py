@@ -1,6 +1,7 @@
 """Typed results as flat arrays and back: to the bit, whatever is None, and refused where the layout is another."""
 
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from rsdyn.analysis.measures import OF_STREAM, measure_of
 from rsdyn.analysis.results import MEASURES, AnalysisResults, ConditionResults, Measured, curves, each_tensor
 from rsdyn.analysis.settings import MASSIVE, PHASES, READOUT, SHAPE
 from rsdyn.analysis.settings import MEASURES as ASKED_FOR
 from rsdyn.analysis.stored import flatten, flatten_part, unflatten, unflatten_part
 from rsdyn.errors import UserError
+from rsdyn.files import LAYOUT
 
 DTYPES = (torch.float64, torch.float32, torch.int64)
 
@@ -80,7 +83,16 @@ def test_a_value_has_the_name_of_what_was_measured_and_the_rest_stands_below_it(
 
 
 def test_the_measures_that_can_be_asked_for_are_the_fields_of_the_results():
-    assert (*ASKED_FOR, MASSIVE, *SHAPE, READOUT, PHASES) == MEASURES
+    assert MEASURES[: len(ASKED_FOR)] == ASKED_FOR and {MASSIVE, *SHAPE, READOUT, PHASES} < set(MEASURES)
+    assert all(measure_of(name).rows for name in OF_STREAM)  # each has a module of its name
+
+
+def test_the_page_of_the_layout_names_every_part_of_a_measured_value_and_of_the_results():
+    page = (Path(__file__).parents[2] / "docs" / "results-layout.md").read_text()
+    for kind, form in ((Measured, "`/{}`"), (AnalysisResults, "`{}`")):
+        for f in fields(kind):
+            assert f.name == "value" or form.format(f.name) in page, f.name
+    assert page.count(f"| `layout` | {LAYOUT} |") == 2
 
 
 def test_a_missing_array_is_named():

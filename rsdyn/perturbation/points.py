@@ -19,6 +19,7 @@ from rsdyn.perturbation.linear import linear_ranges
 from rsdyn.perturbation.plane import Plane, Recorded, encode
 from rsdyn.perturbation.prompts import Prompt
 from rsdyn.perturbation.result import FROZEN, RANDOM, SCALARS, STILL, SWAPPED, WRITES, At, Found
+from rsdyn.perturbation.said import said_along
 from rsdyn.perturbation.settings import PerturbConfig
 from rsdyn.perturbation.states import (
     grid_states,
@@ -87,6 +88,8 @@ def measure(
                 assert result.log_probs is not None
                 at, s = (layer, condition), sublayers[layer]
                 _add(found, at, reference, result.stream, result.log_probs, projection, s, number)
+                if number == 0 and condition == settings.kind:
+                    found.said[layer] = said_along(lm, reference, s, result)
             if condition == settings.kind:
                 _add_unmoved(found, lm, reference, points, projection, sublayers, number, of_writes)
         if number == 0:

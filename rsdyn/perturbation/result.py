@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rsdyn.dynamics.recovery import mean_over_prompts, median_over_prompts
 from rsdyn.dynamics.resampling import Interval
 from rsdyn.perturbation.linear import LinearRange
+from rsdyn.perturbation.said import Said
 
 STILL, WRITES = "stays put", "random writes"
 RANDOM, SWAPPED, FROZEN = "random directions", "swapped-in state", "attention frozen"
@@ -107,6 +108,9 @@ class Found:
     linear: dict[int, LinearRange] = field(default_factory=dict)
     """Of the first prompt, by layer: how far outside the linear range the points lie; none with position=all."""
 
+    said: dict[int, Said] = field(default_factory=dict)
+    """Of the first prompt, by layer: the likeliest token of some points at every sublayer from the injection on."""
+
     @property
     def sample(self) -> Sequence[int]:
         """The numbers of the prompts that means and intervals are over."""
@@ -187,6 +191,9 @@ class Found:
                 out[f"{_folder(at)}/ends_{name}"] = padded.numpy()
         for at, points in self.of_points.items():
             out |= {f"{_folder(at)}/points_{name}": v.numpy() for name, v in points.items()}
+        for layer, said in self.said.items():
+            out[f"layer{layer}/said_tokens"] = said.tokens.numpy()
+            out[f"layer{layer}/said_reference"] = said.reference.numpy()
         out["sample"] = torch.tensor([*self.sample]).numpy()
         if self.reference is not None:
             out["reference"] = self.reference.numpy()
@@ -201,6 +208,7 @@ class Found:
             "n_points": self.n_points,
             "sequences_alike": self.alike,
             "linear_range": {str(layer): linear._asdict() for layer, linear in self.linear.items()},
+            "said": {str(layer): {"back": said.back, "astray": said.astray} for layer, said in self.said.items()},
             "rows": [row.to_dict() for row in self.rows],
             "beyond_still": [beyond.to_dict() for beyond in self.beyond_still],
         }

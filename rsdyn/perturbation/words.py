@@ -10,6 +10,7 @@ from rsdyn.perturbation.layers import LayerEffect, LayerEffects
 from rsdyn.perturbation.linear import in_words
 from rsdyn.perturbation.plane import Plane
 from rsdyn.perturbation.result import STILL, BeyondStill, Found, Row
+from rsdyn.perturbation.said import said_in_words
 
 MOST_LAYERS = 5  # that an answer speaks of one by one
 
@@ -103,6 +104,7 @@ def words(found: Found, plane: Plane) -> list[str]:
         lines.append(_of_the_prompt(found))
     for layer, linear in found.linear.items():
         lines.append(in_words(layer, linear, found.of_prompt(layer, found.kind, "contraction")))
+    lines += said_in_words(found.said)
     ratios = [b for b in found.beyond_still if b.mse_ratio.value.isfinite()]
     if ratios:
         text = ", ".join(f"{_with_ends(b.mse_ratio, '.2f')} at layer {b.layer}" for b in ratios)

@@ -115,6 +115,12 @@ def check(config: Config) -> None:
             f"data.path={data.path} and data.name={data.name} are both given, but the text comes from one place: "
             "set data.name=null for the file, or data.path=null for the Hub."
         )
+    if data.stream is not None and (data.path is not None or data.name is not None):
+        text = f"data.path={data.path}" if data.path is not None else f"data.name={data.name}"
+        raise UserError(
+            f"data.stream={data.stream} and {text} are both given, but a recorded stream has its text behind it: "
+            "leave one of them out."
+        )
     if data.path is None and data.name is None:
         for name, value in (("config", data.config), ("revision", data.revision)):
             if value is not None:
@@ -248,7 +254,7 @@ UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
         "by analyze.py alone": (
             *("analysis.conditions", "analysis.untrained_seeds", "analysis.components", "analysis.rotation."),
-            *("analysis.readout.", "analysis.jacobian."),
+            *("analysis.readout.", "analysis.jacobian.", "data.stream"),
         ),
         "by perturb.py alone": ("perturb.",),
     },
@@ -265,7 +271,7 @@ UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
             *("trainer.devices", "trainer.num_nodes", "trainer.timeout", "trainer.precision"),
             *("trainer.max_epochs", "trainer.patience", "trainer.options", "trainer.options."),
         ),
-        "by analyze.py": ("analysis.",),
+        "by analyze.py": ("analysis.", "data.stream"),
         "by train.py": ("data.condition", "resume"),
         "by train.py and analyze.py, for their intervals": ("data.document_column",),
     },
@@ -313,8 +319,14 @@ KINDS = {
 STREAM_KEYS = ("cache.", "data.positions", "lm.layout", "lm.batch_tokens")
 
 
+OF_A_STREAM = ("data.stream", "data.limit", "lm.name", "lm.revision", "lm.trust_remote_code", "lm.label")
+NEED_A_MODEL = ("data.", "lm.", "cache.", "analysis.readout.", "analysis.jacobian.")
+
+
 def idle_in_analysis(key: str, config: Config) -> str | None:
     """Why a key of analyze.py would change nothing beside the other settings, or None when it would."""
+    if config.data.stream is not None and key.startswith(NEED_A_MODEL) and key not in OF_A_STREAM:
+        return "with data.stream, which was recorded already"
     if key.startswith("analysis.readout.") and READOUT not in config.analysis.measures:
         return f"without readout in analysis.measures={show(config.analysis.measures)}"
     return None

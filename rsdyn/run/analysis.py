@@ -167,6 +167,7 @@ def ending_of(
     table = [] if found is None else [*findings(found), *shape_rows(found)]
     largest = None if found is None else without_largest(found)
     notes = [] if found is None else [*in_words(found, several_tokens=several), *shape_in_words(found)]
+    notes = [*(() if stream is None else stream.notes), *notes]
     said, lines = answer(table, conditions), as_text(table, conditions, table_columns()) if table else []
     markdown = as_markdown(table, conditions) if table else ""
     arrays: dict[str, Any] = {} if found is None else flatten(found)

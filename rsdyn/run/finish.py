@@ -15,6 +15,7 @@ from rsdyn.figures.analysis import figure_1
 from rsdyn.files import RESULTS, SUMMARY, write_results, write_text
 from rsdyn.report import write_report
 from rsdyn.run.run import Run
+from rsdyn.stream.kept import KeptStream
 from rsdyn.tracking.show import Shared
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ class Recorded:
     def words(self) -> str:
         """What the language model had to do."""
         n = sum(self.counts)
-        return f"{n} sequences recorded" if n else "not loaded, all was cached"
+        if n or not all(isinstance(stream, KeptStream) for stream in self.streams):
+            return f"{n} sequences recorded" if n else "not loaded, all was cached"
+        return "not needed: the stream was recorded elsewhere"
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,18 @@ from tqdm.auto import tqdm
 from rsdyn.config.naming import keyed
 from rsdyn.config.schema import to_dict
 from rsdyn.embedded import DOCUMENT_COLUMN
+from rsdyn.errors import UserError
 from rsdyn.lm.certificate import Certificate, say_unused
 from rsdyn.lm.source import LMSource, find_lm
 from rsdyn.ranks import is_rank_zero
 from rsdyn.redaction import redact
 from rsdyn.run.checkpoints import identity
 from rsdyn.run.early import check_machine, check_model
+from rsdyn.run.given_stream import names_a_model, read_stream, skip_what_needs_a_model
 from rsdyn.run.run import Run
 from rsdyn.run.trainer import on_gpu, processes_here
 from rsdyn.stream.cache import default_cache_dir
+from rsdyn.stream.kept import KeptStream
 from rsdyn.stream.text.corpus import Corpus, open_corpus
 from rsdyn.stream.text.documents import document_of
 from rsdyn.stream.text.tokens import Sequences, tokenise
@@ -40,6 +43,7 @@ class Source(NamedTuple):
     sequences: Sequences
     text: str
     made_from: dict[str, Any]
+    stream: KeptStream | None = None
 
     def facts(self) -> dict[str, Any]:
         """What a summary says of them, whatever was done with them."""
@@ -55,9 +59,18 @@ class Source(NamedTuple):
 def find_source(run: Run) -> Source:
     """The language model (its config, not its weights) and the tokenised text that the config asks for.
 
-    What the machine, or a model of this shape, cannot give is said before the text is opened.
+    What the machine, or a model of this shape, cannot give is said before the text is opened. With ``data.stream`` it is
+    a stream that was recorded elsewhere, and what its file says of model and text.
     """
     check_machine(run)
+    path = run.config.data.stream
+    if path is not None:
+        if run.script != "analyze":
+            raise UserError(f"data.stream={path}: {run.script}.py records its stream itself. Use it with analyze.py.")
+        skip_what_needs_a_model(run)
+        stream = read_stream(run, open_lm(run) if names_a_model(run) else None)
+        given: Any = stream.lm
+        return Source(given, stream.sequences, Path(path).expanduser().absolute().name, {}, stream)
     lm = open_lm(run)
     check_model(run, lm)
     return find_text(run, lm)
@@ -171,6 +184,8 @@ def open_stream(
     and ``untrained_seed``. ``samples`` is how many sequences, from the first one on, the run will want; default all.
     ``name`` is the stream's in the run's records; default its condition.
     """
+    if source.stream is not None:
+        return source.stream
     stream = make_stream(run, source, condition, untrained_seed=untrained_seed, name=name)
     if stream.n_missing(samples) and not on_gpu(run.config):  # each GPU is asked when the weights go there
         stream.lm.check_memory(dtype=run.config.lm.dtype, processes=processes_here(run))
@@ -221,7 +236,7 @@ def make_stream(
 
 def last_tokens(stream: TrajectoryStream) -> torch.Tensor | None:
     """Which last token each sequence has, ``(N,)`` numbers from 0; None where other tokens' states are recorded."""
-    if not stream.positions.is_last:
+    if not stream.positions.is_last or not stream.tokens_are_known:
         return None
     return torch.from_numpy(np.unique(stream.sequences.last_tokens, return_inverse=True)[1])
 
@@ -249,7 +264,7 @@ def start_records(run: Run, source: Source, streams: Mapping[str, TrajectoryStre
         text=source.text,
         tokenizer=source.made_from.get("tokenizer"),
         bos=sequences.opened_by,
-        tokens_digest=sequences.digest,
+        tokens_digest=sequences.digest if source.stream is None or source.stream.tokens_are_known else None,
         caches={name: {"cache_key": c.key, "cache_folder": str(c.folder)} for name, c in caches.items()},
     )
     for name, stream in streams.items():

@@ -24,7 +24,7 @@ from rsdyn.lm.shapes import SHAPES
 from rsdyn.lm.source import LMSource, lm_of_shape
 from rsdyn.lm.weights import DTYPES, available_memory, check_files
 from rsdyn.run.early import check_machine, check_model, check_prompts
-from rsdyn.run.opening import Source, find_text, open_lm, rows_in_range
+from rsdyn.run.opening import Source, find_source, find_text, open_lm, rows_in_range
 from rsdyn.run.run import Run
 from rsdyn.run.sizes import LIBRARIES, WEIGHTS, Sizes, changes_layers, samples_of, sizes_of
 from rsdyn.run.trainer import on_gpu, processes_here
@@ -71,6 +71,10 @@ class Plan:
 
 def show_plan(run: Run) -> None:
     """Print the plan of a run. Raises ``UserError`` naming what surely does not fit, and what would."""
+    if run.config.data.stream is not None:
+        find_source(run)  # it is read and checked, and that is all there is to plan
+        run.say("No language model is needed. Everything that can be known before the run fits.")
+        return
     check_machine(run)
     lm, missing = _open_lm(run)
     check_model(run, lm)

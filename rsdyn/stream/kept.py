@@ -14,6 +14,7 @@ from rsdyn.errors import UserError
 from rsdyn.stream.cache import Shard
 from rsdyn.stream.recorded import Trajectories
 from rsdyn.stream.text.positions import kinds
+from rsdyn.stream.text.tokens import sequences_of
 from rsdyn.stream.trajectories import TrajectoryStream
 
 
@@ -26,9 +27,22 @@ class RecordedModel:
     n_layers: int
     n_units: int
 
+    digest: str = ""
+    revision: None = None
+    commit: None = None
+    quantisation: None = None
+
     @property
     def name(self) -> str:
         return self.label
+
+    def identity(self) -> str:
+        """What tells this stream from all others, where a model would tell its weights: a digest of its numbers."""
+        return f"a stream, xxh3 {self.digest}"
+
+    def n_parameters(self) -> int:
+        """Nobody knows."""
+        return 0
 
     @property
     def n_sublayers(self) -> int:
@@ -70,11 +84,12 @@ class KeptStream(TrajectoryStream):
     Args:
         x: the trajectories; those of a sequence stand together.
         shard_sequences: sequences per shard.
+        label: the model's name, in place of the trajectories' own.
 
     Raises ``UserError`` where sequences are not numbered from 0 on without a gap, in order.
     """
 
-    def __init__(self, x: Trajectories, *, shard_sequences: int = 256):
+    def __init__(self, x: Trajectories, *, shard_sequences: int = 256, label: str | None = None):
         sequence = x.sequence.numpy()
         if len(sequence) == 0:
             raise UserError("x: it holds no trajectory.")
@@ -83,7 +98,13 @@ class KeptStream(TrajectoryStream):
         if (np.diff(renumbered) < 0).any():
             raise UserError("x: the trajectories of a sequence must stand together, in the order of the sequences.")
         self.x = x
-        self.lm: Any = RecordedModel(x.label, tuple(dict.fromkeys(x.sites)), len(set(x.layers)), x.shape[2])
+        self.lm: Any = RecordedModel(
+            label or x.label, tuple(dict.fromkeys(x.sites)), len(set(x.layers)), x.shape[2], x.digest()
+        )
+        self.notes = x.notes
+        ids = [np.zeros(1, np.int64)] * len(numbers) if x.tokens is None else [x.tokens[i].numpy() for i in numbers]
+        self.sequences = sequences_of(ids, bos_id=None)  # of one token each, where nobody knows them
+        self.tokens_are_known = x.tokens is not None
         self.positions: Any = RecordedPositions(renumbered, x.position.numpy())
         self.n_sequences, self.n_sublayers, self.n_units = len(numbers), x.shape[1], x.shape[2]
         self.dtype = x.tensor.dtype

@@ -114,6 +114,12 @@ class Trajectories:
         known.append("not certified" if self.certificate is None else "certified as a running sum")
         return f"Trajectories({n} × {s} × {d}, {dtype}: {'; '.join(known)})"
 
+    def digest(self) -> str:
+        """Hex digest of the states, their sequences and positions."""
+        import xxhash
+
+        return xxhash.xxh3_128_hexdigest(_row_digests(self).tobytes())
+
     # -- elsewhere -----------------------------------------------------------------------------------------------------
 
     def to_xarray(self) -> xarray.DataArray:

@@ -24,6 +24,12 @@ class DataConfig:
     )
     name: str | None = setting(None, "Dataset on the Hub, such as Salesforce/wikitext.", also=("dataset",))
     config: str | None = setting(None, "Configuration of that dataset, such as wikitext-103-raw-v1.", also=("subset",))
+    stream: str | None = setting(
+        None,
+        "A stream that was recorded elsewhere, in place of a text: a file or folder as rsdyn.load reads it, with what "
+        "it must be told in a JSON file beside it. lm.name is then the model that it is compared with.",
+        also=("trajectories", "activations"),
+    )
     split: str = setting("train", "Split of that dataset from which all sequences come.")
     revision: str | None = setting(None, "Branch, tag or commit of the dataset on the Hub; null is its main branch.")
     text_column: str = setting("text", "Column that holds the text.")

@@ -123,6 +123,9 @@ class TrajectoryStream:
                 corpus=corpus,
             )
 
+    notes: tuple[str, ...] = ()  # what a reader of any result must know, where the stream was brought
+    tokens_are_known = True
+
     @property
     def lm_loaded(self) -> bool:
         return self._model is not None

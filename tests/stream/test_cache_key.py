@@ -57,7 +57,7 @@ NOT_IN_KEY = {
     "seed": 5,  # of the original text in an order of its own seed; tested below for the rest
 }
 # Settings tested by themselves below.
-APART = {"data.truncate", "data.chat_template", "cache.enabled"}
+APART = {"data.stream", "data.truncate", "data.chat_template", "cache.enabled"}
 # Sections that neither the text, nor the LM, nor the cache may read.
 OTHER_SECTIONS = {"run", "cae", "analysis", "perturb", "trainer", "tracking"}
 

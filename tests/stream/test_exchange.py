@@ -241,6 +241,21 @@ def test_the_last_state_behind_the_final_norm(hidden, texts, tiny_llama, with_mo
             rsdyn.load(**given(last_normed, texts[:2], **more))
 
 
+@pytest.mark.parametrize(("factor", "spread", "is_refused"), [(0.1, 0.1, True), (0.8, 0.1, False), (2, 0.001, True)])
+def test_a_norm_shortens_states_or_makes_them_equally_long(factor, spread, is_refused):
+    """As SmolLM2's final norm does, whose spread stays, and as the embedded model's; a step of a sum does neither."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 6, D, generator=generator).cumsum(1) + 5
+    direction = torch.nn.functional.normalize(x[:, -1], dim=-1)
+    length = factor * x[:, -2].norm(dim=-1).median() * torch.exp(spread * torch.randn(40, generator=generator))
+    x[:, -1] = direction * length[:, None]
+    if is_refused:
+        with pytest.raises(UserError, match="final norm"):
+            rsdyn.load(x, axes=AXES, sites="resid_pre")
+    else:
+        assert len(rsdyn.load(x, axes=AXES, sites="resid_pre")) == 40
+
+
 @pytest.mark.parametrize("with_model", [False, True])
 def test_off_by_one_layer(hidden, texts, tiny_llama, with_model):
     more = {"model": str(tiny_llama), "layers": [0, 1]} if with_model else {}

@@ -14,6 +14,7 @@ from rsdyn.stream.exchange.raw import Raw
 
 LEAST = 8  # trajectories from which the spread of their norms says something
 COLLAPSE = 0.25  # of the spread of log norms, from one sublayer to the next
+SHRINK = 1 / 3  # of the median norm
 SAME = 1e-3  # relative distance below which two states in front of layer 0 are one token's
 _BLOCK = 256
 
@@ -127,16 +128,23 @@ def _distinct(states: Tensor) -> int:
 
 
 def _final_norm(raw: Raw) -> None:
-    """A norm makes all states about equally long: their spread collapses from one sublayer to the next."""
+    """A norm makes all states about equally long, and mostly short: no step of a running sum does.
+
+    Measured from the input of the last layer to the state behind the final norm: spread of the logarithm of the norm
+    .112 to .007 in the embedded model, .032 to .039 in SmolLM2; median norm times .26 and .07. Between inputs of layers
+    neither falls below .7 of what it was.
+    """
     if sum(map(len, raw.states)) < LEAST or len(raw.layers) < 2:
         return
     norms = torch.cat([x[:, -2:].double().norm(dim=-1) for x in raw.states]).clamp_min(1e-30)
     position = torch.cat(raw.position)
     norms = norms[position > 0] if int((position > 0).sum()) >= LEAST else norms  # the first token may be a sink
     before, last = norms.log().std(0).tolist()
-    if before > 1e-3 and last < COLLAPSE * before:
+    ratio = float((norms[:, 1] / norms[:, 0]).median())
+    if (before > 1e-3 and last < COLLAPSE * before) or ratio < SHRINK:
         raise UserError(
-            f"{raw.name}: the last state looks as if it stood behind the final norm: the spread of its norms is "
-            f"{last:.1g} (of their logarithm) and {before:.1g} in the sublayer before. transformers' hidden_states[-1] "
-            "is such a state, and no part of the stream: leave it out."
+            f"{raw.name}: the last state looks as if it stood behind the final norm: it is {ratio:.2g} times as long "
+            "as "
+            f"the one before, and the spread of its norms (of their logarithm) {last:.1g} where that has {before:.1g}. "
+            "transformers' hidden_states[-1] is such a state, and no part of the stream: leave it out."
         )

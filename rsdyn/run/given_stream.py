@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rsdyn.analysis.settings import JACOBIAN, STREAM_NULLS
+from rsdyn.analysis.settings import JACOBIAN, READOUT, STREAM_NULLS
 from rsdyn.errors import UserError
 from rsdyn.lm.settings import LmConfig
 from rsdyn.lm.source import LMSource
@@ -47,19 +47,20 @@ def skip_what_needs_a_model(run: Run) -> None:
     """Leave out of the settings what a stream alone cannot give, and say so."""
     settings = run.config.analysis
     skipped = [c for c in settings.conditions if c != "original"]
-    measures = [m for m in settings.measures if m != JACOBIAN]
+    measures = [m for m in settings.measures if m not in (JACOBIAN, READOUT)]
     nulls = settings.rotation.nulls
     if not measures:
         raise UserError(
-            f"analysis.measures=[{JACOBIAN}]: derivatives need the model, and data.stream gives its stream alone. "
-            "Measure something else of it, or leave data.stream out."
+            f"analysis.measures=[{','.join(settings.measures)}]: derivatives and readout need the model, and "
+            "data.stream "
+            "gives its stream alone. Measure something else of it, or leave data.stream out."
         )
     if "original" not in settings.conditions:
         raise UserError(
             f"analysis.conditions={list(settings.conditions)}: controls are recorded from a model, and data.stream is "
             "the original alone. Add original, or leave data.stream out."
         )
-    skipped += [JACOBIAN] * (len(measures) < len(settings.measures))
+    skipped += [m for m in settings.measures if m not in measures]
     settings.conditions, settings.measures, settings.untrained_seeds = ["original"], measures, None
     if nulls is not None:
         skipped += [f"null {n}" for n in nulls if n in STREAM_NULLS]

@@ -59,8 +59,8 @@ class Source(NamedTuple):
 def find_source(run: Run) -> Source:
     """The language model (its config, not its weights) and the tokenised text that the config asks for.
 
-    What the machine, or a model of this shape, cannot give is said before the text is opened. With ``data.stream`` it is
-    a stream that was recorded elsewhere, and what its file says of model and text.
+    What the machine, or a model of this shape, cannot give is said before the text is opened. With ``data.stream``
+    it is a stream that was recorded elsewhere, and what its file says of model and text.
     """
     check_machine(run)
     path = run.config.data.stream

@@ -91,7 +91,6 @@ class TrajectoryStream:
         self.cache: TrajectoryCache | None = None
         if cache_dir is not None:
             corpus = {
-                "lm": lm.label,
                 **(made_from or {}),
                 "tokens": sequences.digest,
                 **self.positions.key(),

@@ -100,7 +100,7 @@ def test_a_plan_reads_and_checks_it(place, capsys):
             "data.l_min=3 .* with data.stream, which was recorded already",
         ),
         (["data.stream={place}/stream.npz", "cache.dtype=float32"], "would change nothing with data.stream"),
-        (["data.stream={place}/stream.npz", "analysis.measures=[jacobian]"], "derivatives need the model"),
+        (["data.stream={place}/stream.npz", "analysis.measures=[jacobian]"], "derivatives and readout need the model"),
         (["data.stream={place}/stream.npz", "analysis.conditions=[untrained]"], "data.stream is the original alone"),
         (["data.stream={place}/bare.npy"], "nothing says what this array .* Give axes and sites, or a JSON file"),
         (["data.stream={place}/infinite.npy"], r"65,504"),

@@ -53,6 +53,7 @@ NOT_IN_KEY = {
     "cache.shard_sequences": 5,  # what goes through the model together, which decides rounding alone
     "cache.dir": "{elsewhere}",
     "lm.device_map": "auto",  # where the layers are, which a GPU's name is not in the key for either: the canary looks
+    "lm.label": "another name",
     "resume": "never",
     "seed": 5,  # of the original text in an order of its own seed; tested below for the rest
 }

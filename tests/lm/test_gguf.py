@@ -79,8 +79,8 @@ def test_the_quantisation_is_in_label_identity_certificate_and_manifest(folder, 
     ids = np.concatenate(IDS).astype(np.int32)
     stream = TrajectoryStream(lm, Sequences(ids, np.array([0, 7, 10]), 2, 0, 0, None), cache_dir=tmp_path / "cache")
     stream.open()
-    made_from = stream.cache.manifest()["made_from"]
-    assert made_from["lm"] == "tiny.Q8_0" and made_from["weights"] == lm.identity()
+    manifest = stream.cache.manifest()
+    assert manifest["made_by"]["lm"] == "tiny.Q8_0" and manifest["made_from"]["weights"] == lm.identity()
     untrained = lm.without_training(0)
     assert untrained.quantisation is None and untrained.load().quantisation is None
     assert find_lm(str(folder)).load().quantisation is None

@@ -421,7 +421,7 @@ def test_the_manifest_says_what_recorded_it(make_stream):
     stream = make_stream()
     stream.shard(0)
     manifest = json.loads((stream.cache.folder / "manifest.json").read_text())
-    assert manifest["made_by"] == trajectories._versions()
+    assert manifest["made_by"] == {"lm": stream.lm.label, **trajectories._versions()}
     assert manifest["certificate"] == stream.certificate is not None
     later = make_stream()
     assert later.certificate == stream.certificate and not later.lm_loaded

@@ -135,7 +135,9 @@ class TrajectoryStream:
         ``samples``, here and below: only the shards of the first so many sequences will be wanted; default all.
         """
         if self.cache is not None:
-            for note in self.cache.open(made_by={"lm": self.lm.label, **_versions()}, wanted=range(self.shards_of(samples))):
+            for note in self.cache.open(
+                made_by={"lm": self.lm.label, **_versions()}, wanted=range(self.shards_of(samples))
+            ):
                 log.warning("%s.", note)
             certificate = self.cache.manifest().get("certificate")
             if certificate is not None:  # of the model; what opens each text is this corpus' own

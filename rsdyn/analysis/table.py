@@ -11,6 +11,7 @@ from textwrap import wrap
 from typing import Any
 
 from rsdyn.analysis.finding import Finding, Value
+from rsdyn.labels import NAMES
 
 
 class Notes:
@@ -45,14 +46,15 @@ def as_text(table: Sequence[Finding], conditions: Sequence[str], width: int | No
     table, notes = [row for row in table if not row.detail], Notes()
     cells = [[notes.cell(row.values.get(c)) for c in conditions] for row in table]
     ends = [[row.values[c].below if c in row.values else "" for c in conditions] for row in table]
-    cell = 2 + max(map(len, [*conditions, *(text for row in [*cells, *ends] for text in row)]), default=0)
+    named = [NAMES.get(c, c) for c in conditions]
+    cell = 2 + max(map(len, [*named, *(text for row in [*cells, *ends] for text in row)]), default=0)
     left = 2 + max((len(_label(row)) for row in table), default=0)
     if left + cell * len(conditions) - 2 <= width:
-        lines = _beside(table, conditions, cells, ends, left, cell)
+        lines = _beside(table, named, cells, ends, left, cell)
     elif 4 + cell * len(conditions) - 2 <= width:
-        lines = _below(table, conditions, cells, ends, cell, width)
+        lines = _below(table, named, cells, ends, cell, width)
     else:
-        lines = _stacked(table, conditions, cells, ends, width)
+        lines = _stacked(table, named, cells, ends, width)
     return lines + [line for note in notes.lines() for line in _wrapped(note, width, "    ")]
 
 
@@ -119,7 +121,10 @@ def _stacked(table: Sequence[Finding], conditions: Sequence[str], cells: Cells, 
 
 def as_markdown(table: Sequence[Finding], conditions: Sequence[str]) -> str:
     """The table as ``findings.md`` has it, with the notes below."""
-    head, notes = ["claim of the paper", "paper, Llama 3.1 8B", "measured here", "N", *conditions], Notes()
+    head, notes = (
+        ["claim of the paper", "paper, Llama 3.1 8B", "measured here", "N", *(NAMES.get(c, c) for c in conditions)],
+        Notes(),
+    )
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in table:
         values = [row.values.get(c) for c in conditions]

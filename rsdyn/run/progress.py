@@ -13,6 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping
 from tqdm.auto import tqdm
 
+from rsdyn.labels import NAMES
 from rsdyn.ranks import is_rank_zero
 from rsdyn.run.signals import Stop
 from rsdyn.stream.datamodule import ResidualStreamDataModule
@@ -111,7 +112,9 @@ class ProbeProgress(L.Callback):
         missing = _trajectories(trainer).n_own_missing()
         if trainer.is_global_zero and missing:
             where = f" (process 1 of {trainer.world_size})" if trainer.world_size > 1 else ""
-            self.recording = _bar(total=missing, desc=f"{self.name}: recording{where}", unit=" sequences")
+            self.recording = _bar(
+                total=missing, desc=f"{self.name}: recording{where}", unit=" sequences", leave=not sys.stderr.isatty()
+            )
 
     def recorded(self, n: int) -> None:
         """Move the bar on by ``n`` sequences that went through the language model."""
@@ -126,7 +129,9 @@ class ProbeProgress(L.Callback):
             passes = _trajectories(trainer).passes
             which = f", pass {dataloader_idx + 1} of {passes}" if passes > 1 else ""
             batches = trainer.num_test_batches[dataloader_idx]
-            self.reading = _bar(total=batches, desc=f"{self.name}: reading{which}", unit=" shards")
+            self.reading = _bar(
+                total=batches, desc=f"{self.name}: reading{which}", unit=" shards", leave=not sys.stderr.isatty()
+            )
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         if self.reading is not None:
@@ -167,20 +172,26 @@ class Steps:
 
     def named(self, what: str) -> str:
         """What a bar of this step says."""
-        return f"step {self.number} of {self.total}, {what}"
+        named = ": ".join(NAMES.get(part, part) for part in what.split(": "))
+        return f"step {self.number} of {self.total}, {named}"
 
     def bar(self, description: str, total: int, unit: str = "units") -> AbstractContextManager[Callable[[int], object]]:
         """A bar over a part of this step, as :func:`stage_bar`."""
-        return stage_bar(self.named(description), total, unit)
+        return stage_bar(self.named(description), total, unit, leave=not sys.stderr.isatty())
 
 
 @contextmanager
-def stage_bar(description: str, total: int, unit: str = "units") -> Iterator[Callable[[int], object]]:
-    """A bar over one stage of the work, on the first process; gives the function that moves it on."""
+def stage_bar(
+    description: str, total: int, unit: str = "units", *, leave: bool = True
+) -> Iterator[Callable[[int], object]]:
+    """A bar over one stage of the work, on the first process; gives the function that moves it on.
+
+    ``leave`` says whether it stays when the stage is done.
+    """
     if not is_rank_zero():
         yield lambda n: None
         return
-    with _bar(total=total, desc=description, unit=f" {unit}") as bar:
+    with _bar(total=total, desc=description, unit=f" {unit}", leave=leave) as bar:
         yield bar.update
 
 

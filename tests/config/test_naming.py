@@ -22,7 +22,8 @@ KNOW_KEYS = ("config", "run", "commands")
 SHOW_KEYS = (
     "options.py",
     "analysis/comparison.py",
-    "report/figure1.py",
+    "figures/stream.py",
+    "report/",
     "tracking/workspace",
     "stream/cache/__main__.py",
     "__main__.py",

@@ -107,7 +107,7 @@ def test_a_wrong_line_of_the_table_is_found(name, family, words, monkeypatch):
     if words is None:
         assert certify(lm, texts()).parallel < 1e-6
     else:
-        error = fails(lm, *words, "lm.name", repr(name), "SITES", "float32", "Nothing was recorded")
+        error = fails(lm, *words, "name: ", repr(name), "SITES", "float32", "Nothing was recorded")
         assert error.exit_code == 2
 
 
@@ -220,14 +220,11 @@ def test_nothing_is_left_behind_and_nothing_is_changed(llama):
 def test_line_and_dict():
     found = certify(opened("neox-parallel", head=False), texts())
     assert found.log_probs is None and json.loads(json.dumps(found.to_dict())) == found.to_dict()
-    lines = found.lines()
-    assert lines == [
-        "Stream certified: 3 layers with parallel attention in float32 (errors up to 0e+00, allowed 1e-04)"
-    ]
+    (line,) = found.lines()
+    assert line.startswith("Stream certified: 3 layers with parallel attention in float32 (errors up to ")
     off = dataclasses.replace(found, padding=0.02, replay=0.01, recorded=5e-5, tolerance_of_runs=0.15)
-    assert off.lines()[0].endswith(
-        "(errors up to 5e-05, allowed 1e-04)"
-    )  # half of what is allowed, the padding an eighth
+    # half of what is allowed within a run, where the padding is an eighth of what is allowed between two
+    assert off.lines()[0].endswith("(errors up to 5e-05, allowed 1e-04)")
     assert len(dataclasses.replace(found, parallel=None).lines()[0]) <= 80
 
 

@@ -117,21 +117,21 @@ def absent():
 
 
 CASES = [
-    (absent(), ["{kind}.name=meta/m", "no such {what}", "spelling"]),
-    (refused(errors.GatedRepoError, 401), ["{kind}.name=meta/m", "gated", "HF_TOKEN"]),
-    (refused(errors.RepositoryNotFoundError, 401), ["{kind}.name=meta/m", "no such {what}", "HF_TOKEN"]),
-    (refused(errors.RevisionNotFoundError), ["{kind}.revision=v7", "meta/m"]),
-    (refused(errors.RemoteEntryNotFoundError), ["{kind}.name=meta/m", "lacks a file", "the server's words"]),
-    (errors.LocalEntryNotFoundError("no"), ["{kind}.name=meta/m", "network is out of reach", "revision v7", "{local}"]),
-    (errors.OfflineModeIsEnabled("no"), ["{kind}.name=meta/m", "network is out of reach", "{local}"]),
+    (absent(), ["name=meta/m", "no such {what}", "spelling"]),
+    (refused(errors.GatedRepoError, 401), ["name=meta/m", "gated", "HF_TOKEN"]),
+    (refused(errors.RepositoryNotFoundError, 401), ["name=meta/m", "no such {what}", "HF_TOKEN"]),
+    (refused(errors.RevisionNotFoundError), ["revision=v7", "meta/m"]),
+    (refused(errors.RemoteEntryNotFoundError), ["name=meta/m", "lacks a file", "the server's words"]),
+    (errors.LocalEntryNotFoundError("no"), ["name=meta/m", "network is out of reach", "revision v7", "{local}"]),
+    (errors.OfflineModeIsEnabled("no"), ["name=meta/m", "network is out of reach", "{local}"]),
     (httpx.ConnectError("no"), ["network is out of reach"]),
     (httpx.ReadTimeout("no"), ["network is out of reach"]),
     (TimeoutError(), ["network is out of reach"]),
-    (errors.HFValidationError("no"), ["{kind}.name=meta/m", "not a Hub name", "{local}"]),
-    (refused(errors.HfHubHTTPError, 503), ["{kind}.name=meta/m", "the server's words"]),
+    (errors.HFValidationError("no"), ["name=meta/m", "not a Hub name", "{local}"]),
+    (refused(errors.HfHubHTTPError, 503), ["name=meta/m", "the server's words"]),
     (
         RuntimeError("Dataset scripts are no longer supported"),
-        ["{kind}.name=meta/m", "scripts are no longer supported"],
+        ["name=meta/m", "scripts are no longer supported"],
     ),
 ]
 
@@ -146,7 +146,7 @@ def test_messages(kind, error, says, wrap):
     words = {
         "kind": kind,
         "what": "model" if kind == "lm" else "dataset",
-        "local": "lm.name=<" if kind == "lm" else "data.path=<",
+        "local": "name=<" if kind == "lm" else "path=<",
     }
     assert all(say.format(**words) in message for say in says), message
     assert "\n" not in message

@@ -563,7 +563,7 @@ except UserError as error:
     start = time.monotonic()
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert time.monotonic() - start < 10
-    assert run.stdout.startswith("Salesforce/wikitext: the network is out of reach")
+    assert run.stdout.startswith("name=Salesforce/wikitext: the network is out of reach")
     assert run.stderr == ""
 
 

@@ -19,7 +19,7 @@ from rsdyn.analysis.statistics import per_layer, spearman
 from rsdyn.dynamics.jacobian import NULLS as MATRIX_NULLS
 from rsdyn.dynamics.jacobian import complex_share_of_chance, lyapunov, matched_null, spectrum
 from rsdyn.dynamics.projection import PCA
-from rsdyn.dynamics.resampling import jackknife
+from rsdyn.dynamics.resampling import N_DRAWS, jackknife
 from rsdyn.lm.continuing.continuation import continue_all
 from rsdyn.lm.continuing.reference import Reference
 from rsdyn.lm.jacobians import Context, reference_run, sublayer_jacobians
@@ -369,7 +369,8 @@ def claims_of(n_units: int, sites: int) -> list[Claim]:
               lambda c: float(spearman(torch.from_numpy(c["product_participation"]))), low=0.0),
         Claim("gain", "", "not given", "ln of the product's largest gain",
               lambda c: float(np.log(c["product_gain"][0]))),
-        Claim("expanding", "", "not given", "share of exponents above 0", lambda c: float((c["exponents"] > 0).mean())),
+        Claim("expanding", "", "not given", "share of exponents above 0, mean of texts",
+              lambda c: float(c["above_zero"])),
         Claim("contracting", "states are pulled together (attractor-like)", "not given",
               "median exponent less the growth of the norm, nats per layer", lambda c: float(np.median(relative(c))),
               high=0.0),
@@ -394,20 +395,37 @@ def claims(result: JacobianResult) -> list[Claim]:
     return table
 
 
+class _Means(dict[str, np.ndarray]):
+    """The mean curves of some texts, each made when it is asked for."""
+
+    def __init__(self, curves: Curves, rows: np.ndarray):
+        super().__init__()
+        self.curves, self.rows = curves, rows
+
+    def __missing__(self, name: str) -> np.ndarray:
+        found: np.ndarray = self.curves[name][self.rows].mean(0)
+        self[name] = found
+        return found
+
+
 def _value(result: JacobianResult, series: str, claim: Claim) -> Value:
-    curves = {name: values for name, values in result.curves[series].items() if name != "linear"}
+    curves = result.curves[series]
     n = len(curves["growth"])
-    groups = result.groups(n)
-    value = claim.of({name: values.mean(0) for name, values in curves.items()})
+    # of each text, and not of the mean exponents: that moves in steps
+    curves = curves | {"above_zero": (curves["exponents"] > 0).mean(1)}
+    every, groups = np.arange(n), result.groups(n)
+    value = claim.of(_Means(curves, every))
     if len(groups) < 2:
         return Value(value, n=n)
-    without = [claim.of({name: np.delete(v, rows, 0).mean(0) for name, v in curves.items()}) for rows in groups]
     if "rank correlation" in claim.statistic:  # it moves in steps, which a jackknife takes for none or for many
         rng = np.random.default_rng(0)
-        draws = [np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]) for _ in range(400)]
-        found = [claim.of({name: values[rows].mean(0) for name, values in curves.items()}) for rows in draws]
+        draws = [
+            np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]) for _ in range(N_DRAWS)
+        ]
+        found = [claim.of(_Means(curves, rows)) for rows in draws]
         low, high = np.nanquantile(found, [0.025, 0.975])
         return Value(value, float(low), float(high), n=n)
+    without = [claim.of(_Means(curves, np.setdiff1d(every, rows))) for rows in groups]
     interval = jackknife(torch.tensor(value, dtype=torch.float64), torch.tensor(without, dtype=torch.float64))
     return Value(value, float(interval.low), float(interval.high), n=n)
 

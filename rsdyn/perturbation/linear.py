@@ -69,16 +69,21 @@ def _range(lm: LanguageModel, reference: Reference, tokens: Sequence[int], s: in
     )
 
 
-def in_words(layer: int, found: LinearRange, measured: float) -> str:
-    """A line for a layer; ``measured`` is the contraction that was measured."""
+HEADS = ("outside", "ends, of predicted", "off by", "contraction", "J predicts")
+NOTE = (
+    "The first prompt's points against what the Jacobian predicts of them, medians: how many times smaller their "
+    "displacement would have to be, to end within a factor of two of the predicted length (inside: it does); how far "
+    "they end over how far it predicts; how far they end from where it predicts, over the same; and their mean "
+    "contraction beside what it predicts."
+)
+
+
+def linear_cells(found: LinearRange, measured: float) -> list[str]:
+    """A layer's row under ``HEADS``; ``measured`` is the contraction of the same prompt's points."""
     if found.outside == 1:
-        where = "the points lie within the range where lengths are linear"
+        outside = "inside"
     elif found.outside == float("inf"):
-        where = f"even 1/{2**HALVINGS} of their displacement is not linear"
+        outside = f"> {2**HALVINGS} x"
     else:
-        where = f"the points lie {found.outside:.0f} times outside the range where lengths are linear"
-    return (
-        f"Layer {layer}: {where} (they end {found.ratio:.2g} times as far as the Jacobian predicts, and "
-        f"{found.error:.2g} of that away from where it predicts), first prompt. It predicts a contraction of "
-        f"{found.contraction:.3g} per sublayer; {measured:.3g} was measured."
-    )
+        outside = f"{found.outside:.0f} x"
+    return [outside, *(f"{x:.3g}" for x in (found.ratio, found.error, measured, found.contraction))]

@@ -207,7 +207,10 @@ class Found:
             "n_drawn": len(self.drawn),
             "n_points": self.n_points,
             "sequences_alike": self.alike,
-            "linear_range": {str(layer): linear._asdict() for layer, linear in self.linear.items()},
+            "linear_range": {
+                str(layer): linear._asdict() | {"measured": self.of_prompt(layer, self.kind, "contraction")}
+                for layer, linear in self.linear.items()
+            },
             "said": {str(layer): {"back": said.back, "astray": said.astray} for layer, said in self.said.items()},
             "rows": [row.to_dict() for row in self.rows],
             "beyond_still": [beyond.to_dict() for beyond in self.beyond_still],

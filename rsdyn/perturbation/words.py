@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from textwrap import wrap
 
 from rsdyn.dynamics.resampling import Interval
 from rsdyn.labels import COLUMNS
 from rsdyn.perturbation.layers import LayerEffect, LayerEffects
-from rsdyn.perturbation.linear import in_words
+from rsdyn.perturbation.linear import HEADS, NOTE, linear_cells
 from rsdyn.perturbation.plane import Plane
 from rsdyn.perturbation.result import STILL, BeyondStill, Found, Row
 from rsdyn.perturbation.said import said_in_words
@@ -57,9 +58,21 @@ def closing_table(found: Found, columns: int = 120) -> list[str]:
         lines.append(f"{'layer':<6}{'':<{wide}}" + "".join(f"{COLUMNS[name]:>{widths[name]}}" for name in part))
         for row, label in zip(found.rows, labels, strict=True):
             first = row.condition == found.conditions(row.layer)[0]
-            cells = "".join(f"{_cell(name, row[name]):>{widths[name]}}" for name in part)
-            lines.append(f"{row.layer if first else '':<6}{label:<{wide}}{cells}")
-    return [*lines, "", *table_notes(found)]
+            text = "".join(f"{_cell(name, row[name]):>{widths[name]}}" for name in part)
+            lines.append(f"{row.layer if first else '':<6}{label:<{wide}}{text}")
+    return [*lines, "", *table_notes(found), *linear_table(found)]
+
+
+def linear_table(found: Found) -> list[str]:
+    """How far outside the linear range the points lie, and what the Jacobian predicts of them: a row per layer."""
+    if not found.linear:
+        return []
+    widths = [max(10, len(head) + 2) for head in HEADS]
+    lines = [f"{'layer':<6}" + "".join(f"{head:>{width}}" for head, width in zip(HEADS, widths, strict=True))]
+    for layer, linear in found.linear.items():
+        row = linear_cells(linear, found.of_prompt(layer, found.kind, "contraction"))
+        lines.append(f"{layer:<6}" + "".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
+    return ["", *lines, "", *wrap(NOTE, 104)]
 
 
 def table_notes(found: Found) -> list[str]:
@@ -102,8 +115,6 @@ def words(found: Found, plane: Plane) -> list[str]:
         )
     if found.drawn and 0 not in found.drawn:
         lines.append(_of_the_prompt(found))
-    for layer, linear in found.linear.items():
-        lines.append(in_words(layer, linear, found.of_prompt(layer, found.kind, "contraction")))
     lines += said_in_words(found.said)
     ratios = [b for b in found.beyond_still if b.mse_ratio.value.isfinite()]
     if ratios:

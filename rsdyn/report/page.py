@@ -34,6 +34,7 @@ from rsdyn.figures.rotations import histogram_units
 from rsdyn.figures.streams import Analysis, streams_of
 from rsdyn.files import plain
 from rsdyn.labels import COLUMNS
+from rsdyn.perturbation.linear import HEADS, NOTE, LinearRange, linear_cells
 from rsdyn.perturbation.result import Found
 from rsdyn.perturbation.words import percent
 from rsdyn.report import readout, what_ran
@@ -207,9 +208,20 @@ def _perturbation(page: Page, runs: Sequence[RunFiles]) -> None:
         how = {name: run.summary[name] for name in ("site", "position", "off_plane") if name in run.summary}
         name = "latent" if run.summary.get("space") == "cae" else "component"
         plots = perturbation_panels(found, steps=int(settings.get("steps", 12)), name=name, **how)
-        return page.panels(_named(plots, key)) + _points_table(found) + notes([NEARER, *told])
+        return page.panels(_named(plots, key)) + _points_table(found) + notes([NEARER, *told]) + _linear_table(run)
 
     page.add("figure-4d", "Figure 4D: perturbation and recovery", _several(some, make))
+
+
+def _linear_table(run: RunFiles) -> str:
+    """How far outside the linear range each layer's points lie, and what the Jacobian predicts; empty without it."""
+    rows = []
+    for layer, found in (run.summary.get("linear_range") or {}).items():
+        numbers = {name: float("nan") if value is None else float(value) for name, value in found.items()}
+        numbers["outside"] = float(found["outside"] or "inf")  # JSON has no infinity
+        linear = LinearRange(*(numbers[name] for name in LinearRange._fields))
+        rows.append([f"layer {layer}", *linear_cells(linear, numbers["measured"])])
+    return html_table(["layer, points", *HEADS], rows) + notes([NOTE]) if rows else ""
 
 
 def _points_table(found: Found) -> str:

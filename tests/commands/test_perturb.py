@@ -96,6 +96,16 @@ def test_the_run_folder_is_complete(default):
     assert summary["n_points"] == 16 and len(summary["rows"]) == 6 * LAYERS
 
 
+def test_the_linear_range_stands_below_the_table(default):
+    folder, summary, _ = default
+    assert [int(layer) for layer in summary["linear_range"]] == list(range(LAYERS))
+    for layer, found in summary["linear_range"].items():
+        assert set(found) == {"outside", "ratio", "error", "contraction", "measured"}, layer
+        assert found["ratio"] > 0 and found["error"] > 0
+    page = (folder / "report.html").read_text()
+    assert "J predicts" in page and page.count("layer, points") == 1
+
+
 def test_the_grid_is_where_it_was_put(default, plane):
     """Entry 0 of each teleport, seen in the plane, is the grid over the range of the text's trajectories."""
     pca, trajectories = plane

@@ -7,7 +7,7 @@ from family_zoo import ZOO
 
 from rsdyn.lm.jacobians import reference_run
 from rsdyn.lm.model import LanguageModel
-from rsdyn.perturbation.linear import LinearRange, in_words, linear_ranges
+from rsdyn.perturbation.linear import LinearRange, linear_cells, linear_ranges
 
 IDS = np.random.default_rng(5).integers(3, 300, size=11)
 
@@ -55,7 +55,7 @@ def test_a_point_that_the_layers_undo_lies_outside(monkeypatch):
     assert found.error == pytest.approx(63 / 64)
 
 
-def test_words():
-    assert "within the range where lengths are linear" in in_words(3, LinearRange(1.0, 1.01, 0.1, 0.1), 0.11)
-    assert "8 times outside" in in_words(3, LinearRange(8.0, 0.1, 0.9, 0.1), -0.2)
-    assert "not linear" in in_words(3, LinearRange(float("inf"), 0.1, 0.9, 0.1), -0.2)
+def test_a_row_of_the_table():
+    assert linear_cells(LinearRange(1.0, 1.01, 0.1, 0.1), 0.11) == ["inside", "1.01", "0.1", "0.11", "0.1"]
+    assert linear_cells(LinearRange(8.0, 0.1, 0.9, 0.1), -0.2)[0] == "8 x"
+    assert linear_cells(LinearRange(float("inf"), 0.1, 0.9, 0.1), -0.2)[0] == "> 4096 x"

@@ -53,7 +53,7 @@ def test_every_row_covers(bench, world, monkeypatch):
     assert len(smooth) > 16
     assert min(smooth.values()) >= 83, smooth  # of 60 samples that cover 95 % fewer than 50 come once in thousands
     assert 91 <= np.mean(list(smooth.values())) <= 99.5
-    assert all(0.8 < row["width"] < 1.4 for name, row in found.items() if name in smooth)
+    assert 0.9 < np.mean([found[name]["width"] for name in smooth]) < 1.4  # Student's t of ten documents is 1.15
 
 
 def test_texts_of_a_document_are_not_independent(bench, world):

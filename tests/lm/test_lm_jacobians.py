@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModel
 
-from rsdyn.dynamics.jacobian import lyapunov
+from rsdyn.dynamics.jacobian import lyapunov, products_to_the_end, spectrum
 from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.lm import jacobians
 from rsdyn.lm.continuing.continuation import continue_from
@@ -215,6 +215,47 @@ def test_linear_prediction():
     torch.testing.assert_close(got[:, 3], given @ (found[5] @ found[4] @ found[3]).T)
     with pytest.raises(ValueError, match="sublayers: 6 is not one"):
         linear_prediction(lm, IDS, 6, given)
+
+
+def test_what_a_rotation_of_the_stream_leaves():
+    """A Llama whose stream is turned by an orthogonal matrix is the same model in another basis (norms of weight 1).
+
+    What single units have to do with it moves: the stream's own basis is a choice of whoever trained the model.
+    """
+    lm = open_lm("llama", torch.float64)
+    causal = copy.deepcopy(ZOO["llama"]()).to(torch.float64)
+    q = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).Q
+    plain = copy.deepcopy(causal.base_model)
+    for model, turn in ((plain, torch.eye(32, dtype=torch.float64)), (causal.base_model, q)):
+        model.embed_tokens.weight.copy_(model.embed_tokens.weight @ turn.T)
+        for layer in model.layers:
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+                norm.weight.fill_(1.0)
+            for reading in (
+                *(getattr(layer.self_attn, f"{n}_proj") for n in "qkv"),
+                layer.mlp.gate_proj,
+                layer.mlp.up_proj,
+            ):
+                reading.weight.copy_(reading.weight @ turn.T)
+            for writing in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                writing.weight.copy_(turn @ writing.weight)
+    here, there = (LanguageModel(model, name=lm.name) for model in (plain, causal.base_model))
+    for context in ("full", "none", "first", "rest"):
+        before, after = (sublayer_jacobians(x, IDS, context=context) for x in (here, there))
+        torch.testing.assert_close(after, q @ before @ q.T, rtol=1e-8, atol=1e-9)
+    a, b = spectrum(before), spectrum(after)
+    for name in a._fields:
+        if name != "eigenvalues":  # which come in no order
+            torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        a.eigenvalues.abs().sort().values, b.eigenvalues.abs().sort().values, rtol=1e-6, atol=1e-8
+    )
+    torch.testing.assert_close(lyapunov(after), lyapunov(before), rtol=1e-8, atol=1e-9)
+    for x, y in zip(products_to_the_end(before), products_to_the_end(after), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-9)
+    kept = torch.arange(1, 32)  # without unit 0, which is another direction now
+    held = [products_to_the_end(j[:, kept][:, :, kept]).gain[0] for j in (before, after)]
+    assert abs(float(held[0] / held[1]) - 1) > 1e-3
 
 
 # -- options -----------------------------------------------------------------------------------------------------------

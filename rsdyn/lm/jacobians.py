@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from rsdyn.dynamics import jacobian
-from rsdyn.errors import UserError
+from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.lm.continuing.continuation import frozen_attention, run_reference
 from rsdyn.lm.continuing.layer_calls import BLOCK, Masks, reading_sites
 from rsdyn.lm.continuing.reference import Reference
@@ -67,7 +67,7 @@ def sublayer_jacobians(
         UserError: an empty or over-long prompt, ids outside the vocabulary, a model that does not continue, with the
             reason, before anything is differentiated.
         ValueError: a sublayer that is not there, another context or dtype, an intervention that is open.
-        NonFiniteError: a stream that is not finite.
+        NonFiniteError: a stream or a derivative that is not finite.
     """
     dtype = format_of(lm, dtype)
     if context not in get_args(Context):
@@ -81,6 +81,11 @@ def sublayer_jacobians(
             for s, rows in zip(chosen, out, strict=True):
                 for dims in torch.arange(lm.n_units).split(step.block):
                     rows[dims] = step.rows(s, dims)
+                if not torch.isfinite(rows).all():
+                    raise NonFiniteError(
+                        f"the derivative of {lm.name} over sublayer {s} is not finite at these states, in {lm.dtype}. "
+                        "Compute in a wider type (float64), or leave the text out."
+                    )
     return out
 
 

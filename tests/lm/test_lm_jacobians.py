@@ -389,3 +389,13 @@ def test_a_stream_that_is_not_finite():
     causal.base_model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
     with pytest.raises(NonFiniteError):
         sublayer_jacobians(LanguageModel(causal.base_model), IDS)
+
+
+def test_a_derivative_that_is_not_finite(monkeypatch):
+    """A finite stream whose derivative is NaN, as behind a root of zero."""
+    rows = jacobians._Sublayers.rows
+    monkeypatch.setattr(
+        jacobians._Sublayers, "rows", lambda self, s, dims: rows(self, s, dims) * (torch.nan if s == 2 else 1)
+    )
+    with pytest.raises(NonFiniteError, match="derivative of llama over sublayer 2 is not finite"):
+        sublayer_jacobians(open_lm("llama"), IDS)

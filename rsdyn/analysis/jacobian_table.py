@@ -86,8 +86,7 @@ def words(result: JacobianResult) -> list[str]:
         f"The norm of the stream grows by {number(growth)} nats per layer, and {below:.0f} % of the exponents lie "
         "below that: a direction that contracts relative to the norm is what any network whose norm grows has, so look "
         "at the untrained column.",
-        "Intervals are over documents (delete-one jackknife, bootstrap for rank correlations); random matrices are "
-        f"drawn for {NULL_TEXTS} texts. A verdict needs the whole interval on the claim's side of its bound.",
+        _of_intervals(result),
     ]
     if ends := result.ranges():
         depths = depths_of(result.n_layers * result.sites)
@@ -105,6 +104,18 @@ def words(result: JacobianResult) -> list[str]:
     if result.dtype != "float32":
         lines.append(f"The model is in {result.dtype}; its Jacobians were computed in float32.")
     return lines
+
+
+def _of_intervals(result: JacobianResult) -> str:
+    n = len(result.curves["full"]["growth"])
+    if len(result.groups(n)) < 2:
+        return (
+            "One document says nothing of others: there are no intervals, and a verdict is of what was measured alone."
+        )
+    return (
+        "Intervals are over documents (delete-one jackknife, bootstrap for rank correlations); random matrices are drawn "
+        f"for {min(n, NULL_TEXTS)} texts. A verdict needs the whole interval on the claim's side of its bound."
+    )
 
 
 def _texts(result: JacobianResult) -> str:

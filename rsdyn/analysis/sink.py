@@ -184,7 +184,7 @@ def sink_words(found: SinkFinding) -> list[str]:
     if alone.defined:
         lines.append(
             f"Of what one token alone gains beyond full context, {_percent(alone)} (in nats) is gone once the first "
-            f"token's state is back in its context, {_SAID[found.verdicts[ALONE]]}: so much of the excess is attention "
+            f"token's state is back in its context{_said(found, ALONE)}: so much of the excess is attention "
             "that has no sink to go to."
         )
     else:
@@ -196,18 +196,21 @@ def sink_words(found: SinkFinding) -> list[str]:
     elif found.shares[MASSIVE].defined:
         lines.append(
             f"Of the gain in full context, {_percent(found.shares[MASSIVE])} (in nats) is gone once the massive units "
-            f"are held at every sublayer, {_SAID[found.verdicts[MASSIVE]]}."
+            f"are held at every sublayer{_said(found, MASSIVE)}."
         )
     else:
         lines.append("The gain of the whole depth is not above 1, so there is none for massive units to own.")
     return lines
 
 
-_SAID = {
-    "owns it": "by its interval more than half",
-    "does not": "by its interval less than half",
-    "not decided": "and its interval does not tell whether that is half",
-}
+def _said(found: SinkFinding, question: str) -> str:
+    if found.shares[question].low is None:
+        return ""
+    return {
+        "owns it": ", by its interval more than half",
+        "does not": ", by its interval less than half",
+        "not decided": ", and its interval does not tell whether that is half",
+    }[found.verdicts[question]]
 
 
 def sink_json(found: SinkFinding) -> dict[str, Any]:

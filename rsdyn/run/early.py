@@ -109,6 +109,7 @@ def _check_jacobians(run: Run, lm: LMSource) -> None:
             f"trainer.devices={config.trainer.devices}: analysis.measures=[jacobian] alone runs in one process. Set "
             "trainer.devices=1 and trainer.num_nodes=1, or measure something of the stream beside it."
         )
+    check_memories(lm.config, lm.name)
 
 
 def check_prompts(run: Run, source: Source) -> None:

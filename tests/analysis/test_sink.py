@@ -116,5 +116,7 @@ def test_verdicts(low, high, verdict):
 
 def test_one_text_has_no_interval():
     one = {name: np.ones((1, 4)) * 2.0 for name in sink.PRODUCTS}
-    found = sink_finding(dict.fromkeys(("full", "none", "rest", "first"), one), [], [np.array([0])])
+    more = {name: 3 * v for name, v in one.items()}
+    found = sink_finding({"full": one, "none": more, "rest": one, "first": one}, [], [np.array([0])])
     assert found.rows[0].log_gain.low is None and found.texts == 1
+    assert "100.00 % (in nats) is gone" in sink_words(found)[1] and "interval" not in " ".join(sink_words(found))

@@ -113,8 +113,8 @@ def _of_intervals(result: JacobianResult) -> str:
             "One document says nothing of others: there are no intervals, and a verdict is of what was measured alone."
         )
     return (
-        "Intervals are over documents (delete-one jackknife, bootstrap for rank correlations); random matrices are drawn "
-        f"for {min(n, NULL_TEXTS)} texts. A verdict needs the whole interval on the claim's side of its bound."
+        "Intervals are over documents (delete-one jackknife, bootstrap for rank correlations); random matrices are "
+        f"drawn for {min(n, NULL_TEXTS)} texts. A verdict needs the whole interval on the claim's side of its bound."
     )
 
 

@@ -388,15 +388,13 @@ class Panel:
     def with_key(self, suffix: str) -> Panel:
         """The panel of another run on the same page: its key, and its controls, end in ``suffix``."""
         names = {c.name: c.name + suffix for c in self.controls}
-        marks = tuple(
-            replace(
-                mark,
-                when={names[name]: value for name, value in mark.when.items()},
-                rows=None if mark.rows is None else mark.rows._replace(control=names[mark.rows.control]),
-                **({"picks": names[mark.picks]} if isinstance(mark, Line) and mark.picks else {}),
-            )
-            for mark in self.marks
-        )
+
+        def renamed(mark: Mark) -> Mark:
+            rows = None if mark.rows is None else mark.rows._replace(control=names[mark.rows.control])
+            new = replace(mark, when={names[name]: value for name, value in mark.when.items()}, rows=rows)
+            return replace(new, picks=names[new.picks]) if isinstance(new, Line) and new.picks else new
+
+        marks = tuple(map(renamed, self.marks))
         controls = tuple(replace(c, name=names[c.name]) for c in self.controls)
         return replace(self, key=self.key + suffix, marks=marks, controls=controls)
 

@@ -63,7 +63,8 @@ def save(figure: Figure | Panel, folder: str | FilePath, name: str | None = None
     A panel is drawn first, and gives its key as the name. Raises ValueError when the name is not a plain file name.
     """
     if isinstance(figure, Panel):
-        figure, name = draw(figure), name or figure.key
+        panel, figure = figure, draw(figure)
+        name = name or panel.key
     if not name or FilePath(name).name != name:
         raise ValueError(f"name is {name!r}, but must be a file name without a folder: pass the folder as folder.")
     folder = FilePath(folder)
@@ -100,7 +101,7 @@ def assembled(panels: Sequence[Panel]) -> Figure:
         for part, panel in zip(grid, panels, strict=False):
             _draw_into(part, panel)
             handles, labels = _legend_of(panel, part.axes)
-            legend(part, panel.title, handles, labels, handlelength=2.0, grow=False)
+            legend(part, panel.title, handles, labels, handlelength=2.0)
             letter = panel.figure[-1:]
             if letter not in seen:
                 seen.add(letter)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import SubFigure
 
 WIDTH = 3.4  # inches: one column of a two-column paper
 ROOM = WIDTH * 72 - 4  # points between the margins
@@ -56,12 +57,11 @@ def legend(
     *,
     ncols: int = 3,
     handlelength: float = 1.6,
-    grow: bool = True,
 ) -> None:
     """Put the legend above the panel, the figure's title as its heading: a suptitle would be drawn over it.
 
     It gets ``ncols`` columns, or as many as fit between the figure's edges, and labels wider than that are wrapped.
-    Lines beyond two make the figure higher, so that they take no room from the panels; not so with ``grow=False``.
+    Lines beyond two make the figure higher, so that they take no room from the panels; a part of one stays as it is.
     """
     if handles is None or labels is None:
         handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -73,7 +73,7 @@ def legend(
     title = title and wrapped(title, 8)
     columns = np.array_split(np.array([label.count("\n") + 1 for label in labels], dtype=int), ncols)
     n_lines = max(int(column.sum()) for column in columns) + (title.count("\n") if title else 0)
-    if grow:
+    if isinstance(figure, Figure):
         figure.set_figheight(figure.get_figheight() + 0.155 * max(0, n_lines - 2))
     figure.legend(
         handles,

@@ -131,8 +131,8 @@ def _final_norm(raw: Raw) -> None:
     """A norm makes all states about equally long, and mostly short: no step of a running sum does.
 
     Measured from the input of the last layer to the state behind the final norm: spread of the logarithm of the norm
-    .112 to .007 in the embedded model, .032 to .039 in SmolLM2; median norm times .26 and .07. Between inputs of layers
-    neither falls below .7 of what it was.
+    .112 to .007 in the embedded model, .032 to .039 in SmolLM2; median norm times .26 and .07. From the input of one
+    layer to the next the norm does not fall below .87 of what it was, its spread not below .69.
     """
     if sum(map(len, raw.states)) < LEAST or len(raw.layers) < 2:
         return

@@ -227,11 +227,13 @@ def _brief(value: Value) -> str:
 
 
 def training_rows(comparison: Comparison, series: Series) -> Iterator[tuple[Finding, list[Cell]]]:
-    """The leading rows of a training, with its checkpoints' cells in the order of their steps."""
+    """The leading rows of a training in its own words, with its checkpoints' cells in the order of their steps."""
+    first = next(column.model for column in comparison.columns if column.label == series.labels[0])
+    own = {finding.key: finding for finding in first.findings}
     for row in leading(comparison):
         cells = [row.cells[label] for label in series.labels]
         if any(cell.value is not None for cell in cells):
-            yield row.finding, cells
+            yield own.get(row.key, row.finding), cells
 
 
 def training_markdown(comparison: Comparison, series: Series) -> str:

@@ -159,7 +159,7 @@ def find_all(asked: Asked) -> tuple[list[Entry], list[str], list[str]]:
     """The models, the settings that they share, and notes on what is not here."""
     words, notes = list(asked.words), list[str]()
     if asked.models:
-        models: list[Any] = []
+        models: list[str | dict[str, Any]] = []
         for name in asked.models:
             if Path(name).suffix in (".yaml", ".yml"):
                 listed, settings = read_list(Path(name).expanduser())

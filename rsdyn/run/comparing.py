@@ -6,6 +6,7 @@ finished is not run again: a folder with a summary is read as it is, if its sett
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -120,9 +121,9 @@ def _unfinished(text: str) -> HeldFolder | None:
 
 def _all_finished(folder: Path) -> bool:
     try:
-        found = yaml.safe_load((folder / JSON).read_text(encoding="utf-8"))  # JSON is YAML
+        found = json.loads((folder / JSON).read_text(encoding="utf-8"))
         return all(model["status"] == "finished" for model in found["models"])
-    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return False
 
 
@@ -167,7 +168,7 @@ def _differing(folder: Path, words: Sequence[str]) -> list[str]:
     ours = flatten(yaml.safe_load(to_yaml(redact(to_dict(config)))))
     try:
         theirs = flatten(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
-        made = yaml.safe_load((folder / PROVENANCE).read_text(encoding="utf-8"))
+        made = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return [f"its {CONFIG} or {PROVENANCE} cannot be read"]
     both = theirs.keys() & ours.keys()

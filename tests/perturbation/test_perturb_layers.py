@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rsdyn.commands import perturb
-from rsdyn.report.figure4d import effects_table, layer_effects
+from rsdyn.figures.perturbation import effect_panels
 from rsdyn.report.reading import read_run
 
 
@@ -46,9 +46,9 @@ def test_a_run_from_the_words_to_the_page(words, tmp_path, monkeypatch, capsys, 
     page = (folder / "report.html").read_text()
     assert "KL of the next token, by the layer" in page and summary["in_words"][0] in page
     read = read_run(folder)
-    assert read.changed_layers and [len(plot.traces) for plot in layer_effects(read, "0")] == [2, 2]
-    heads, rows = effects_table(read)
-    assert len(rows) == n and len(rows[0]) == len(heads)
+    panels = effect_panels(read.effects)
+    assert read.changed_layers and [panel.key for panel in panels] == [f"{kind}_kl", f"{kind}_perplexity"]
+    assert page.count('<td data-label="perplexity">') == n
 
 
 def test_the_skip_is_that_of_transformers(words, tmp_path, monkeypatch):

@@ -141,7 +141,7 @@ def _exponents(result: JacobianResult, labels: dict[str, str], texts: str, *, re
     return Panel(
         key="jacobian_exponents" + "_relative" * relative, title=f"Lyapunov exponents of the whole depth{less}",
         marks=tuple(drawn), x=Axis("rank of the exponent, as a share of the units", limits=(0, 1)),
-        y=Axis(f"exponent{less} (nats per layer)", limits=(low - pad, high + pad)),
+        y=Axis(f"exponent{' less growth' if relative else ''} (nats per layer)", limits=(low - pad, high + pad)),
         caption=Caption(
             f"Logarithms of the singular values of the product of all Jacobians, per layer{less}, the largest first, "
             f"mean over {texts}. {CHANCE}",

@@ -192,7 +192,7 @@ def _recovery(found: Found, measure: str, title: str, y: Axis) -> Panel:
         x=Axis("sublayers since the injection", whole=True), y=y, bands=spread, controls=(_layers(found),),
         caption=Caption(
             f"Mean over {counted(found.n_points, 'point')}{over_prompts}, from the injection to the last sublayer, in "
-            f"full space; band: {spread}. Controls: the same points where they stay put, and where they take random "
+            f"full space. Controls: the same points where they stay put, and where they take random "
             "steps as long as the reference's; random directions at the same distances, a real state of another "
             f"sequence, and the same points with attention frozen at the reference.{''.join(lacking)}",
             "recovery, only as far as the points come back more than points that stay put: the reference travels "

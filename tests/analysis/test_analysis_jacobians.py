@@ -198,17 +198,17 @@ def test_the_command(words, tmp_path, capsys, monkeypatch):
     assert rows["complex_share"]["values"]["full"]["value"] == pytest.approx(curve.mean())
     findings = (folder / "findings.md").read_text()
     assert "| verdict |" in findings and "## Does the sink own the gain?" in findings
+    page = (folder / "report.html").read_text()
     for name in ("eigenvalues", "antisymmetric", "exponents_relative", "participation", "linear_range"):
         assert (folder / "figures" / f"jacobian_{name}.png").stat().st_size > 0
-    page = (folder / "report.html").read_text()
+        assert f"jacobian_{name}" in page
     assert "does the sink own the gain? 3 texts" in page
     assert "Jacobians over depth" in page and "G&#x27;s singular values, rotated" in page
-    assert page.count('<img src="data:image/png') == 11
 
     # what is measured is not measured again, and more texts go on from it
     for function in ("measure_text", "measure_sink"):
         monkeypatch.setattr(f"rsdyn.commands.jacobians.{function}", lambda *a, **k: pytest.fail("measured again"))
-    monkeypatch.setattr("rsdyn.commands.analyze.jacobian_panels", lambda *a: [])  # drawn once is enough
+    monkeypatch.setattr("rsdyn.commands.jacobians.jacobian_panels", lambda *a: [])  # drawn once is enough
     again = tmp_path / "again"
     assert run(words, **{"run.dir": again}) == 0
     same = json.loads((again / "summary.json").read_text())["jacobian"]

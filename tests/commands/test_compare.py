@@ -365,7 +365,8 @@ def test_what_a_killed_run_left_is_cleared(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_comparison_says_that_it_resumes_and_ends_its_run(signum, code, tmp_path):
     program = (
-        "import sys, subprocess, time\n"
+        "import signal, sys, subprocess, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & lets its programs ignore it
         "from rsdyn.run import comparing\n"
         "from rsdyn.commands.compare import main\n"
         "popen = subprocess.Popen\n"

@@ -281,7 +281,7 @@ def _sets(of: Mapping[str, Measurements], seed: int) -> list[Claim]:
 
 
 def _phases(of: Mapping[str, Measurements], seed: int) -> list[Claim]:
-    values = {}
+    values: dict[str, Value] = {}
     claim = Claim("three_phases", GEOMETRY, "cosine over depth has three phases", "3, in all models",
                   "change points of the cosine of successive states, beyond phase-randomised curves, plus 1", values,
                   low=2.5, high=3.5)  # fmt: skip
@@ -439,7 +439,8 @@ def _share(part: Value, whole: Value) -> Value:
     if whole.low is None or whole.high is None or whole.low <= 0 <= whole.high:
         return Value(float("nan"), reason="there is no difference, within its interval, that could vanish")
     ends = sorted(x / whole.value for x in (part.low, part.high) if x is not None)
-    return Value(part.value / whole.value, *(ends or [None, None]), n=part.n)
+    low, high = ends or (None, None)
+    return Value(part.value / whole.value, low, high, n=part.n)
 
 
 def _from_deleted(values: Sequence[float], n: int) -> Value:

@@ -15,7 +15,7 @@ from rsdyn.lm.model import LanguageModel
 from rsdyn.lm.readout import Lens, stream_readout, top_tokens
 
 TOP = 5  # tokens at each sublayer of an example
-AT_ONCE = 32  # sequences whose trajectories are held together
+AT_ONCE = 64  # sequences whose trajectories are held together; the head's weights are read once for each sublayer
 
 
 def read_sequences(

@@ -97,7 +97,7 @@ def _nulls(found: AnalysisResults, key: str, measure: str, of: Callable[[Conditi
 def _curvature(found: AnalysisResults) -> Iterator[Finding]:
     yield from _row(
         found, "curvature", "curvature", "mean angle between successive steps, radians (independent steps: 1.571)",
-        lambda r: r.curvature and r.curvature.mean_angle,
+        lambda r: r.curvature.mean_angle if r.curvature else None,
         claim="trajectories over depth curve little, and that vanishes under shuffled layers",
         paper=f"{GEOMETRY}: 0.27 to 0.83 rad, other models and prompts",
     )  # fmt: skip
@@ -107,9 +107,10 @@ def _curvature(found: AnalysisResults) -> Iterator[Finding]:
                       lambda r: r.curvature.nulls_without_massive if r.curvature else {},
                       "without massive units", "curvature")  # fmt: skip
     yield from _row(found, "straightness", "curvature", "straightness, distance over length of the way",
-                    lambda r: r.curvature and r.curvature.straightness)  # fmt: skip
+                    lambda r: r.curvature.straightness if r.curvature else None)  # fmt: skip
     yield from _row(found, "straightness_scaled", "curvature", "steps scaled by their sublayer's RMS",
-                    lambda r: r.curvature and r.curvature.scaled_straightness, under="straightness")  # fmt: skip
+                    lambda r: r.curvature.scaled_straightness if r.curvature else None,
+                    under="straightness")  # fmt: skip
     squared = {
         c: Value(r.curvature.straightness_nulls["rotated_steps"].value)
         for c, r in found.conditions.items() if r.curvature and r.curvature.straightness_nulls
@@ -126,11 +127,11 @@ def _curvature(found: AnalysisResults) -> Iterator[Finding]:
         "straightness",
     )
     yield from _row(found, "path_length", "curvature", "length of the way, activation units",
-                    lambda r: r.curvature and r.curvature.length, detail=True)  # fmt: skip
+                    lambda r: r.curvature.length if r.curvature else None, detail=True)  # fmt: skip
     yield from _row(
         found, "token_curvature_change", "curvature",
         "angle over tokens, degrees: middle of the depth less first sublayer (independent tokens: 120)",
-        lambda r: r.curvature and r.curvature.over_tokens,
+        lambda r: r.curvature.over_tokens if r.curvature else None,
         lambda curve: torch.rad2deg(curve[len(curve) // 2] - curve[0]),
         claim="sentences grow straighter from the first to the middle layers, untrained models' do not",
         paper=f"{STRAIGHT}: falls", ends=True,
@@ -153,12 +154,12 @@ def _dimension(found: AnalysisResults) -> Iterator[Finding]:
         "matrix_entropy": "matrix entropy of each sublayer, nats, mean over depth",
     }.items():
         yield from _row(found, f"dimension_{name}", "dimension", words,
-                        lambda r, name=name: r.dimension and getattr(r.dimension, name), _mean, ends=True)  # type: ignore[misc]  # fmt: skip
+                        lambda r, name=name: getattr(r.dimension, name) if r.dimension else None, _mean, ends=True)  # type: ignore[misc]  # fmt: skip
 
 
 def _similarity(found: AnalysisResults) -> Iterator[Finding]:
     yield from _row(found, "similarity_adjacent", "similarity", "CKA of successive sublayers, mean over depth",
-                    lambda r: r.similarity and r.similarity.adjacent, _mean, ends=True)  # fmt: skip
+                    lambda r: r.similarity.adjacent if r.similarity else None, _mean, ends=True)  # fmt: skip
     floor = {
         c: Value(float(r.similarity.floor.nanmean()), note=f" ± {number(float(_known(r.similarity.floor).std()))}")
         for c, r in found.conditions.items() if r.similarity and r.similarity.floor is not None
@@ -168,7 +169,7 @@ def _similarity(found: AnalysisResults) -> Iterator[Finding]:
                       under="similarity_adjacent")  # fmt: skip
     main = NAMES.get(found.main_name, found.main_name)
     yield from _row(found, "similarity_with_main", "similarity", f"CKA with {main}, mean over depth",
-                    lambda r: r.similarity and r.similarity.with_main, _mean, ends=True)  # fmt: skip
+                    lambda r: r.similarity.with_main if r.similarity else None, _mean, ends=True)  # fmt: skip
 
 
 def _known(values: Tensor) -> Tensor:
@@ -179,14 +180,14 @@ def _readout(found: AnalysisResults) -> Iterator[Finding]:
     n = found.n_sublayers
     yield from _row(found, "readout_commit", "readout",
                     f"first sublayer from which the top token stays the final one, of {n}",
-                    lambda r: r.readout and r.readout.commit)  # fmt: skip
+                    lambda r: r.readout.commit if r.readout else None, within=(0, n))  # fmt: skip
     yield from _row(found, "readout_kl", "readout", "KL(final || sublayer), nats, at the middle of the depth",
-                    lambda r: r.readout and r.readout.kl, _middle, ends=True)  # fmt: skip
+                    lambda r: r.readout.kl if r.readout else None, _middle, ends=True)  # fmt: skip
     yield from _row(found, "readout_entropy", "readout", "entropy of a sublayer's distribution, nats, at the middle",
-                    lambda r: r.readout and r.readout.entropy, _middle, ends=True, detail=True)  # fmt: skip
+                    lambda r: r.readout.entropy if r.readout else None, _middle, ends=True, detail=True)  # fmt: skip
     yield from _row(
         found, "readout_agreement", "readout", "top token is the final one, at the last sublayer",
-        lambda r: r.readout and r.readout.agreement, lambda curve: _read(curve)[-1], ends=True, within=(0, 1),
+        lambda r: r.readout.agreement if r.readout else None, lambda curve: _read(curve)[-1], ends=True, within=(0, 1),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def _readout(streams: Sequence[Stream]) -> list[Panel]:
 
     def curve(name: str, title: str, y: Axis, drawn: str, read_for: str, not_for: str = basis) -> list[Panel]:
         return curve_panel(
-            f"readout_{name}", "", title, some, lambda r: r.readout and getattr(r.readout, name), y,
+            f"readout_{name}", "", title, some, lambda r: getattr(r.readout, name) if r.readout else None, y,
             Caption(f"{drawn}, {of}.", read_for, not_for),
         )  # fmt: skip
 
@@ -110,7 +111,7 @@ def _padded(measured: Measured | None) -> Measured | None:
     """A curve of the places between two steps, with the first and the last sublayer, which have none."""
     if measured is None:
         return None
-    changed = {
+    changed: dict[str, Any] = {
         name: torch.nn.functional.pad(value, (1, 1), value=math.nan)
         for name in ("value", "interval")
         if (value := getattr(measured, name)) is not None
@@ -151,7 +152,7 @@ def _curvature(streams: Sequence[Stream]) -> list[Panel]:
 def _in_degrees(measured: Measured | None) -> Measured | None:
     if measured is None:
         return None
-    changed = {
+    changed: dict[str, Any] = {
         name: torch.rad2deg(value) for name in ("value", "interval") if (value := getattr(measured, name)) is not None
     }
     return replace(measured, without_massive=_in_degrees(measured.without_massive), **changed)
@@ -174,7 +175,7 @@ def _dimension(streams: Sequence[Stream]) -> list[Panel]:
     ):
         panels += curve_panel(
             f"dimension_{name}", "", title, streams,
-            lambda r, name=name: r.dimension and getattr(r.dimension, name),  # type: ignore[misc]
+            lambda r, name=name: getattr(r.dimension, name) if r.dimension else None,  # type: ignore[misc]
             Axis(label, from_zero=True),
             Caption(f"{title} of the states of each sublayer, over {{sequences}}.", read_for, not_for),
         )  # fmt: skip
@@ -215,7 +216,7 @@ def _similarity(streams: Sequence[Stream]) -> list[Panel]:
         ),
         *curve_panel(
             "similarity_adjacent", "", "Similarity of successive sublayers", some,
-            lambda r: r.similarity and r.similarity.adjacent, Axis("CKA", limits=(-0.05, 1.05)),
+            lambda r: r.similarity.adjacent if r.similarity else None, Axis("CKA", limits=(-0.05, 1.05)),
             Caption(
                 "Debiased linear CKA of each sublayer with the next, over {sequences}. Rule: what permuted sequences "
                 "reach once in forty times.",
@@ -226,7 +227,7 @@ def _similarity(streams: Sequence[Stream]) -> list[Panel]:
         ),
         *curve_panel(
             "similarity_with_main", "", f"Similarity with {some[0].label}", some,
-            lambda r: r.similarity and r.similarity.with_main,
+            lambda r: r.similarity.with_main if r.similarity else None,
             Axis(f"CKA with {some[0].label}", limits=(-0.05, 1.05)),
             Caption(
                 f"Debiased linear CKA of each sublayer with the same sublayer of the stream {some[0].label}, for the "

@@ -204,10 +204,11 @@ def top_tokens(lm: LanguageModel, states: Tensor, final: Tensor, lens: Lens, k: 
     k = min(k, lm.config.vocab_size)
     tokens = torch.full((len(states) + 1, k), -1, dtype=torch.int64)
     probability = torch.full((len(states) + 1, k), torch.nan)
-    for s in range(len(states) + 1):
-        if s < len(states) and not lens.reads(s):
-            continue
-        state = final if s == len(states) else lens.transport(s, states[s].to(lm.device))
-        best = lm.log_probs(state.to(lm.device, lm.dtype)).topk(k)
-        tokens[s], probability[s] = best.indices.cpu(), best.values.exp().cpu()
+    reads = [s for s in range(len(states)) if lens.reads(s)]
+    ends = [lens.transport(s, states[s].to(lm.device)).to(lm.dtype) for s in reads] + [final.to(lm.device, lm.dtype)]
+    rows = max(1, BLOCK_BYTES // (4 * lm.config.vocab_size))
+    parts = [lm.log_probs(torch.stack(ends[i : i + rows])).topk(k) for i in range(0, len(ends), rows)]
+    places = torch.tensor([*reads, len(states)])
+    tokens[places] = torch.cat([best.indices for best in parts]).cpu()
+    probability[places] = torch.cat([best.values for best in parts]).exp().cpu()
     return TopTokens(tokens, probability)

@@ -79,7 +79,7 @@ def products(weights: list[Tensor], rows: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lm", default="embedded")
-    parser.add_argument("--layers", type=int, default=4, help="the first so many are timed")
+    parser.add_argument("--layers", type=int, default=4, help="the first N are timed")
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--rows", type=int, default=16, help="rows that one backward per row is timed on, scaled to D")
     parser.add_argument("--repeats", type=int, default=3)

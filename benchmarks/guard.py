@@ -78,7 +78,7 @@ def cache_reading() -> Iterator[Pair]:
             for _ in DataLoader(Items(), batch_size=4096):
                 pass
 
-        datamodule.train_statistics(complete=True)  # once a run
+        datamodule.train_statistics(complete=True)  # once per run
         n_ours = sum(len(batch.x) for batch in datamodule.train_dataloader())
         yield "a dataset of one vector an item", ours, theirs, n_ours / (4096 * 2)
 

@@ -22,7 +22,7 @@ class ArrayStream:
         return torch.from_numpy(sequences - self.bounds(k)[0])
 
     def turns(self, k):
-        return None  # one trajectory a sequence
+        return None  # one trajectory per sequence
 
     def shard(self, k, on_record=None):
         start, stop = self.bounds(k)

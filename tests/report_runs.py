@@ -1,4 +1,4 @@
-"""Runs for the tests of the report page: made once a session by the scripts themselves, on a tiny model."""
+"""Runs for the tests of the report page: made once per session by the scripts themselves, on a tiny model."""
 
 import json
 import os

@@ -111,7 +111,7 @@ def make_model(vocabulary: int, layers: int, hidden: int, context: int) -> Llama
 
 
 def mean_loss(model: LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy in nats a token of rows `[n, length + 1]`."""
+    """Cross-entropy in nats per token of rows `[n, length + 1]`."""
     logits = model(tokens[:, :-1], use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 

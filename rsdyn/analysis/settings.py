@@ -109,9 +109,7 @@ class AnalysisConfig:
         "most 20 million parameters, else 1.",
         low=1,
     )
-    samples: int | None = setting(
-        1000, "Measure the first so many sequences; null takes all.", low=1, also=("n_samples",)
-    )
+    samples: int | None = setting(1000, "Measure the first N sequences; null takes all.", low=1, also=("n_samples",))
     resample: Literal["documents", "sequences"] = setting(
         "documents",
         "What the 95 % intervals leave out: whole documents, for how far a number would move with other documents; or "
@@ -125,7 +123,7 @@ class AnalysisConfig:
     )
     keep: int | None = setting(
         1000,
-        "At most so many trajectories, of as many sequences as can be, for what needs every sample in memory: mutual "
+        "At most this many trajectories, of as many sequences as can be, for what needs every sample in memory: mutual "
         "information, rotations of single sequences, the null model token_shuffled, and dimensions; null keeps all.",
         low=3,
     )

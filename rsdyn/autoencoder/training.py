@@ -195,7 +195,7 @@ class LitAutoencoder(LeanModule):
         so_far = torch.zeros(self.trainer.world_size, 2, dtype=torch.float64)
         so_far[self.global_rank, 0] = float(self.train_loss.total)
         so_far[self.global_rank, 1] = float(self.train_loss.n)
-        checkpoint["train_loss"] = self._sum(so_far).cpu()  # a row a process
+        checkpoint["train_loss"] = self._sum(so_far).cpu()  # one row per process
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._train_loss_so_far = checkpoint["train_loss"]

@@ -46,7 +46,7 @@ def answer(found: TrainingSummary) -> list[str]:
 
 
 def closing_table(found: TrainingSummary, columns: int) -> list[str]:
-    """The test beside PCA, in a table of at most so many ``columns`` (60 at least)."""
+    """The test beside PCA, in a table of at most this many ``columns`` (60 at least)."""
     test = found.test
     n_massive = len(test["massive_units"])
     # the median, since the first sublayers have next to no variance of their own and values in the minus hundreds

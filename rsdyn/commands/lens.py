@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", metavar="MODEL", help="a name on the Hub, a folder, a GGUF file, embedded or smollm2")
     parser.add_argument("--texts", type=int, default=100, help="how many texts of the corpus (100)")
-    parser.add_argument("--tokens", type=int, default=128, help="at most so many tokens of each (128)")
+    parser.add_argument("--tokens", type=int, default=128, help="at most this many tokens of each (128)")
     parser.add_argument("--skip", type=int, default=SKIPPED, help=f"first tokens of each that are skipped ({SKIPPED})")
     parser.add_argument("--data", metavar="FILE", help="text, jsonl or parquet file (the embedded text)")
     parser.add_argument("--seed", type=int, default=0, help="which texts are drawn (0)")

@@ -16,7 +16,7 @@ def stays_put(states: Tensor, n_sublayers: int) -> Tensor:
     Raises ``ValueError`` for states of another rank, and for less than one sublayer.
     """
     if states.ndim != 2:
-        raise ValueError(f"states: shape {tuple(states.shape)}; give (P, D), a row a point.")
+        raise ValueError(f"states: shape {tuple(states.shape)}; give (P, D), one row per point.")
     if n_sublayers < 1:
         raise ValueError(f"n_sublayers={n_sublayers}: give at least 1, that of the injection.")
     return states[:, None].expand(-1, n_sublayers, -1)

@@ -231,7 +231,7 @@ def leading_exponents(
         n: ``D``.
         k: how many exponents.
         rank: of the product; default ``D``. At least ``k``: a direction that is lost has no logarithm.
-        rounds: at most so many, each of them a sweep of some columns either way.
+        rounds: at most this many, each of them a sweep of some columns either way.
         tolerance: they have come to rest when none moves by more, in nats over the whole product.
         device: where the maps compute.
 

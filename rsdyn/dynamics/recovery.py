@@ -342,7 +342,7 @@ def median_over_prompts(values: Tensor, level: float = 0.95) -> Interval:
     values = _check_prompts(values, level)
     m = len(values)
     value = values.quantile(0.5, dim=0)
-    k = int(binom.ppf((1 - level) / 2, m, 0.5))  # values outside on either side: at most so many with (1 - level) / 2
+    k = int(binom.ppf((1 - level) / 2, m, 0.5))  # values outside on either side: at most this many with (1 - level) / 2
     while k > 0 and 2 * binom.cdf(k - 1, m, 0.5) > 1 - level:
         k -= 1
     if k < 1:

@@ -180,7 +180,7 @@ class LanguageModel:
             sequences: token ids of each, BOS included; any lengths.
             positions: which tokens of each instead, BOS being 0, at least one of each; then the result is
                 ``(n, S, D)``, the trajectories of a sequence together, in the order given.
-            batch_tokens: at most so many tokens, padding included, go through the model together (one sequence at
+            batch_tokens: at most this many tokens, padding included, go through the model together (one sequence at
                 least). What goes together depends on ``sequences``, this number and ``layout`` alone.
             dtype: of the result; default the model's.
             numbers: of each sequence in its corpus, for messages; default from 0 on.

@@ -176,7 +176,7 @@ class LMSource:
 
     @cached_property
     def _digest(self) -> str:
-        digest = xxhash.xxh3_128()  # of 16 GB it takes a while: once a run
+        digest = xxhash.xxh3_128()  # of 16 GB it takes a while: once per run
         for file in sorted([Path(self.location) / "config.json", *Path(self.location).glob("*.safetensors")]):
             digest.update(os.fsencode(file.name))
             with file.open("rb") as stream:

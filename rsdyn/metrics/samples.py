@@ -122,7 +122,7 @@ class UnitTrajectories(ShapedMetric):
     hold the samples once. ``update`` takes trajectories and their numbers, ``compute`` gives a :class:`UnitShare`.
 
     Args:
-        limit: keep at most so many trajectories, those of lowest number; None keeps all.
+        limit: keep at most this many trajectories, those of lowest number; None keeps all.
     """
 
     full_state_update = False
@@ -188,7 +188,7 @@ class MutualInformation(UnitTrajectories):
 
     Args:
         estimator: one of ``rsdyn.dynamics.information.ESTIMATORS``.
-        limit: use at most so many sequences.
+        limit: use at most this many sequences.
     """
 
     def __init__(self, estimator: str = "kde", limit: int | None = 1000):

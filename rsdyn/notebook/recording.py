@@ -84,7 +84,7 @@ def record(
         dtype: what a named model computes in; an object computes in its own.
         stored: ``float32`` or ``bfloat16``, the format of the result.
         device: where a named model runs; default a GPU if there is one. An object stays where it is.
-        batch_tokens: at most so many tokens go through the model together.
+        batch_tokens: at most this many tokens go through the model together.
         truncate: cut texts longer than the model's context instead of refusing them.
         text_column: the column of a Dataset that holds the text.
         group_column: the column of a Dataset that holds the labels.

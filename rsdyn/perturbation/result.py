@@ -142,7 +142,7 @@ class Found:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The closing table: a row a layer and condition."""
+        """The closing table: one row per layer and condition."""
         return [
             Row(
                 layer,

@@ -366,8 +366,8 @@ def _check_states(lm: LanguageModel, states: Tensor, rows: int | None) -> None:
     if not fits or states.shape[-1] != lm.n_units:
         wanted = f"({'B' if rows is None else rows}, {lm.n_units})"
         raise ValueError(
-            f"states: shape {tuple(states.shape)}, and {lm.name} needs {wanted}, a row a sequence, or ({lm.n_units},) "
-            "for all of them."
+            f"states: shape {tuple(states.shape)}, and {lm.name} needs {wanted}, one row per sequence, or "
+            f"({lm.n_units},) for all of them."
         )
     if not torch.isfinite(states).all():
         raise NonFiniteError("states: they hold NaN or Inf; give finite states.")

@@ -225,7 +225,7 @@ def _linear_table(run: RunFiles) -> str:
 
 
 def _points_table(found: Found) -> str:
-    """A row a layer and condition, as the closing table has them."""
+    """One row per layer and condition, as the closing table has them."""
     rows = []
     for row in found.rows:
         cells = []

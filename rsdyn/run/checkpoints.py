@@ -31,7 +31,7 @@ FORMAT = 1
 LAST, BEST = "last.ckpt", "best.ckpt"
 RESUME_CURE = "Give the last.ckpt in the checkpoints folder of a train.py run, or resume=never."
 
-# Settings that may differ from those of the checkpoint a run goes on from: where things are kept, what is looked at on
+# Settings that may differ from those of the checkpoint a run resumes from: where things are kept, what is looked at on
 # the way, how long to train, on what. All others decide the numbers.
 FREE = (
     *("run.", "tracking.", "resume", "cache.dir", "cache.enabled", "analysis.", "perturb."),
@@ -95,7 +95,7 @@ class Position(NamedTuple):
 
 
 def identity(settings: Mapping[str, Any], *, tokens: str, weights: Any) -> dict[str, Any]:
-    """What a checkpoint must agree on with the run that goes on from it.
+    """What a checkpoint must agree on with the run that resumes from it.
 
     ``settings`` are the resolved config as nested dictionaries, secrets taken out; ``tokens`` the digest of the text,
     ``weights`` the identity of the language model.
@@ -141,11 +141,11 @@ def check_checkpoint(path: Path, ours: Mapping[str, Any]) -> Position:
     theirs = content.get("rsdyn") if isinstance(content, dict) else None
     needed = ("state_dict", "optimizer_states", "loops", "callbacks", "global_step")
     if not isinstance(theirs, dict) or any(key not in content for key in needed):
-        raise UserError(f"resume={path}: not a checkpoint of train.py that training can go on from. {RESUME_CURE}")
+        raise UserError(f"resume={path}: not a checkpoint of train.py that training can resume from. {RESUME_CURE}")
     if theirs.get("format") != FORMAT:
         raise UserError(
             f"resume={path}: it has format {theirs.get('format')} (rsdyn {theirs.get('rsdyn')}), this rsdyn "
-            f"({rsdyn.__version__}) goes on from format {FORMAT}. Use that version, or resume=never."
+            f"({rsdyn.__version__}) resumes from format {FORMAT}. Use that version, or resume=never."
         )
     differ = differences(theirs["settings"], ours["settings"])
     for name, what in (("tokens", "the text"), ("weights", "the language model's weights")):
@@ -305,7 +305,7 @@ def _agree(trainer: L.Trainer, signum: int, due: bool) -> tuple[int, bool]:
 
 
 def take_best_along(checkpoint: Path, folder: Path) -> None:
-    """Copy the ``best.ckpt`` beside ``checkpoint`` into another run's folder, which goes on from there.
+    """Copy the ``best.ckpt`` beside ``checkpoint`` into another run's folder, which resumes from there.
 
     Raises ``UserError`` when the checkpoint has a best epoch behind it and its file is gone.
     """

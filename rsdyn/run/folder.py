@@ -117,7 +117,7 @@ def find_unfinished(
             if directory:
                 raise UserError(
                     f"run.dir={directory} holds an unfinished run of other settings: {'; '.join(differ)}. Give the "
-                    "same ones to go on with it, or choose another run.dir."
+                    "same ones to resume it, or choose another run.dir."
                 )
             continue
         held = hold(folder)

@@ -290,6 +290,6 @@ def say_certificate(run: Run, condition: str, certificate: Certificate) -> None:
 
 
 def what_decides(run: Run, source: Source, stream: TrajectoryStream) -> dict[str, Any]:
-    """What a checkpoint of this run must agree on with a run that goes on from it (``checkpoints.identity``)."""
+    """What a checkpoint of this run must agree on with a run that resumes from it (``checkpoints.identity``)."""
     settings = redact(to_dict(run.config))
     return identity(settings, tokens=stream.sequences.digest, weights=source.lm.identity())

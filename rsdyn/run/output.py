@@ -30,7 +30,7 @@ def table_columns() -> int:
 
 
 def fitted(line: str, columns: int | None) -> list[str]:
-    """A line in pieces of at most so many columns; the later ones stand below the text behind the first one's label.
+    """A line in pieces of at most this many columns; the later ones stand below the text behind the first one's label.
 
     A word that is longer than that, such as a path, stays whole, to be copied.
     """

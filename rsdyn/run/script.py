@@ -157,7 +157,7 @@ def _kept(run: Run | None, error: BaseException) -> str:
 
 
 def _open(script: str, config: Config, stop: Stop) -> Run:
-    """Find the folder of an unfinished run to go on with, or make a new one, and write down what runs."""
+    """Find the folder of an unfinished run to resume, or make a new one, and write down what runs."""
     from rsdyn.run.checkpoints import LAST, sweep
 
     started, settings, held = time.time(), to_yaml(redact(to_dict(config))), None

@@ -132,7 +132,7 @@ class TrajectoryStream:
     def open(self, samples: int | None = None) -> None:
         """Make or check the cache folder and see that what is missing fits on the disk; ``UserError`` otherwise.
 
-        ``samples``, here and below: only the shards of the first so many sequences will be wanted; default all.
+        ``samples``, here and below: only the shards of the first N sequences will be wanted; default all.
         """
         if self.cache is not None:
             for note in self.cache.open(

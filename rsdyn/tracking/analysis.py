@@ -133,7 +133,7 @@ def massive_table(conditions: Mapping[str, ConditionResults]) -> Table:
 
 
 def rotation_table(conditions: Mapping[str, ConditionResults]) -> Table:
-    """A row a unit and null model, those first whose turns differ most from their null, in its standard deviations.
+    """One row per unit and null model, those first whose turns differ most from their null, in its standard deviations.
 
     Turns are clockwise, as the paper shows them. The false discovery rate to go by is ``q_normal``, from the z-scores:
     no p by rank is below 1 / (surrogates + 1), so with few surrogates ``q_ranks`` of many units is large in any case.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 20_000  # of a table: W&B takes .4 ms a row, shows 10,000 at once, and cuts at 200,000
 
 Series = dict[str, dict[str, list[float | None]]]
-"""``{measure: {series: a value a sublayer}}``: S values, or S - 1 of transitions, None where there is none."""
+"""``{measure: {series: one value per sublayer}}``: S values, or S - 1 of transitions, None where there is none."""
 
 
 class Table(NamedTuple):
@@ -34,7 +34,7 @@ class Table(NamedTuple):
 
 
 def log_curves(logger: RunLogger | None, curves: Series, n_sublayers: int) -> None:
-    """Log curves over depth, one row a sublayer, against ``depth`` in [0, 1].
+    """Log curves over depth, one row per sublayer, against ``depth`` in [0, 1].
 
     Transitions stand at the sublayer they leave. Values that are not finite are left out. Raises ValueError for a curve
     of neither S nor S - 1 values, and KeyError for a measure that `rsdyn.tracking.keys` does not know.

@@ -69,7 +69,7 @@ def beyond_still_numbers(found: Found, n_layers: int) -> dict[str, Any]:
 
 
 def effects_table(found: LayerEffects) -> Table:
-    """A row a layer that was left out, or exchanged with the next."""
+    """One row per layer that was left out, or exchanged with the next."""
     columns = ["layer", "KL, nats", "low", "high", "perplexity, %", "low %", "high %"]
     rows = [[e.layer, *map(float, e.kl), *map(float, e.perplexity)] for e in found.effects]
     return Table(columns, rows)
@@ -90,7 +90,7 @@ def effects_numbers(found: LayerEffects) -> dict[str, Any]:
 
 
 def points_table(found: Found) -> Table:
-    """A row a point: where it was put and where it ended; coordinates are those of the first prompt's points.
+    """One row per point: where it was put and where it ended; coordinates are those of the first prompt's points.
 
     ``nearer`` is 1 where it ends nearer in distance and in ratio; ``contraction`` the larger slope of their logarithms
     a sublayer. Rows come point by point, so that a table cut at its end keeps every layer and control.

@@ -193,7 +193,7 @@ def make_wandb_logger(
     Hand it to the Trainer as ``logger or False``: for None, Lightning would make a logger of its own. ``config`` is
     plain containers and is redacted. W&B's own record of argv, of the console and of git stays off, since it redacts
     nothing: put `provenance` in ``config`` instead. ``WANDB_*_DIR`` point into ``run_dir`` until `finish`, so that
-    tables and media are complete in the folder. A run that goes on gives its ``run_id`` again: online W&B goes on with
+    tables and media are complete in the folder. A run that goes on gives its ``run_id`` again: online W&B resumes with
     it, offline each session has a folder of its own with that id in its name, and uploading them makes one run.
 
     Raises NotStarted, a UserError, when W&B does not start (a wrong key, no answer in 20 s, a service that died).

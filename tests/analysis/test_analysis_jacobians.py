@@ -205,7 +205,7 @@ def test_the_command(words, tmp_path, capsys, monkeypatch):
     assert "does the sink own the gain? 3 texts" in page
     assert "Jacobians over depth" in page and "G&#x27;s singular values, rotated" in page
 
-    # what is measured is not measured again, and more texts go on from it
+    # what is measured is not measured again, and more texts resume from it
     for function in ("measure_text", "measure_sink"):
         monkeypatch.setattr(f"rsdyn.commands.jacobians.{function}", lambda *a, **k: pytest.fail("measured again"))
     monkeypatch.setattr("rsdyn.commands.jacobians.jacobian_panels", lambda *a: [])  # drawn once is enough

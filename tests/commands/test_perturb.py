@@ -299,7 +299,7 @@ def test_a_prompt_without_a_state_to_swap_in(words, tmp_path, monkeypatch, capsy
     rows = {(row["layer"], row["condition"]): row for row in summary["rows"]}
     assert {at: row["n_prompts"] for at, row in rows.items() if row["n_prompts"] < 2} == {(0, "swapped-in state"): 1}
     assert "swapped-in state, 1 of 2 prompts" in said and "is over 1 of the 2 prompts" in said
-    for name in ("kl", "relative_curve", "ends_kl", "ends_relative"):  # a row a prompt, in their order
+    for name in ("kl", "relative_curve", "ends_kl", "ends_relative"):  # one row per prompt, in their order
         assert len(arrays[key + name]) == 2
         assert np.isnan(arrays[key + name][lacks]).all() and np.isfinite(arrays[key + name][has]).all()
     assert rows[0, "swapped-in state"]["kl"] == pytest.approx(arrays[key + "kl"][has])

@@ -307,7 +307,7 @@ def test_only_what_lies_behind_the_injection_runs(tiny_llama):
         ran.clear()
         continue_from(lm, reference, s, states_near(reference.stream[s], n=8))
         assert [r[:2] for r in ran] == [(k, i) for i in range(s // 2, 3) for k in ("attention", "mlp")]
-        assert all(r[2] == 8 * lm.n_units for r in ran)  # a row a point, and none for the prompt
+        assert all(r[2] == 8 * lm.n_units for r in ran)  # one row per point, and none for the prompt
         ran.clear()
         continue_from(lm, reference, s, states_near(reference.stream[s], n=8), freeze_attention=True)
         mlps = [r for r in ran if r[0] == "mlp"]

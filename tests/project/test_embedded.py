@@ -253,7 +253,7 @@ def test_training_makes_a_model_that_loads_and_resumes(tmp_path):
     assert all(sequence.count(own.bos_token_id) == 1 for sequence in ids)
     loss = model_losses(trained.eval(), ids).sum() / sum(len(sequence) - 1 for sequence in ids)
     assert loss == pytest.approx(log[-1]["valid"], rel=0.15)
-    # two processes go on from the exported model: its loss is where they start
+    # two processes resume from the exported model: its loss is where they start
     command[1] = str(tmp_path / "again")
     main([*command, "--start", str(folder), "--processes", "2", "--steps", "2", "--share", "0.01", "--threads", "1"])
     again = read_jsonl(tmp_path / "again" / "log.jsonl")

@@ -81,7 +81,7 @@ def continue_from(
             run instead of being computed from the perturbed state, so that nothing is read again from the context and
             the MLPs alone answer. ``position`` then makes no difference.
         log_probs: also give next-token log-probabilities; the model must have been loaded with its LM head.
-        batch_points: at most so many points go through the model together. Batches run side by side on a CPU's cores.
+        batch_points: at most this many points go through the model together. Batches run side by side on a CPU's cores.
 
     Raises:
         ValueError: a sublayer that is not there, states of another shape, an unknown position, no LM head.
@@ -306,7 +306,7 @@ def _check_states(lm: LanguageModel, sublayer: int, states: Tensor) -> Tensor:
     if states.ndim != 2 or states.shape[1] != lm.n_units or len(states) == 0:
         raise ValueError(
             f"states: shape {tuple(states.shape)}, and the stream of {lm.name} has {lm.n_units} units; give (P, "
-            f"{lm.n_units}), a row a point. A projection of another model gives another width."
+            f"{lm.n_units}), one row per point. A projection of another model gives another width."
         )
     finite = torch.isfinite(states).all(-1)
     if not finite.all():

@@ -209,7 +209,7 @@ class TrajectoryCache:
         return self.shape[0] if self.counts is None else int(self.counts.sum())
 
     def n_bytes(self, sequences: np.ndarray) -> int:
-        """Of some sequences on disk at most, a file a shard."""
+        """Of some sequences on disk at most, one file per shard."""
         n = len(sequences) if self.counts is None else int(self.counts[sequences].sum())
         return self.store.form.n_bytes(n, len(sequences)) + 1024 * len(np.unique(sequences // self.shard_sequences))
 

@@ -28,7 +28,7 @@ def document_of(
     Without, each row that is a title (:data:`TITLE`, as WikiText writes them) opens one, and what stands before the
     first title is one too; a text with fewer than two titles has no documents that anybody knows of.
 
-    Raises UserError where the column is not there or holds more than one value a row.
+    Raises UserError where the column is not there or holds more than one value per row.
     """
     if document_column is not None:
         return _by_column(rows, document_column)

@@ -88,7 +88,7 @@ class Positions:
 def numbers(sequence: Tensor, turn: Tensor) -> Tensor:
     """One number for each trajectory, int64: in their order every sequence's first turn comes before any second one.
 
-    The first so many by number are thus spread over as many sequences as can be, and are the same tokens whatever the
+    The first N by number are thus spread over as many sequences as can be, and are the same tokens whatever the
     processes. Where each sequence has one trajectory its number is the sequence's.
     """
     return sequence + turn * _TURN

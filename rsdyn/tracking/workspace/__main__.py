@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "--runs", nargs="+", default=[], metavar="ID", help="the runs that the report compares (default: all finished)"
     )
     parser.add_argument(
-        "--by-model", action="store_true", help="the workspace draws the mean of each model's runs, not a line a run"
+        "--by-model", action="store_true", help="draw the mean of each model's runs, not one line per run"
     )
     parser.add_argument("--print", action="store_true", help="print what would be sent, as JSON, and send nothing")
     return parser

@@ -22,7 +22,7 @@ def workspace(project: str, entity: str = "", *, by_model: bool = False, metric:
     """The workspace of ``project``; nothing is sent, and ``entity`` may stay empty until it is saved.
 
     Args:
-        by_model: draw the mean of all runs of a model and script, instead of a line a run.
+        by_model: draw the mean of all runs of a model and script, instead of one line per run.
         metric: the summary's number that sweeps are compared by.
     """
     grouping: list[Any] = [expr.Metric("Group"), expr.Metric("JobType")] if by_model else []

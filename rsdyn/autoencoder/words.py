@@ -76,13 +76,14 @@ def closing_table(found: TrainingSummary, columns: int) -> list[str]:
 
 
 def foot(found: TrainingSummary, settings: CaeConfig) -> dict[str, str]:
-    """How the training went, by label."""
+    """How the training went, by label; without one what belongs to the line above."""
     stop = "stopped early" if found.stopped_early else "all of them"
     lines = {"Epochs": f"{found.epochs}, {stop}; the best was epoch {found.best_epoch}, {found.seconds:.0f} s to fit"}
     if found.dropped:
         lines["Dropped"] = f"{found.dropped} training vectors an epoch, so that all processes take as many steps"
     if found.test["collapsed"]:
-        lines["Warning"] = f"the autoencoder collapsed. {advice(settings, found.widths)}"
+        lines["Warning"] = f"the autoencoder collapsed: {', and '.join(found.test['collapse'])}."
+        lines[""] = advice(settings, found.widths)
     return lines
 
 

@@ -240,7 +240,7 @@ def test_wandb_shows_losses_curves_images_and_summary(runs):
 
     rows = [json.loads(line) for line in read().splitlines() if line.strip()]
     text = json.dumps(rows)
-    for name in ("train/loss", "val/loss", "sublayer/explained_variance/pca", "sublayer/latent_distance/autoencoder"):
+    for name in ("train/loss", "val/loss", "depth/explained_variance/pca", "depth/latent_distance/autoencoder"):
         assert name in text
     for name in FIGURES:
         assert f"figures/{name}" in text

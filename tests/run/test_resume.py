@@ -167,7 +167,7 @@ def test_in_wandb_both_sessions_are_one_run_and_the_second_has_all_that_was_foun
     assert [len(each) for each in losses] == [1, 1]  # an epoch each: the server has them under their steps
     assert [*losses[0], *losses[1]] == pytest.approx([v for _, v in place.summary["history"]["val"]])
     assert not any("sublayer" in row for row in first.history)
-    curve = [v for _, v in second.curve("sublayer/latent_distance/autoencoder")]
+    curve = [v for _, v in second.curve("depth/latent_distance/autoencoder")]
     assert len(curve) == 5 and curve == pytest.approx(place.summary["latent_distance"], rel=1e-6)
     chart = json.loads((second.folder / "files" / second.media("charts/")["loss"]["path"]).read_text())
     assert [len(trace["x"]) for trace in chart["data"]] == [2, 2]  # both epochs, training and validation

@@ -122,8 +122,8 @@ def write_results(folder: Path, arrays: Mapping[str, ndarray], summary: Mapping[
     """Write ``results.npz`` and then ``summary.json``, each whole, with the number of their layout."""
     import numpy as np  # which a mistyped key need not wait for
 
-    packed = io.BytesIO()
-    np.savez_compressed(packed, layout=np.array(LAYOUT), **arrays)
+    packed, named = io.BytesIO(), dict[str, Any](arrays)
+    np.savez_compressed(packed, layout=np.array(LAYOUT), **named)
     publish(folder / RESULTS, [packed.getbuffer()])
     write_json(folder / SUMMARY, {"layout": LAYOUT, **summary})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, ItemsView, Iterator, Sequence, ValuesView
 from contextlib import AbstractContextManager, contextmanager
 from functools import reduce
 from typing import Any, Literal, NamedTuple
@@ -71,6 +71,19 @@ class Grouped(nn.Module):
             with part.sync_context():  # type: ignore[operator]
                 found.append(read(part))
         return [state for state in found if float(state.n) > 0]
+
+
+class Metrics(nn.ModuleDict):
+    """Metrics by name, which come out as what they are and not as bare modules."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key)
+
+    def values(self) -> ValuesView[Any]:
+        return super().values()
+
+    def items(self) -> ItemsView[str, Any]:
+        return super().items()
 
 
 class Largest(NamedTuple):
@@ -186,9 +199,9 @@ class Collected(nn.Module):
         self.token_curvature: list[Moments] = []
         self.token_curvature_apart: list[Moments] = []
         self._triples: dict[str, Triples] = {}
-        self.second = nn.ModuleDict(self._of_each(None) if once else {})  # by curve; or, once, in the first pass
-        self.second_without_massive, self.left_out, self.of_pca = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        self.over_text = nn.ModuleDict()  # by position, and over the tokens of a sequence
+        self.second = Metrics(self._of_each(None) if once else {})  # by curve; or, once, in the first pass
+        self.second_without_massive, self.left_out, self.of_pca = Metrics(), Metrics(), Metrics()
+        self.over_text = Metrics()  # by position, and over the tokens of a sequence
         self.curves: dict[str, list[Moments]] = {}
         self.curves_without_massive: dict[str, list[Moments]] = {}
         self.curves_left_out: dict[str, Tensor] = {}
@@ -273,9 +286,9 @@ class Collected(nn.Module):
         """What the second pass feeds."""
         usable = None if not self.unusable.any() else ~self.unusable
         largest, length = self.known_largest, self.n_sublayers
-        self.second = nn.ModuleDict(self._of_each(usable))
+        self.second = Metrics(self._of_each(usable))
         if self.massive.any():
-            self.second_without_massive = nn.ModuleDict(self._of_each(~(self.massive | self.unusable)))
+            self.second_without_massive = Metrics(self._of_each(~(self.massive | self.unusable)))
         if set(self.per_sequence) & set(Pace._fields):
             self.left_out["pace"] = PaceWithoutLargest(length, largest.order, largest.counts, usable)
         for name, curve in self.per_sequence.items():
@@ -285,8 +298,8 @@ class Collected(nn.Module):
         if self.over_positions:
             self.over_text["by_position"] = ByPosition(length, usable)
         if self.over_tokens:
-            units = ~(self.massive | self.unusable) if self.massive.any() else usable
-            self._triples = {"token_curvature": Triples(usable), "token_curvature_apart": Triples(units, first=1)}
+            few = ~(self.massive | self.unusable) if self.massive.any() else usable
+            self._triples = {"token_curvature": Triples(usable), "token_curvature_apart": Triples(few, first=1)}
             for name in self._triples:
                 self.over_text[name] = Grouped(lambda: TokenCurvature(length), self.n_groups)
         if self.pca is not None:

@@ -29,7 +29,7 @@ def components(streams: Sequence[Stream]) -> list[Panel]:
         _cumulative(some),
         *curve_panel(
             "fig4c_variance_by_sublayer", "4C", "Explained variance by sublayer", some,
-            lambda r: r.pca and r.pca.over_depth and r.pca.over_depth.explained,
+            lambda r: r.pca.over_depth.explained if r.pca and r.pca.over_depth else None,
             Axis("explained variance", limits=(-0.02, 1.02)),
             Caption(
                 f"How much of each sublayer's variance over {{sequences}} the first {n} components of all sublayers "
@@ -42,7 +42,7 @@ def components(streams: Sequence[Stream]) -> list[Panel]:
         ),
         *curve_panel(
             "fig4c_components_needed", "4C", "Components for 90 % of a sublayer's variance", some,
-            lambda r: r.pca and r.pca.over_depth and r.pca.over_depth.components_90,
+            lambda r: r.pca.over_depth.components_90 if r.pca and r.pca.over_depth else None,
             Axis("components", from_zero=True),
             Caption(
                 "How many of each sublayer's own components hold 90 % of its variance over {sequences}.",
@@ -53,7 +53,7 @@ def components(streams: Sequence[Stream]) -> list[Panel]:
         ),
         *curve_panel(
             "fig4c_dimensions", "4C", "Dimensions filled at each sublayer", some,
-            lambda r: r.pca and r.pca.over_depth and r.pca.over_depth.dimensions,
+            lambda r: r.pca.over_depth.dimensions if r.pca and r.pca.over_depth else None,
             Axis("participation ratio of the variances", from_zero=True),
             Caption(
                 "The participation ratio of each sublayer's own variances, (Σλ)² / Σλ², over {sequences}.",

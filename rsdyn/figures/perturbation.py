@@ -216,10 +216,10 @@ def _mse(found: Found) -> Panel:
                           width=1.1 if condition == found.kind else 0.8))  # fmt: skip
     ratios = []
     for beyond in found.beyond_still:
-        value, low, high = map(float, beyond.mse_ratio)
-        if value == value:
-            ends = f" [{brief(low)}, {brief(high)}]" if low == low else ""
-            ratios.append(f"{brief(value)}{ends} at layer {beyond.layer}")
+        ratio, lowest, highest = map(float, beyond.mse_ratio)
+        if ratio == ratio:
+            ends = f" [{brief(lowest)}, {brief(highest)}]" if lowest == lowest else ""
+            ratios.append(f"{brief(ratio)}{ends} at layer {beyond.layer}")
     return Panel(
         key="recovery_mse", figure="4D", title="Mean squared distance in the plane", marks=tuple(drawn),
         x=Axis("layer of injection", whole=True), y=Axis("MSE in the plane", from_zero=True),

@@ -54,7 +54,8 @@ def activations(streams: Sequence[Stream]) -> list[Panel]:
         _mean_activations(some),
         *curve_panel(
             "fig1b_active_share", "1B", "Share of active units", some,
-            lambda r: r.activations and r.activations.density, Axis("share of units", from_zero=True, percent=True),
+            lambda r: r.activations.density if r.activations else None,
+            Axis("share of units", from_zero=True, percent=True),
             Caption(
                 "The share of units whose |mean| passes a threshold at each sublayer, over {sequences}. The threshold "
                 f"is each stream's own{told}: half the RMS of its means at the last sublayer, and without massive "
@@ -67,7 +68,7 @@ def activations(streams: Sequence[Stream]) -> list[Panel]:
         ),
         *curve_panel(
             "fig1b_participation", "1B", "Participation of units in the mean", some,
-            lambda r: r.activations and r.activations.participation,
+            lambda r: r.activations.participation if r.activations else None,
             Axis("share of units", from_zero=True, percent=True),
             Caption(
                 "The participation ratio of the mean vector, (Σm²)² / Σm⁴, as a share of all units, over {sequences}: "
@@ -197,7 +198,7 @@ def correlation(streams: Sequence[Stream]) -> list[Panel]:
         of_units,
         *curve_panel(
             "fig1c_correlation_mean", "1C", "Correlation from sublayer to sublayer", some,
-            lambda r: r.correlation and r.correlation.mean, Axis("mean correlation over units", "fisher"),
+            lambda r: r.correlation.mean if r.correlation else None, Axis("mean correlation over units", "fisher"),
             Caption(
                 "Pearson's r of each unit between successive sublayers over {sequences}, mean over units, on Fisher's "
                 "scale.",
@@ -279,7 +280,7 @@ def _pooled_pairs(streams: list[Stream]) -> Panel:
 
 def cosine(streams: Sequence[Stream]) -> list[Panel]:
     return curve_panel(
-        "fig1e_cosine", "1E", "Cosine of successive states", streams, lambda r: r.cosine and r.cosine.mean,
+        "fig1e_cosine", "1E", "Cosine of successive states", streams, lambda r: r.cosine.mean if r.cosine else None,
         Axis("cosine of successive states", "fisher"),
         Caption(
             "The cosine of the stream at successive sublayers, mean over {sequences}, on Fisher's scale.",
@@ -293,7 +294,7 @@ def cosine(streams: Sequence[Stream]) -> list[Panel]:
 def velocity(streams: Sequence[Stream]) -> list[Panel]:
     return [
         *curve_panel(
-            "fig1f_speed", "1F", "Speed", streams, lambda r: r.velocity and r.velocity.speed,
+            "fig1f_speed", "1F", "Speed", streams, lambda r: r.velocity.speed if r.velocity else None,
             Axis("speed (activation units)", from_zero=True),
             Caption(
                 "The length of the step from one sublayer to the next, ‖h(s+1) − h(s)‖, mean over {sequences}.",
@@ -304,7 +305,7 @@ def velocity(streams: Sequence[Stream]) -> list[Panel]:
         ),
         *curve_panel(
             "fig1f_relative_speed", "1F", "Speed over the norm of the state", streams,
-            lambda r: r.velocity and r.velocity.relative, Axis("step / norm of the state", from_zero=True),
+            lambda r: r.velocity.relative if r.velocity else None, Axis("step / norm of the state", from_zero=True),
             Caption(
                 "The length of the step over that of the state it starts from, mean over {sequences}.",
                 "how much of the stream each sublayer changes: what is left of a speed that rises because the norm "
@@ -318,7 +319,7 @@ def velocity(streams: Sequence[Stream]) -> list[Panel]:
 
 def norm(streams: Sequence[Stream]) -> list[Panel]:
     return curve_panel(
-        "norm", "", "Norm of the state", streams, lambda r: r.norm and r.norm.mean,
+        "norm", "", "Norm of the state", streams, lambda r: r.norm.mean if r.norm else None,
         Axis("norm of the state", from_zero=True),
         Caption(
             "The length of the state at each sublayer, ‖h(s)‖, mean over {sequences}.",
@@ -341,7 +342,8 @@ def mutual_information(streams: Sequence[Stream]) -> list[Panel]:
     found = first.found.mutual_information
     assert found is not None
     literal = found.estimator == "paper_literal"
-    estimators, counts = {}, {}
+    estimators: dict[str, None] = {}  # in their order, each once
+    counts: dict[int, None] = {}
     for s in some:
         assert s.found.mutual_information is not None
         estimators[s.found.mutual_information.estimator] = None
@@ -377,7 +379,7 @@ def mutual_information(streams: Sequence[Stream]) -> list[Panel]:
             unit_bands("fig1g_information_kde", "1G", "Mutual information of each unit, true", first,
                        array(found.true_units), Axis("mutual information of a unit (nats)"), by_unit),
             *curve_panel("fig1h_information_kde_mean", "1H", "Mutual information, true, mean over units", some,
-                         lambda r: r.mutual_information and r.mutual_information.true,
+                         lambda r: r.mutual_information.true if r.mutual_information else None,
                          Axis("mean mutual information (nats)"), whole),
         ]  # fmt: skip
     unit_axis = Axis(LITERAL, "log") if literal else Axis("mutual information of a unit (nats)")
@@ -393,7 +395,7 @@ def mutual_information(streams: Sequence[Stream]) -> list[Panel]:
     )  # fmt: skip
     panels += curve_panel(
         "fig1h_information_mean", "1H", "Mutual information from sublayer to sublayer", some,
-        lambda r: r.mutual_information and r.mutual_information.mean, mean_axis,
+        lambda r: r.mutual_information.mean if r.mutual_information else None, mean_axis,
         Caption(f"Mutual information of each unit between successive sublayers ({of}), mean over units. Dotted: the "
                 f"floor, what the estimator gives for pairs of different sequences.{unlike}{warning}", read_for,
                 not_for),

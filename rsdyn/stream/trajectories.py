@@ -202,6 +202,7 @@ class TrajectoryStream:
         awaited = len(self.cache.missing_sequences(*self.bounds(k)))  # a bar counts on them
         with self.cache.lock(k, on_wait=lambda holder: self._say_waiting(k, holder)):
             while True:
+                shard: Shard | None
                 try:
                     shard = self.cache.read(k)  # by now another process may have recorded it
                 except FileNotFoundError:
@@ -333,7 +334,7 @@ class TrajectoryStream:
         batch = canary_rows(lengths, self.batch_tokens, model.layout.name, apart, known=of_file >= 0)
         numbers = of_file[batch.rows].tolist()
         ends = recorded.trajectories.cumsum(0)
-        rows = torch.cat([torch.arange(ends[i] - recorded.trajectories[i], ends[i]) for i in batch.rows])
+        rows = torch.cat([torch.arange(int(ends[i] - recorded.trajectories[i]), int(ends[i])) for i in batch.rows])
         again = self._trajectories(model, numbers)
         canary = compare(again, recorded.activations[rows])
         allowed = tolerance(lm_dtype=self.lm_dtype, matmul_precision=self.matmul_precision, stored=self.dtype)

@@ -15,16 +15,17 @@ from rsdyn.tracking.log import Series, Table
 Of = Callable[[ConditionResults], Measured | None]
 # measure -> where it stands in the results
 MEASURES: dict[str, Of] = {
-    "active_share": lambda r: r.activations and r.activations.density,
-    "participation": lambda r: r.activations and r.activations.participation,
-    "correlation": lambda r: r.correlation and r.correlation.mean,
-    "cosine": lambda r: r.cosine and r.cosine.mean,
-    "speed": lambda r: r.velocity and r.velocity.speed,
-    "relative_speed": lambda r: r.velocity and r.velocity.relative,
-    "mutual_information": lambda r: r.mutual_information and r.mutual_information.mean,
-    "components_variance": lambda r: r.pca and r.pca.over_depth and r.pca.over_depth.explained,
-    "components_90": lambda r: r.pca and r.pca.over_depth and r.pca.over_depth.components_90,
-    "dimensions": lambda r: r.pca and r.pca.over_depth and r.pca.over_depth.dimensions,
+    "active_share": lambda r: r.activations.density if r.activations else None,
+    "participation": lambda r: r.activations.participation if r.activations else None,
+    "correlation": lambda r: r.correlation.mean if r.correlation else None,
+    "cosine": lambda r: r.cosine.mean if r.cosine else None,
+    "speed": lambda r: r.velocity.speed if r.velocity else None,
+    "relative_speed": lambda r: r.velocity.relative if r.velocity else None,
+    "norm": lambda r: r.norm.mean if r.norm else None,
+    "mutual_information": lambda r: r.mutual_information.mean if r.mutual_information else None,
+    "components_variance": lambda r: r.pca.over_depth.explained if r.pca and r.pca.over_depth else None,
+    "components_90": lambda r: r.pca.over_depth.components_90 if r.pca and r.pca.over_depth else None,
+    "dimensions": lambda r: r.pca.over_depth.dimensions if r.pca and r.pca.over_depth else None,
 }
 
 

@@ -52,6 +52,7 @@ CURVES = (
     Curves("1E", "Cosine of successive states", "cosine", "cosine", "analyze"),
     Curves("1F", "Speed", "speed", "speed (activation units)", "analyze"),
     Curves("1F", "Speed over the norm", "relative_speed", "step / norm of the state", "analyze"),
+    Curves("1F", "Norm of the state", "norm", "norm (activation units)", "analyze"),
     Curves("1H", "Mutual information from sublayer to sublayer", "mutual_information",
            "mean mutual information over units (nats)", "analyze"),
     Curves("1H", "The paper's sum, as printed (not an information)", "paper_literal", "sum of p log p / (p p)",

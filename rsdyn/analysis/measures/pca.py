@@ -169,12 +169,12 @@ def rows(found: AnalysisResults) -> list[Row[PrincipalComponents]]:
     """METHOD section 0.8: "fewer components" has three translations, which have three answers."""
     return [
         *trend("dimensions", "dimensions filled (participation ratio)",
-               lambda r: r.over_depth and r.over_depth.dimensions, relative=True,
+               lambda r: r.over_depth.dimensions if r.over_depth else None, relative=True,
                claim="later layers need fewer components", paper="fewer"),
         *trend("components_90", "components for 90 % of a sublayer's variance",
-               lambda r: r.over_depth and r.over_depth.components_90, relative=True),
+               lambda r: r.over_depth.components_90 if r.over_depth else None, relative=True),
         *trend("explained", f"variance that {n_components(found)} common components explain (rises if fewer)",
-               lambda r: r.over_depth and r.over_depth.explained),
+               lambda r: r.over_depth.explained if r.over_depth else None),
     ]  # fmt: skip
 
 

@@ -117,8 +117,8 @@ class TrajectoryCache:
             notes = self.store.open(made_by or {})
             self._write_index()
         except OSError as error:
-            missing = set(self.missing())
-            if (missing if wanted is None else missing & set(wanted)) or not self.store.is_readable():
+            lost = set(self.missing())
+            if (lost if wanted is None else lost & set(wanted)) or not self.store.is_readable():
                 raise self.store.cannot_write(error) from error
             return []
         if missing := self.missing():

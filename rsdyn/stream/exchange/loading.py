@@ -141,7 +141,8 @@ def _of_path(path: Path, told: Declared) -> Raw | Trajectories:
         )
     for name in ("tokens", "mask", "sequence", "position"):
         if getattr(told, name) is None and name in arrays:
-            told = Declared(**{name: arrays[name]}).over(told)
+            given: dict[str, Any] = {name: arrays[name]}
+            told = Declared(**given).over(told)
     return _of_array(next(iter(tensors.values())), told, str(path))
 
 

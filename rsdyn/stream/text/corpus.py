@@ -338,7 +338,7 @@ def _files_without_configs(info: DatasetInfo) -> list[str]:
     """The files that can be read of a dataset on the Hub whose README does not say which it has, else none."""
     from rsdyn.stream.text.local_files import is_about, type_of
 
-    if (info.card_data or {}).get("configs"):
+    if info.card_data is not None and info.card_data.get("configs"):
         return []
     paths = [Path(each.rfilename) for each in info.siblings or []]
     return [str(path) for path in paths if type_of(path) and not is_about(path) and not path.parts[0].startswith(".")]

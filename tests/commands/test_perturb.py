@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 
+from recorded_streams import recorded  # noqa: E402
+
 from rsdyn.commands import perturb  # noqa: E402
 from rsdyn.config.command_line import load_config  # noqa: E402
 from rsdyn.dynamics.projection import PCA  # noqa: E402
@@ -71,10 +73,7 @@ def default(words, tmp_path_factory):
 @pytest.fixture(scope="module")
 def plane(words, default):
     """The plane that the default run must have used: PCA of the same stream, from its cache."""
-    from safetensors.torch import load_file
-
-    shards = sorted(Path(words["cache.dir"]).rglob("*.safetensors"))
-    trajectories = torch.cat([load_file(f)["activations"] for f in shards])
+    trajectories = recorded(words["cache.dir"])
     assert trajectories.shape == (N, S, D)
     return PCA.fit(trajectories.reshape(-1, D), 2), trajectories
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recorded_streams import recorded
 from safetensors.torch import load_file, save_file
 
 from rsdyn.autoencoder.model import CompressingAutoencoder
@@ -177,10 +178,8 @@ def test_results_are_what_the_checkpoint_computes(runs, words):
     results = np.load(folder / "results.npz")
     model = CompressingAutoencoder.from_checkpoint(folder / "checkpoints" / "best.ckpt")
     assert results["widths"].tolist() == model.widths
-    shards = [load_file(p) for p in sorted(Path(words["cache.dir"]).glob("*/shard-*.safetensors"))]
-    activations = torch.cat([s["activations"] for s in shards])
-    index = torch.cat([s["index"] for s in shards])
-    assert index.tolist() == list(range(N))
+    activations = recorded(words["cache.dir"])
+    assert len(activations) == N
     test = activations[results["latent_sample_sequences"]].float()
     with torch.no_grad():
         latents = model.encode(test)
@@ -208,8 +207,7 @@ def test_pca_beside_it_is_sklearns(runs, words):
 
     folder, _ = runs[0]
     parts = split(N, val_size=0.1, test_size=0.15, seed=0)
-    shards = [load_file(p)["activations"] for p in sorted(Path(words["cache.dir"]).glob("*/shard-*.safetensors"))]
-    x = torch.cat(shards).double().numpy()
+    x = recorded(words["cache.dir"]).double().numpy()
     pca = PCA(2, svd_solver="full").fit(x[parts["train"]].reshape(-1, x.shape[-1]))
     test = x[parts["test"]].reshape(-1, x.shape[-1])
     error = (pca.inverse_transform(pca.transform(test)) - test) ** 2
@@ -475,8 +473,7 @@ def test_two_processes_do_the_work_of_one(words, plain_run, tmp_path):
         assert found["test"][key] == pytest.approx(plain_run["test"][key], rel=1e-6)
     assert found["test"]["test_mse"] == pytest.approx(plain_run["test"]["test_mse"], rel=0.3)
     ours, theirs = (sorted(Path(d).glob("*/shard-*")) for d in (tmp_path / "cache", words["cache.dir"]))
-    index = torch.cat([load_file(p)["index"] for p in ours])
-    assert sorted(index.tolist()) == list(range(N))
+    assert len(recorded(tmp_path / "cache")) == N
     by_name = {p.parent.name + p.name: p for p in theirs}
     for path in ours:
         assert path.read_bytes() == by_name[path.parent.name + path.name].read_bytes()

@@ -13,7 +13,7 @@ from lightning.pytorch.accelerators import CPUAccelerator  # noqa: E402
 from lightning.pytorch.strategies import SingleDeviceStrategy  # noqa: E402
 from pretend_gpu import COMPUTED, GPU, pretend_gpu  # noqa: E402
 
-from rsdyn.run import opening as experiment  # noqa: E402
+from rsdyn.run import trainer as experiment  # noqa: E402
 
 OF_A_FORWARD = {"aten.mm", "aten.addmm", "aten.linear"}
 

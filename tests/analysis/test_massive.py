@@ -94,4 +94,4 @@ def test_words_name_the_unit_and_the_block_that_writes_it():
     assert "unit 3" in sinks and "written by the MLP of layer 3" in sinks and "(84)" in others
     probe.extremes.reset()
     probe.extremes.update(x, None, None)
-    assert massive_in_words(measured(probe), 1)[-1].endswith("data.positions=all shows them.")
+    assert massive_in_words(measured(probe), 1)[-1].endswith(" positions=all shows them.")

@@ -42,6 +42,7 @@ OTHER = {
     "lm.matmul_precision": ("high", "high"),
     "lm.layout": ("sorted", "sorted"),
     "data.path": ("a b.txt", "a b.txt"),
+    "data.stream": ("a b.npz", "a b.npz"),
     "data.name": ("Salesforce/wikitext", "Salesforce/wikitext"),
     "data.config": ("wikitext-2-raw-v1", "wikitext-2-raw-v1"),
     "data.split": ("train[:10%]", "train[:10%]"),

@@ -17,7 +17,7 @@ from rsdyn.autoencoder.model import geometric_widths
 from rsdyn.config.command_line import CONFIGS, load_config, preset_names
 from rsdyn.config.schema import options
 from rsdyn.errors import UserError
-from rsdyn.run import script
+from rsdyn.run import run as of_run
 from rsdyn.tracking.workspace.__main__ import METRIC
 
 ROOT = Path(__file__).parents[2]
@@ -188,11 +188,11 @@ def test_the_agent_runs_train_py_which_logs_the_metric(agent, tmp_path, monkeypa
 
 def test_the_agents_id_wins_over_that_of_a_run_that_goes_on(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(script, "make_wandb_logger", lambda **settings: given.append(settings["run_id"]))
+    monkeypatch.setattr(of_run, "make_wandb_logger", lambda **settings: given.append(settings["run_id"]))
     for sweep, of_agent, wins in [("s", "run12345", "run12345"), ("", "run12345", "0ld12345"), ("s", "", "0ld12345")]:
         monkeypatch.setenv("WANDB_SWEEP_ID", sweep)
         monkeypatch.setenv("WANDB_RUN_ID", of_agent)
-        run = script.Run("train", load_config(["tracking.mode=offline"], "train"), tmp_path, 0.0)
+        run = of_run.Run("train", load_config(["tracking.mode=offline"], "train"), tmp_path, 0.0)
         run.record_provenance(wandb_id="0ld12345")
         run.start_tracking(group="g", tags=[])
         assert given.pop() == wins == json.loads((tmp_path / "provenance.json").read_text())["wandb_id"]

@@ -145,7 +145,7 @@ def test_units_are_chosen_by_their_turns():
 def test_components_and_their_units(found):
     pca = analysis().main.pca
     cumulative = line(found["fig4b_cumulative_variance"], "original text")
-    np.testing.assert_allclose(cumulative.y, np.cumsum(pca.ratio.value))
+    np.testing.assert_allclose(cumulative.y, np.cumsum(pca.ratio.value.numpy()))
     (path,) = marks(found["fig4a_trajectory"], Path)
     np.testing.assert_allclose(path.x, pca.latents.mean[:, 0])
     assert "50.0 %" in found["fig4a_trajectory"].axes_at({"stream": "0-0"})[0].label

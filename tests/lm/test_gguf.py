@@ -193,8 +193,8 @@ def test_a_tokenizer_that_cannot_be_built_is_refused(folder, tmp_path):
 
 def test_settings_that_do_not_go_with_a_file(file):
     for options, words in (
-        ({"revision": "main"}, "lm.revision=main is for a model on the Hub"),
-        ({"device_map": "auto"}, "lm.device_map=auto"),
+        ({"revision": "main"}, "revision=main is for a model on the Hub"),
+        ({"device_map": "auto"}, "device_map=auto"),
     ):
         with pytest.raises(UserError, match=words):
             find_lm(str(file), **options)

@@ -72,7 +72,7 @@ def test_norms_behind_the_sums_are_refused(name):
 )
 def test_other_models_are_refused(model_type, why):
     config = AutoConfig.for_model(model_type, num_hidden_layers=2)
-    with pytest.raises(UserError, match=f"lm\\.name.*{model_type}.*not supported.*{why}"):
+    with pytest.raises(UserError, match=f"name: .*{model_type}.*not supported.*{why}"):
         site_names(config)
 
 

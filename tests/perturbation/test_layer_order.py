@@ -87,6 +87,7 @@ def test_orders():
 def test_only_what_lies_behind_the_change_runs_and_nothing_is_left_behind():
     lm = open_lm("llama", ZOO["llama"]())
     run = run_whole(lm, IDS)
+    before = [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in lm.base.modules()]
     ran = []
     handles = [m.register_forward_hook(lambda *a, i=i: ran.append(i)) for i, m in enumerate(lm.sites.layers)]
     try:
@@ -99,7 +100,7 @@ def test_only_what_lies_behind_the_change_runs_and_nothing_is_left_behind():
     finally:
         for handle in handles:
             handle.remove()
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in lm.base.modules())
+    assert [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in lm.base.modules()] == before
     with pytest.raises(ValueError, match=r"order=\[3\]: llama has 3 layers"):
         run_in_order(lm, run, [3])
     lm.n_edits = 1

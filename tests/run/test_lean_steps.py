@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from rsdyn.config.command_line import load_config
 from rsdyn.private import LeanModule, NoProfiler
 from rsdyn.run.checkpoints import BestCheckpoint
-from rsdyn.run.opening import make_trainer
 from rsdyn.run.progress import Patience
 from rsdyn.run.signals import Stop
+from rsdyn.run.trainer import make_trainer
 
 
 class Step:

@@ -204,7 +204,10 @@ def test_training_shows_losses_curves_and_the_test(shown, folders):
 def test_analysis_shows_every_condition_with_interval_and_null(shown, folders):
     found, arrays = shown["analyze"], arrays_of(folders, "analyze")
     measures = {key.split("/")[1] for row in found.history for key in row if key.startswith("depth/")}
-    assert measures == {c.measure for c in CURVES if c.script == "analyze"} - {"paper_literal"}
+    assert measures == {c.measure for c in CURVES if c.script == "analyze"} - {
+        "paper_literal",
+        "norm",
+    }  # which is asked for by name
     for condition in CONDITIONS:
         for series, key, row in (("", "", ...), ("_low", "/interval", 0), ("_high", "/interval", 1)):
             curve = [v for _, v in found.curve(f"depth/speed/{condition}{series}")]
@@ -327,12 +330,13 @@ def test_the_layout_has_what_these_runs_log_and_no_key_that_none_does(shown, oth
     """The rest is in the runs of test_workspace.py: an untrained model, more layers, more steps."""
     from test_workspace import ELSEWHERE, assert_logged, logged_by
 
+    from rsdyn.tracking.keys import PANELS
     from rsdyn.tracking.workspace.__main__ import specs
 
     runs = [*shown.values(), *(inspect(folder) for folder in other_kinds.values())]
     logged = set().union(*(logged_by(run) for run in runs))
     elsewhere = (*ELSEWHERE, "untrained", "shuffled_keep_last", "_trend/", "innovation_shuffle", "train/batch_loss",
-                 "depth_0.25", "depth_0.75")  # fmt: skip
+                 "depth_0.25", "depth_0.75", "depth/norm/", *(f"/{name}" for name in PANELS["S"]))  # fmt: skip
     assert_logged(specs("rsdyn"), logged, elsewhere)
 
 

@@ -23,12 +23,12 @@ _TEMPORARY = re.compile(r"\.(?P<target>[A-Za-z0-9][A-Za-z0-9._-]*)\.[0-9a-f]{16}
 
 
 def publish(path: Path, parts: Sequence[bytes | memoryview]) -> None:
-    """Put ``parts``, one behind the other, at ``path``: temporary file in the same folder, fsync, rename, fsync of the
-    folder, in this order.
+    """Put ``parts``, one behind the other, at ``path``.
 
-    A reader sees the old file or the whole new one, also after a power cut. Raises ``OSError`` when the disk is full or
-    fails, and leaves nothing behind then. The caller holds the lock of the file (``lock.py``): :func:`temporaries`
-    without one are anybody's to remove.
+    Temporary file in the same folder, fsync, rename, fsync of the folder, in this order: a reader sees the old file or
+    the whole new one, also after a power cut. Raises ``OSError`` when the disk is full or fails, and leaves nothing
+    behind then. The caller holds the lock of the file (``lock.py``): :func:`temporaries` without one are anybody's to
+    remove.
     """
     try:
         _publish(path, parts)

@@ -45,20 +45,24 @@ def setting(default: Any, help: str, **rules: Any) -> Any:
 
 
 def is_size(value: Any) -> bool:
+    """Whether it is a share, or a whole number."""
     return _is_a(value, "float") and (0 < value < 1 or (value >= 1 and value == int(value)))
 
 
 def is_devices(value: Any) -> bool:
+    """Whether Lightning takes it for ``devices``: a number, ``auto``, or a list of numbers."""
     if isinstance(value, str):
         return value == "auto" or re.fullmatch(r"\d+(,\d+)+|\d+,", value) is not None
     return _is_a(value, "int") and value >= 1
 
 
 def is_layers(value: Any) -> bool:
+    """Whether it says how many widths an autoencoder has: a number, or ``paper``."""
     return value == "paper" or (_is_a(value, "int") and value >= 1)
 
 
 def is_share(value: Any) -> bool:
+    """Whether it lies between 0 and 1, both left out."""
     return _is_a(value, "float") and 0 < value < 1
 
 

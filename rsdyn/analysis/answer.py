@@ -15,7 +15,7 @@ NULLS = ("innovation_shuffle", "layer_shuffle")  # the one that claims rest on, 
 class _Rows:
     """The rows of a table by their keys, each with the value of the first condition."""
 
-    def __init__(self, table: Sequence[Finding], conditions: Sequence[str]):
+    def __init__(self, table: Sequence[Finding], conditions: Sequence[str]) -> None:
         self._rows = {row.key: row.values for row in table}
         self._main, self._conditions = conditions[0], conditions
 

@@ -53,7 +53,7 @@ class Grouped(nn.Module):
         n_groups: how many.
     """
 
-    def __init__(self, make: Callable[[], Any], n_groups: int):
+    def __init__(self, make: Callable[[], Any], n_groups: int) -> None:
         super().__init__()
         self.parts = nn.ModuleList([make() for _ in range(n_groups)])
 
@@ -169,7 +169,7 @@ class Collected(nn.Module):
         sites_per_layer: int = 2,
         tokens: Literal["last", "some", "all"] = "last",
         once: bool = False,
-    ):
+    ) -> None:
         super().__init__()
         self.largest, self.last_token, self.sites_per_layer, self.once = largest, last_token, sites_per_layer, once
         self.n_sublayers, self.n_units = n_sublayers, n_units

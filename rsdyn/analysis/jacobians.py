@@ -398,7 +398,7 @@ def claims(result: JacobianResult) -> list[Claim]:
 class _Means(dict[str, np.ndarray]):
     """The mean curves of some texts, each made when it is asked for."""
 
-    def __init__(self, curves: Curves, rows: np.ndarray):
+    def __init__(self, curves: Curves, rows: np.ndarray) -> None:
         super().__init__()
         self.curves, self.rows = curves, rows
 

@@ -15,7 +15,7 @@ class ResidualStreamProbe(L.LightningModule):
         collected: what is fed, new.
     """
 
-    def __init__(self, collected: Collected):
+    def __init__(self, collected: Collected) -> None:
         super().__init__()
         self.collected = collected
         self._between = False

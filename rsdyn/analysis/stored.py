@@ -78,7 +78,7 @@ def unflatten_part(kind: type[T], arrays: Arrays, name: str, where: str = "resul
 class _Tree:
     """The arrays as a tree of the parts of their names; an array itself is read when it is asked for."""
 
-    def __init__(self, arrays: Arrays, where: str, name: str = "", parts: dict[str, Any] | None = None):
+    def __init__(self, arrays: Arrays, where: str, name: str = "", parts: dict[str, Any] | None = None) -> None:
         self.arrays, self.where, self.name = arrays, where, name
         self.parts: dict[str, Any] = {} if parts is None else parts
         if parts is None:

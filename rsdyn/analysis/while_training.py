@@ -27,7 +27,7 @@ class RideAlong(L.Callback):
     ``results`` holds the numbers once the first epoch is over, on all processes.
     """
 
-    def __init__(self, settings: AnalysisConfig, *, groups: SequenceGroups | None = None, seed: int = 0):
+    def __init__(self, settings: AnalysisConfig, *, groups: SequenceGroups | None = None, seed: int = 0) -> None:
         self.settings, self.groups, self.seed = settings, groups, seed
         self.results: ConditionResults | None = None
 

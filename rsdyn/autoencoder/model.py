@@ -62,7 +62,7 @@ class CompressingAutoencoder(Projection):
         count: Count = "widths",
         standardise: Standardisation = "none",
         n_sublayers: int | None = None,
-    ):
+    ) -> None:
         super().__init__()
         if standardise not in get_args(Standardisation):
             raise ValueError(f"standardise={standardise!r}: must be one of {', '.join(get_args(Standardisation))}.")

@@ -63,7 +63,7 @@ class LitAutoencoder(LeanModule):
         plateau_factor: float = 0.5,
         plateau_patience: int = 4,
         bias_init: Literal["default", "mean"] = "default",
-    ):
+    ) -> None:
         super().__init__()
         if schedule not in ("plateau", "constant"):
             raise ValueError(f"schedule={schedule!r}: must be plateau or constant.")

@@ -163,7 +163,7 @@ def _open(source: Source, model: str, seed: int, config: Config) -> LanguageMode
 class _Store:
     """What was measured of texts before, a file each in a folder of the cache; none with ``cache.enabled=false``."""
 
-    def __init__(self, run: Run, source: Source, model: str, of_plane: list[np.ndarray]):
+    def __init__(self, run: Run, source: Source, model: str, of_plane: list[np.ndarray]) -> None:
         config = run.config
         self.folder: Path | None = None
         if config.cache.enabled:

@@ -1,5 +1,6 @@
-"""Projections of the stream onto few dimensions and back: one interface, so that whatever works in a plane found by
-PCA works in an autoencoder's latent space too.
+"""Projections of the stream onto few dimensions and back.
+
+One interface, so that whatever works in a plane found by PCA works in an autoencoder's latent space too.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class PCA(Projection):
     variance: Tensor
     total_variance: Tensor
 
-    def __init__(self, mean: Tensor, components: Tensor, variance: Tensor, total_variance: Tensor):
+    def __init__(self, mean: Tensor, components: Tensor, variance: Tensor, total_variance: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("components", components)

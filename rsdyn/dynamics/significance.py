@@ -66,8 +66,11 @@ class RotationTest(NamedTuple):
 
     @property
     def population_p(self) -> float:
-        """The p of the mean of ``|R|`` over units: the share of surrogates, the observed value counted among them, that
-        are as far from the mean of all. Raises ``ValueError`` unless surrogates are shared."""
+        """The p of the mean of ``|R|`` over units.
+
+        The share of surrogates, the observed value counted among them, that are as far from the mean of all. Raises
+        ``ValueError`` unless surrogates are shared.
+        """
         if not self.shared:
             raise ValueError(
                 "shared=False: units with surrogates of their own lose their correlation, and the population's null "
@@ -226,8 +229,10 @@ def summary(
 
 
 def unit_sums(found: Tensor, moving: Tensor) -> Tensor:
-    """Sums ``(2, n)`` of ``|R|`` and ``R`` over units. On a grid finer than float32's error they are exact in float64,
-    so they don't depend on how units are split."""
+    """Sums ``(2, n)`` of ``|R|`` and ``R`` over units.
+
+    On a grid finer than float32's error they are exact in float64, so they don't depend on how units are split.
+    """
     grid = (torch.where(moving, found, 0.0).to(torch.float64) * 2.0**20).round()
     return torch.stack([grid.abs().sum(1), grid.sum(1)]) / 2.0**20
 
@@ -265,6 +270,7 @@ def result(
     population: Tensor,
     at_all: Tensor,
 ) -> RotationTest:
+    """The test of a null model from what its surrogates gave."""
     z = torch.where(std > TIE, delta / std, torch.nan)
     q = benjamini_hochberg(p)
     return RotationTest(null, n, shared, observed, mean, std, delta, z, p, q, population[0], population[1], at_all)

@@ -97,7 +97,7 @@ class Source:
         window: int,
         kinds: int,
         pooled: Tensor | LinearProcess | None = None,
-    ):
+    ) -> None:
         """``steps`` ``(S - 1, U)`` float64; ``units`` the index of each column in all, or None to share the numbers.
 
         ``pooled`` is what :func:`pooled_over_units` says of the null.
@@ -205,6 +205,7 @@ def _depth_first(rows: Tensor) -> Tensor:
 
 
 def padded(width: int) -> int:
+    """The width that is worked on, in whole lanes."""
     return -(-width // LANES) * LANES
 
 
@@ -232,6 +233,7 @@ def pooled_over_units(
 def check(
     a: Tensor, null: str, n: int, seed: int, window: int = 8, sites_per_layer: int = 2, first_unit: int = 0
 ) -> None:
+    """Raise ``ValueError`` for trajectories or settings that a null model does not take."""
     check_sublayers(a)
     if a.dim() != 2:
         raise ValueError(

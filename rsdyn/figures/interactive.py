@@ -501,4 +501,5 @@ def shortened(values: Sequence[float | None]) -> list[float | None]:
 
 
 def rgba(colour: str, percent: int) -> str:
+    """A colour ``#rrggbb`` with an opacity in percent, as Plotly takes it."""
     return f"rgba({int(colour[1:3], 16)},{int(colour[3:5], 16)},{int(colour[5:7], 16)},{percent / 100:g})"

@@ -279,6 +279,7 @@ def _pooled_pairs(streams: list[Stream]) -> Panel:
 
 
 def cosine(streams: Sequence[Stream]) -> list[Panel]:
+    """Fig. 1E."""
     return curve_panel(
         "fig1e_cosine", "1E", "Cosine of successive states", streams, lambda r: r.cosine.mean if r.cosine else None,
         Axis("cosine of successive states", "fisher"),
@@ -292,6 +293,7 @@ def cosine(streams: Sequence[Stream]) -> list[Panel]:
 
 
 def velocity(streams: Sequence[Stream]) -> list[Panel]:
+    """Fig. 1F, and the speed over the norm."""
     return [
         *curve_panel(
             "fig1f_speed", "1F", "Speed", streams, lambda r: r.velocity.speed if r.velocity else None,
@@ -318,6 +320,7 @@ def velocity(streams: Sequence[Stream]) -> list[Panel]:
 
 
 def norm(streams: Sequence[Stream]) -> list[Panel]:
+    """The length of the state over depth."""
     return curve_panel(
         "norm", "", "Norm of the state", streams, lambda r: r.norm.mean if r.norm else None,
         Axis("norm of the state", from_zero=True),

@@ -115,6 +115,7 @@ def shared_depth(streams: Sequence[Stream]) -> bool:
 
 
 def over_depth(streams: Sequence[Stream]) -> Axis:
+    """The axis of depth of some streams: layers where they have as many, else the share of the depth."""
     return depth_axis(streams[0].n_sublayers, streams[0].sites) if shared_depth(streams) else SHARED_DEPTH
 
 

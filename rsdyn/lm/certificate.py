@@ -178,7 +178,7 @@ class Identities:
         allowed, of_runs: the largest errors that pass, see :func:`tolerances`.
     """
 
-    def __init__(self, lm: LanguageModel, sequences: Sequence[np.ndarray]):
+    def __init__(self, lm: LanguageModel, sequences: Sequence[np.ndarray]) -> None:
         if lm.n_edits:
             raise ValueError(
                 f"lm: {lm.n_edits} interventions are open, and would change what is certified. Leave them."

@@ -40,7 +40,7 @@ class GivenModel:
     commit = revision = None
     untrained: int | None = None
 
-    def __init__(self, model: nn.Module, name: str | None = None):
+    def __init__(self, model: nn.Module, name: str | None = None) -> None:
         wrapped: Any = model
         inner: Any = wrapped.get_base_model() if hasattr(model, "peft_config") else model
         self.model = inner

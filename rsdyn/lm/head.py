@@ -51,7 +51,7 @@ class _States(tuple[Tensor]):
 class _FinalNorm(nn.Module):
     """Stands where a CausalLM has its base model: gives the states that it was given, behind the final norm."""
 
-    def __init__(self, final_norm: nn.Module | None, base: nn.Module):
+    def __init__(self, final_norm: nn.Module | None, base: nn.Module) -> None:
         super().__init__()
         self.final_norm = final_norm
         vars(self)["base"] = base  # beside its modules: nothing of it is run or moved

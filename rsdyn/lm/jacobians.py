@@ -223,7 +223,9 @@ class _Sublayers:
     training step takes on as many tokens as there are columns.
     """
 
-    def __init__(self, lm: LanguageModel, reference: Reference, context: Context = "full", *, keep: bool = False):
+    def __init__(
+        self, lm: LanguageModel, reference: Reference, context: Context = "full", *, keep: bool = False
+    ) -> None:
         self.lm, self.reference, self.keep = lm, reference, keep
         self.exact, self.alone = context == "full", context == "none"
         self.calls = reference.calls

@@ -81,7 +81,7 @@ class LanguageModel:
         causal: PreTrainedModel | None = None,
         quantisation: str | None = None,
         unused: str | None = None,
-    ):
+    ) -> None:
         self.base, self.causal = base, causal
         self.head: nn.Module | None = None if causal is None else causal.get_output_embeddings()
         self.n_edits = 0

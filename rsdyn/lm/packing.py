@@ -32,7 +32,7 @@ _KERNELS = ("sdpa", "eager")  # what transformers gives a model that nobody aske
 class NotPackedError(UserError):
     """A model cannot be run in packed rows; ``reason`` says why in a clause."""
 
-    def __init__(self, reason: str):
+    def __init__(self, reason: str) -> None:
         super().__init__(f"layout: the language model cannot be run in packed rows: {reason}. Use layout=sorted.")
         self.reason = reason
 

@@ -80,7 +80,7 @@ class MeanLoss(_Float64State):
     total: Tensor
     n: Tensor
 
-    def __init__(self, **kwargs: Any):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("n", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -102,7 +102,7 @@ class StreamMoments(_Float64State):
 
     packed: Tensor
 
-    def __init__(self, *shape: int):
+    def __init__(self, *shape: int) -> None:
         super().__init__()
         empty = torch.zeros(3, *shape, dtype=torch.float64)
         self.add_state("packed", default=empty, dist_reduce_fx=_merge_packed)
@@ -132,7 +132,7 @@ class SequenceCurve(StreamMoments):
     ``update`` takes trajectories ``(n, S, D)``, ``compute`` gives moments ``(length,)``.
     """
 
-    def __init__(self, of: Callable[[Tensor, Tensor | None], Tensor], length: int, units: Tensor | None = None):
+    def __init__(self, of: Callable[[Tensor, Tensor | None], Tensor], length: int, units: Tensor | None = None) -> None:
         super().__init__(length)
         self.of, self.units = of, units
 
@@ -150,7 +150,7 @@ class CosineSimilarity(SequenceCurve):
     ``update`` takes trajectories ``(n, S, D)``, ``compute`` gives moments ``(S - 1,)``; NaN where a vector is zero.
     """
 
-    def __init__(self, n_sublayers: int, units: Tensor | None = None):
+    def __init__(self, n_sublayers: int, units: Tensor | None = None) -> None:
         super().__init__(geometry.cosine, n_sublayers - 1, units)
 
 
@@ -160,7 +160,7 @@ class Speed(SequenceCurve):
     Arguments, ``update`` and ``compute`` are those of :class:`CosineSimilarity`.
     """
 
-    def __init__(self, n_sublayers: int, units: Tensor | None = None):
+    def __init__(self, n_sublayers: int, units: Tensor | None = None) -> None:
         super().__init__(geometry.speed, n_sublayers - 1, units)
 
 
@@ -170,7 +170,7 @@ class RelativeSpeed(SequenceCurve):
     Arguments, ``update`` and ``compute`` are those of :class:`CosineSimilarity`.
     """
 
-    def __init__(self, n_sublayers: int, units: Tensor | None = None):
+    def __init__(self, n_sublayers: int, units: Tensor | None = None) -> None:
         super().__init__(geometry.relative_speed, n_sublayers - 1, units)
 
 
@@ -184,7 +184,7 @@ class CurvesOfUnits(StreamMoments):
     ``update`` takes trajectories ``(n, S, D)``, ``compute`` gives moments ``(C, length)``.
     """
 
-    def __init__(self, of: Callable[[Tensor, Tensor | None], Tensor], length: int, units: Sequence[Tensor]):
+    def __init__(self, of: Callable[[Tensor, Tensor | None], Tensor], length: int, units: Sequence[Tensor]) -> None:
         super().__init__(len(units), length)
         self.of, self.units = of, units
 
@@ -205,7 +205,7 @@ class PaceWithoutLargest(StreamMoments):
     :class:`rsdyn.dynamics.geometry.Pace`.
     """
 
-    def __init__(self, n_sublayers: int, order: Tensor, counts: Sequence[int], units: Tensor | None = None):
+    def __init__(self, n_sublayers: int, order: Tensor, counts: Sequence[int], units: Tensor | None = None) -> None:
         super().__init__(3, len(counts), n_sublayers - 1)
         self.order, self.counts, self.units = order, counts, units
 
@@ -226,7 +226,7 @@ class GroupSums(_Float64State):
     total: Tensor
     n: Tensor
 
-    def __init__(self, group: Tensor, sublayers: Sequence[int], n_units: int):
+    def __init__(self, group: Tensor, sublayers: Sequence[int], n_units: int) -> None:
         super().__init__()
         n_groups = int(group.max()) + 1
         self.group, self.sublayers = group, list(sublayers)
@@ -262,7 +262,7 @@ class Correlation(_Float64State):
 
     packed: Tensor
 
-    def __init__(self, n_sublayers: int, n_units: int, pairs: Literal["consecutive", "all"] = "consecutive"):
+    def __init__(self, n_sublayers: int, n_units: int, pairs: Literal["consecutive", "all"] = "consecutive") -> None:
         super().__init__()
         self.n_sublayers, self.pairs = n_sublayers, pairs
         n_pairs = n_sublayers - 1 if pairs == "consecutive" else n_sublayers * (n_sublayers - 1) // 2
@@ -301,7 +301,7 @@ class StreamCovariance(_Float64State):
 
     packed: Tensor
 
-    def __init__(self, n_units: int):
+    def __init__(self, n_units: int) -> None:
         super().__init__()
         empty = torch.zeros(n_units + 2, n_units, dtype=torch.float64)
         self.add_state("packed", default=empty, dist_reduce_fx=self._merge)
@@ -341,7 +341,7 @@ class FrozenSteps(_Float64State):
     total: Tensor
     n: Tensor
 
-    def __init__(self, n_sublayers: int, n_units: int):
+    def __init__(self, n_sublayers: int, n_units: int) -> None:
         super().__init__()
         empty = torch.zeros(n_sublayers - 1, n_units, dtype=torch.float64)
         self.add_state("total", default=empty, dist_reduce_fx="sum")
@@ -361,7 +361,7 @@ class SquaredError(_Float64State):
 
     total: Tensor
 
-    def __init__(self, *shape: int):
+    def __init__(self, *shape: int) -> None:
         super().__init__()
         self.add_state("total", default=torch.zeros(*shape, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -414,7 +414,7 @@ class LargestByKind(ShapedMetric):
     norms: Tensor
     norm_counts: Tensor
 
-    def __init__(self, n_sublayers: int, n_units: int):
+    def __init__(self, n_sublayers: int, n_units: int) -> None:
         super().__init__()
         n_classes, n_ranges = len(TOKEN_CLASSES), len(massive.POSITIONS)
         shape, wide = (n_classes, n_sublayers, n_units), torch.float64

@@ -33,7 +33,7 @@ class FirstSequences(ShapedMetric):
     values: list[Tensor]
     numbers: list[Tensor]
 
-    def __init__(self, limit: int = 1000):
+    def __init__(self, limit: int = 1000) -> None:
         super().__init__()
         self.limit = limit
         self.add_state("values", default=[], dist_reduce_fx="cat")
@@ -129,7 +129,7 @@ class UnitTrajectories(ShapedMetric):
     values: list[Tensor]
     numbers: list[Tensor]
 
-    def __init__(self, limit: int | None = 1000):
+    def __init__(self, limit: int | None = 1000) -> None:
         super().__init__()
         self.limit = limit
         self._first_unit = 0
@@ -191,7 +191,7 @@ class MutualInformation(UnitTrajectories):
         limit: use at most this many sequences.
     """
 
-    def __init__(self, estimator: str = "kde", limit: int | None = 1000):
+    def __init__(self, estimator: str = "kde", limit: int | None = 1000) -> None:
         super().__init__(limit)
         self.estimator = estimator
 

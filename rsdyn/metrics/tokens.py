@@ -42,7 +42,7 @@ class ByPosition(_Float64State):
     n: Tensor
     counts: Tensor
 
-    def __init__(self, n_sublayers: int, units: Tensor | None = None):
+    def __init__(self, n_sublayers: int, units: Tensor | None = None) -> None:
         super().__init__()
         self.units, self.n_sublayers = units, n_sublayers
         shape = (len(massive.POSITIONS), 4, n_sublayers - 1)
@@ -81,7 +81,7 @@ class TokenCurvature(StreamMoments):
         n_sublayers: ``S``.
     """
 
-    def __init__(self, n_sublayers: int):
+    def __init__(self, n_sublayers: int) -> None:
         super().__init__(n_sublayers)
 
 
@@ -93,7 +93,7 @@ class Triples:
         first: the first position that counts; 1 leaves BOS out.
     """
 
-    def __init__(self, units: Tensor | None = None, first: int = 0):
+    def __init__(self, units: Tensor | None = None, first: int = 0) -> None:
         self.units, self.first = units, first
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
 

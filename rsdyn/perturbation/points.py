@@ -137,8 +137,10 @@ def _through(settings: PerturbConfig, plane: Plane, state: Tensor, s: int, state
 
 
 def _usable(trajectories: Recorded, s: int, state: Tensor, prompt: Prompt) -> Tensor:
-    """The trajectories whose state is not the prompt's own: at the first sublayer the same token is the same state, but
-    for the cache's rounding, and putting it in would perturb nothing. No token of the prompt's own sequence is one.
+    """The trajectories whose state is not the prompt's own.
+
+    At the first sublayer the same token is the same state, but for the cache's rounding, and putting it in would
+    perturb nothing. No token of the prompt's own sequence is one.
     """
     own = state.to("cpu", torch.float32)
     away = torch.cat([(part[:, s].to(torch.float32) - own).norm(dim=-1) for part in trajectories.x.split(256)])

@@ -29,8 +29,9 @@ At = tuple[int, str]  # a layer of injection and what was put in there
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the closing table: what was put in at a layer, over ``prompts`` prompts; shares are means, the rest
-    medians.
+    """One row of the closing table: what was put in at a layer, over ``prompts`` prompts.
+
+    Shares are means, the rest medians.
     """
 
     layer: int
@@ -175,9 +176,11 @@ class Found:
         return table
 
     def arrays(self) -> dict[str, Any]:
-        """Everything as arrays: means ``(prompts, ...)``, ends of every point ``(prompts, points)``, and the curves of
-        the first prompt's points. A prompt with fewer states to swap in has NaN for the points it lacks, and NaN all
-        along where it has none.
+        """Everything as arrays.
+
+        Means ``(prompts, ...)``, ends of every point ``(prompts, points)``, and the curves of the first prompt's
+        points. A prompt with fewer states to swap in has NaN for the points it lacks, and NaN all along where it has
+        none.
         """
         out: dict[str, Any] = {}
         for at, values in self.values.items():

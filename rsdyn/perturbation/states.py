@@ -61,7 +61,10 @@ def edit_stream(
         given = stream_of(args, kwargs)
         stream = given.clone()
         put(stream)
-        exchanged = lambda value: stream if value is given else value  # noqa: E731
+
+        def exchanged(value: Any) -> Any:
+            return stream if value is given else value
+
         return tuple(map(exchanged, args)), {name: exchanged(value) for name, value in kwargs.items()}
 
     def in_place(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

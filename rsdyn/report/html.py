@@ -71,4 +71,5 @@ def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = 
 
 
 def notes(lines: Sequence[str]) -> str:
+    """Lines as notes of the page."""
     return "".join(f'<p class="note">{escape(line)}</p>' for line in lines)

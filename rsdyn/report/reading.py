@@ -57,7 +57,7 @@ class Arrays(Mapping[str, np.ndarray]):
     A missing or damaged array is a UserError that names the file and the array.
     """
 
-    def __init__(self, path: Path, prefix: str = "", of: Any = None):
+    def __init__(self, path: Path, prefix: str = "", of: Any = None) -> None:
         self.path, self.prefix = path, prefix
         if of is None:
             if not zipfile.is_zipfile(path):

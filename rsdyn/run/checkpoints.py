@@ -172,7 +172,7 @@ class BestCheckpoint(ModelCheckpoint):
     path is another.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         super().__init__(
             dirpath=folder, filename=Path(BEST).stem, monitor="val/loss", enable_version_counter=False, save_top_k=1
         )
@@ -221,7 +221,7 @@ class LastCheckpoint(Checkpoint):
         identity: dict[str, Any],
         records_in: Callable[[int], bool],
         every_steps: int | None = None,
-    ):
+    ) -> None:
         self.path, self.stop, self.identity, self.records_in = path, stop, identity, records_in
         self.every_steps = every_steps
         self._earlier = 0.0

@@ -55,7 +55,7 @@ class Unbroken:
     ``lost`` is the error that ended it; None while all goes well, and where the reader has had enough.
     """
 
-    def __init__(self, stream: Any):
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._is_closed = stream is None  # closed before Python started
         self.lost: OSError | None = None

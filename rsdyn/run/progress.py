@@ -100,7 +100,7 @@ def _trajectories(trainer: L.Trainer) -> TrajectoryDataModule:
 class ProbeProgress(L.Callback):
     """A bar over the sequences that a probe records, else over the shards of each pass; first process only."""
 
-    def __init__(self, steps: Steps, name: str):
+    def __init__(self, steps: Steps, name: str) -> None:
         self.steps, self.name = steps, steps.named(name)
         self.recording: tqdm | None = None
         self.reading: tqdm | None = None
@@ -158,7 +158,7 @@ class Steps:
         started: when the first one began, in seconds since the epoch.
     """
 
-    def __init__(self, total: int, started: float):
+    def __init__(self, total: int, started: float) -> None:
         self.total, self.number = total, 1
         self.seconds: dict[str, float] = {}
         self._last = started
@@ -204,7 +204,7 @@ def _bar(**options: Any) -> tqdm:
 class Guard(L.Callback):
     """Lets a signal end a run between batches where nothing defers it."""
 
-    def __init__(self, stop: Stop):
+    def __init__(self, stop: Stop) -> None:
         self.stop = stop
 
     def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
@@ -221,7 +221,7 @@ class Patience(EarlyStopping):
     stopped would train an epoch more, and a longer patience would do nothing.
     """
 
-    def __init__(self, patience: int):
+    def __init__(self, patience: int) -> None:
         super().__init__("val/loss", patience=patience)
 
     @cached_property

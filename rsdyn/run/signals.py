@@ -28,7 +28,7 @@ GRACE = 10.0  # seconds that a process has to leave by itself before it is ended
 class Interrupted(BaseException):
     """A signal asked the run to end; ``exit_code`` is 128 and its number. No Exception, so that nothing swallows it."""
 
-    def __init__(self, signum: int):
+    def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.exit_code = 128 + signum
 
@@ -95,7 +95,9 @@ class Stop:
             )
 
     def _listen(self, reading: int) -> None:
-        """Pass each signal on, at once: Python runs a handler only when the main thread comes back from whatever it
+        """Pass each signal on, at once.
+
+        Python runs a handler only when the main thread comes back from whatever it
         waits for, which may be a process that has not heard of the signal. One that never comes back is ended.
         """
         with os.fdopen(reading, "rb", buffering=0) as pipe:

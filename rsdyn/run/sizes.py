@@ -16,10 +16,11 @@ import torch
 
 from rsdyn.analysis.checks import Wanted, streams_wanted
 from rsdyn.analysis.collected import Collected
-from rsdyn.analysis.jacobians import MATRIX_NULLS, SERIES
+from rsdyn.analysis.jacobians import SERIES
 from rsdyn.analysis.settings import JACOBIAN
 from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.config.schema import Config
+from rsdyn.dynamics.jacobian import NULLS as MATRIX_NULLS
 from rsdyn.lm.batches import PACKED, SORTED, make_batches
 from rsdyn.lm.source import LMSource
 from rsdyn.lm.weights import DTYPES

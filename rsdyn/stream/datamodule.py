@@ -101,7 +101,7 @@ class ResidualStreamDataModule(L.LightningDataModule):
         on_shard: Callable[[TrajectoryBatch], object] = lambda batch: None,
         on_record: Callable[[int], object] = lambda n: None,
         stop: Stopping | None = None,
-    ):
+    ) -> None:
         super().__init__()
         self.stream = stream
         self.batch_by, self.batch_size, self.shuffle_shards, self.seed = batch_by, batch_size, shuffle_shards, seed
@@ -167,8 +167,9 @@ class ResidualStreamDataModule(L.LightningDataModule):
         return DataLoader(batches, batch_size=None, num_workers=0, pin_memory=self._pin, collate_fn=_as_it_is)
 
     def whole_sequences(self, part: Split) -> Iterator[VectorBatch]:
-        """A split's sequences of this process, in order: at most a shard's share a batch, and as many trajectories as
-        a shard has sequences.
+        """A split's sequences of this process, in order.
+
+        At most a shard's share per batch, and as many trajectories as a shard has sequences.
         """
         for k in self.own_shards:
             rows = self._rows(k, part)

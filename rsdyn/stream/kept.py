@@ -53,7 +53,7 @@ class RecordedModel:
 class RecordedPositions:
     """Which tokens were recorded: what :class:`~rsdyn.stream.text.positions.Positions` answers, of a stream at hand."""
 
-    def __init__(self, sequence: np.ndarray, position: np.ndarray):
+    def __init__(self, sequence: np.ndarray, position: np.ndarray) -> None:
         self._order = np.argsort(sequence, kind="stable")
         self._position = position[self._order]
         self.counts = np.bincount(sequence).astype(np.int64)
@@ -89,7 +89,7 @@ class KeptStream(TrajectoryStream):
     Raises ``UserError`` where sequences are not numbered from 0 on without a gap, in order.
     """
 
-    def __init__(self, x: Trajectories, *, shard_sequences: int = 256, label: str | None = None):
+    def __init__(self, x: Trajectories, *, shard_sequences: int = 256, label: str | None = None) -> None:
         sequence = x.sequence.numpy()
         if len(sequence) == 0:
             raise UserError("x: it holds no trajectory.")

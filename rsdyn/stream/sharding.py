@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 class Batches(IterableDataset):
     """A generator function with a length: Lightning needs the length for its progress and for exact restarts."""
 
-    def __init__(self, make: Callable[[], Iterator[Any]], n_batches: int):
+    def __init__(self, make: Callable[[], Iterator[Any]], n_batches: int) -> None:
         self.make, self.n_batches = make, n_batches
 
     def __iter__(self) -> Iterator[Any]:

@@ -69,7 +69,7 @@ class Vectors:
         activations: ``(n, S, D)``, room for all of them.
     """
 
-    def __init__(self, activations: Tensor):
+    def __init__(self, activations: Tensor) -> None:
         self.activations = activations
         self.index = torch.empty(len(activations), dtype=torch.int64)
         self.places: dict[int, tuple[int, int]] = {}  # of each shard that is here, first and one past last trajectory
@@ -103,7 +103,7 @@ class Pool:
         *,
         whole: bool,
         memory: Memory,
-    ):
+    ) -> None:
         self.n_sublayers, n_units = vectors.activations.shape[1:]
         self.vectors, self.index, self.memory = vectors.activations.view(-1, n_units), vectors.index, memory
         self.left, self.n_left = left, 0 if left is None else len(left[0])

@@ -72,7 +72,7 @@ class TrajectoryStream:
         matmul_precision: str = "highest",
         layout: str = "auto",
         on_certificate: Callable[[Certificate], object] = lambda certificate: None,
-    ):
+    ) -> None:
         self.lm, self.sequences = lm, sequences
         self.n_sequences, self.n_sublayers, self.n_units = len(sequences), lm.n_sublayers, lm.n_units
         self.dtype = DTYPES[dtype]

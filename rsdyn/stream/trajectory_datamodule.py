@@ -73,7 +73,7 @@ class TrajectoryDataModule(L.LightningDataModule):
         samples: int | None = None,
         passes: int = 1,
         on_record: Callable[[int], object] = lambda n: None,
-    ):
+    ) -> None:
         super().__init__()
         self.stream, self.passes, self._on_record = stream, passes, on_record
         self.n_samples = min(samples or stream.n_sequences, stream.n_sequences)

@@ -90,8 +90,11 @@ def _artifact(name: str, kind: str, metadata: dict[str, Any]) -> Artifact:
 
 
 def syncing_leaves_files() -> bool:
-    """Whether ``wandb sync`` leaves the files that an offline run names: by its source 0.28 removes them once they are
-    uploaded, wherever they lie, and 0.31 does not."""
+    """Whether ``wandb sync`` leaves the files that an offline run names.
+
+    By its source 0.28 removes them once they are
+    uploaded, wherever they lie, and 0.31 does not.
+    """
     import wandb
 
     return Version(wandb.__version__) >= Version("0.31")

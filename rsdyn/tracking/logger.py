@@ -20,7 +20,7 @@ class RunLogger(WandbLogger):
         variables: environment variables as they were before the run, None once it is closed.
     """
 
-    def __init__(self, run: Any, *, project: str, save_dir: str, variables: Mapping[str, str | None]):
+    def __init__(self, run: Any, *, project: str, save_dir: str, variables: Mapping[str, str | None]) -> None:
         super().__init__(experiment=run, project=project, save_dir=save_dir)
         self.lost: dict[str, str] = {}
         self.logged = False

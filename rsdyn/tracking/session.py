@@ -40,7 +40,7 @@ FATAL = '"level":"ERROR+4"'  # in W&B's log, one JSON object a line
 class NotStarted(UserError):
     """W&B did not start; ``reason`` says why, in a few words."""
 
-    def __init__(self, message: str, reason: str):
+    def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
 

@@ -186,7 +186,7 @@ class _Piece:
 class _Batch:
     """One batch of points on its way through the layers; its pieces are sorted by sublayer."""
 
-    def __init__(self, lm: LanguageModel, reference: Reference, pieces: list[_Piece], *, alone: bool):
+    def __init__(self, lm: LanguageModel, reference: Reference, pieces: list[_Piece], *, alone: bool) -> None:
         self.lm, self.reference, self.pieces, self.alone = lm, reference, pieces, alone
         self.points = pieces[0].states[:0]  # (n, D) of the pieces that began, as they enter the layer that runs
         self.sizes: list[int] = []  # of those pieces

@@ -97,8 +97,9 @@ class LayerCall:
         return first(layer(x, **arguments))
 
     def keeping(self, tokens: Sequence[int]) -> LayerCall:
-        """The same call behind some of the tokens before the last one, in order, each where it stood: it looks at no
-        others.
+        """The same call behind some of the tokens before the last one, in order, each where it stood.
+
+        It looks at no others.
         """
         rest = torch.as_tensor(tokens, dtype=torch.int64, device=self.keys.device)
         seen = torch.cat([rest, rest.new_tensor([self.n_tokens - 1])])
@@ -137,7 +138,7 @@ class LayerCall:
 class _Prefix:
     """Stands where a layer looks for its cache: puts the shared keys and values in front of the points' own."""
 
-    def __init__(self, keys: Tensor, values: Tensor):
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ class ReadAhead:
     afterwards, and :meth:`end` once no more are wanted; it ends by itself once nobody holds this object.
     """
 
-    def __init__(self, cache: TrajectoryCache, shards: Iterable[int]):
+    def __init__(self, cache: TrajectoryCache, shards: Iterable[int]) -> None:
         self._plan = _Plan({k: cache.shard_bytes(k) for k in shards})
         # the thread holds the cache, and with it the mark that it is used: neither may outlive whoever reads
         weakref.finalize(self, self._plan.end)
@@ -46,7 +46,7 @@ class ReadAhead:
 class _Plan:
     """What :class:`ReadAhead` and its thread both know: the bytes of each shard, and how far it has come."""
 
-    def __init__(self, sizes: dict[int, int]):
+    def __init__(self, sizes: dict[int, int]) -> None:
         self._sizes = sizes
         self._read: set[int] = set()
         self._n_ahead = 0  # bytes that were read and not taken

@@ -81,7 +81,7 @@ class TrajectoryCache:
         shard_sequences: int = 256,
         counts: np.ndarray | None = None,
         corpus: dict[str, Any] | None = None,
-    ):
+    ) -> None:
         self.store = ShardStore(root, fields, label=label, n_sublayers=n_sublayers, n_units=n_units, dtype=dtype)
         self.root, self.folder, self.dtype = self.store.root, self.store.folder, self.store.form.dtype
         self.keys, self.counts = keys, None if counts is None else np.asarray(counts, np.int64)

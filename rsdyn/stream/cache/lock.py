@@ -38,7 +38,7 @@ class Locks:
     A name that this object holds already is given at once, so that who records a shard under its lock can write it.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._held: set[str] = set()
         self._has_flock = True

@@ -22,7 +22,7 @@ class OldCache:
         made_from: what made it.
     """
 
-    def __init__(self, folder: Path, made_from: dict[str, Any]):
+    def __init__(self, folder: Path, made_from: dict[str, Any]) -> None:
         self.folder, self.made_from = folder, made_from
 
     @classmethod

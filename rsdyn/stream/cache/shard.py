@@ -121,7 +121,7 @@ class DamagedShardError(Exception):
         path: the file.
     """
 
-    def __init__(self, path: Path, reason: str, number: int | None = None):
+    def __init__(self, path: Path, reason: str, number: int | None = None) -> None:
         named = "" if number is None else f"shard {number} ("
         super().__init__(f"{named}{path.name} in {path.parent}{')' if named else ''} is damaged: {reason}")
         self.path, self.reason = path, reason

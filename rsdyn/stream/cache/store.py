@@ -84,7 +84,7 @@ class ShardStore:
 
     def __init__(
         self, root: str | Path, fields: dict[str, Any], *, label: str, n_sublayers: int, n_units: int, dtype: str
-    ):
+    ) -> None:
         self.root = Path(root).expanduser()
         self.fields = {**fields, "n_sublayers": n_sublayers, "n_units": n_units, "dtype": dtype}
         self.key = cache_key(self.fields)

@@ -53,7 +53,7 @@ _LOOK = 1000  # values of a JSON file that are looked at to learn its columns
 class DamagedError(Exception):
     """A file that is not what its name says; the message names the file and why, in a clause."""
 
-    def __init__(self, file: Path, why: object):
+    def __init__(self, file: Path, why: object) -> None:
         super().__init__(f"{file.name}: {' '.join(str(why).split())[:200]}")
 
 
@@ -300,7 +300,7 @@ class LocalText(datasets.ArrowBasedBuilder):
 
     VERSION = datasets.Version("1.0.0")  # raise it whenever other rows would come of the same files
 
-    def __init__(self, files: Mapping[str, Sequence[Path]], columns: Sequence[str], **options: Any):
+    def __init__(self, files: Mapping[str, Sequence[Path]], columns: Sequence[str], **options: Any) -> None:
         self.files, self.columns = files, list(columns)
         identity = xxhash.xxh3_128(repr(self.columns).encode())
         for split, paths in files.items():

@@ -34,7 +34,7 @@ class Positions:
     kept for a measure it is those too. The last token, when it is recorded alone, has turn 0.
     """
 
-    def __init__(self, rule: Any, lengths: np.ndarray, *, seed: int = 0):
+    def __init__(self, rule: Any, lengths: np.ndarray, *, seed: int = 0) -> None:
         if not is_positions(rule):
             raise ValueError(f"rule={rule}: it must be last, all, or {{'sample': k}} with a whole number k >= 1.")
         self.rule, self.lengths, self.seed = rule, lengths, seed

@@ -132,7 +132,7 @@ def tokenise(
     bos: str = "auto",
     chat_template: str = "none",
 ) -> Sequences:
-    """Filter and tokenise whole rows, until `limit` sequences are there; exactly one BOS opens each.
+    r"""Filter and tokenise whole rows, until `limit` sequences are there; exactly one BOS opens each.
 
     `bos` puts another token there, or ``none`` (:func:`rsdyn.lm.prefix.find_bos`). ``chat_template="user"`` makes each
     row a user turn of the tokenizer's chat template, up to where the model would answer.
@@ -143,7 +143,7 @@ def tokenise(
     (:func:`rsdyn.stream.text.documents.document_of`).
 
     Text that spells a special token ("<s>") is taken as text. With `strip` white space at a row's end goes before its
-    characters are counted: WikiText's rows end in " \\n", so that all of them would end in one token.
+    characters are counted: WikiText's rows end in " \n", so that all of them would end in one token.
     ``condition="shuffled"`` permutes tokens 1..n of sequence i by (seed, i) alone and keeps BOS (the paper's control);
     ``"shuffled_keep_last"`` keeps the last token in its place too. `max_tokens` counts BOS; what is longer is an error,
     or with `truncate` is cut before it is shuffled. `vocab_size` is the model's.
@@ -370,7 +370,9 @@ class _Encoder:
         frame: the chat template's; None without one.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, bos: str, chat_template: str, vocab_size: int | None):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, bos: str, chat_template: str, vocab_size: int | None
+    ) -> None:
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
         self.frame: ChatFrame | None = None
         if chat_template == "none":

@@ -73,6 +73,7 @@ def of_findings() -> list:
 
 
 def of_training() -> list:
+    """The panels of losses."""
     losses = wr.LinePlot(title="Loss", x=STEP, y=list(LOSSES), title_x="step", title_y="loss", log_y=True)
     batches = wr.LinePlot(
         title="Loss of each batch", x=STEP, y=["train/batch_loss"], title_x="step", title_y="loss", log_y=True

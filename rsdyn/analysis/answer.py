@@ -84,8 +84,8 @@ def _information(rows: _Rows) -> str:
         return ""
     unit = f", from {fall.n} trajectories" if fall.n else ""
     return (
-        f"Between successive sublayers a unit's information is {fall} nats higher at the first transition than in the "
-        f"last two thirds{rows.untrained('information_early_fall')}{unit} (paper: falls sharply)."
+        f"A unit's information from one sublayer to the next, at the first transition less in the last two thirds, is "
+        f"{fall} nats{rows.untrained('information_early_fall')}{unit} (paper: falls sharply)."
     )
 
 

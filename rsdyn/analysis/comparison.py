@@ -17,7 +17,6 @@ import numpy as np
 from rsdyn.analysis.finding import Finding, Value
 
 UNTRAINED = "untrained"
-COUNTED_OVER_DEPTH = ("turns", "regularity", "units_regular", "units_beyond")
 
 
 @dataclass(frozen=True)
@@ -261,8 +260,8 @@ FACTS = (
     _Fact("Sites per layer", lambda f: str(f.sites_per_layer), _of_measures(*STEPS),
           "With one site a step spans a whole layer, and rows on steps within and across layers are missing."),
     _Fact("Depth", lambda f: f"{f.n_sublayers} sublayers",
-          lambda row: row.key.startswith(COUNTED_OVER_DEPTH), "Turns are counted over depth: more of it has more."),
-    _Fact("Width", lambda f: f"{f.n_units} units", lambda row: row.key.startswith("explained"),
+          _of_measures("rotation"), "Turns are counted over depth: more of it has more."),
+    _Fact("Width", lambda f: f"{f.n_units} units", lambda row: "explained_trend" in (row.key, row.under),
           "A number of common components is a larger share of fewer units."),
     _setting("Estimator of information", "analysis.mi.estimator", "mutual_information"),
     _setting("Threshold of activity", "analysis.density_threshold", "activations"),
@@ -348,10 +347,11 @@ def _columns(models: Sequence[Model]) -> list[Column]:
 
 
 def _fingerprint(model: Model) -> tuple[Any, ...]:
-    values = [(row.key, row.values[UNTRAINED].value) for row in model.findings if UNTRAINED in row.values]
-    shape = (model.facts.n_sublayers, model.facts.n_units) if model.facts is not None else ()
     # rows beside a null model that is this very stream are of the trained one
-    return (shape, *((key, value) for key, value in values if value == value and not key.endswith(f"_{UNTRAINED}")))
+    rows = [row for row in model.findings if UNTRAINED in row.values and row.null != UNTRAINED]
+    values = [(row.key, row.values[UNTRAINED].value) for row in rows]
+    shape = (model.facts.n_sublayers, model.facts.n_units) if model.facts is not None else ()
+    return (shape, *((key, value) for key, value in values if value == value))
 
 
 def _rows(columns: Sequence[Column], first: Facts) -> list[Row]:

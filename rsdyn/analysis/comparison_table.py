@@ -27,7 +27,7 @@ def is_leading(row: Finding) -> bool:
     """Whether a row is one of those that a reader sees first; variants and most null models are not."""
     if row.key in ALSO_LEADING:
         return True
-    return not row.under and not row.key.startswith("turns_")
+    return not row.under and not row.null
 
 
 class Footnotes:

@@ -71,6 +71,7 @@ class Finding:
         values: by condition.
         under: key of the row of which this one is a variant; empty for a row of its own.
         detail: whether a terminal, where there is little room, does without it.
+        null: the null model that the row is of; empty for what is the stream's own.
     """
 
     key: str
@@ -81,6 +82,7 @@ class Finding:
     values: dict[str, Value] = field(default_factory=dict)
     under: str = ""
     detail: bool = False
+    null: str = ""
 
 
 def number(x: float) -> str:

@@ -49,7 +49,7 @@ def _rows_of(null: str, tests: Tests) -> list[Finding]:
     def row(
         key: str, paper: str, statistic: str, values: dict[str, Value], under: str, detail: bool = False
     ) -> Finding:
-        return Finding(key, "rotation", "", paper, statistic, values, under=under, detail=detail)
+        return Finding(key, "rotation", "", paper, statistic, values, under=under, detail=detail, null=null)
 
     rows = [row(turns_key, about_zero, f"mean |R| {of} {NAMES[null]}", turns, "")]
     if p:
@@ -94,9 +94,11 @@ def _regularity_rows(turning: Mapping[str, tuple[ConditionResults, Rotation]]) -
             beside[c] = _beside(test, n)
             passed = share_beyond(test, corrected=True)
             beyond[c] = Value(share_beyond(test), n=n, unit=" %", note=f" ({passed:.0f} % with q < .05)")
-        rows.append(Finding(f"{key}_{null}", "rotation", "", "", f"of surrogates, {NAMES[null]}", beside, under=key))
+        rows.append(
+            Finding(f"{key}_{null}", "rotation", "", "", f"of surrogates, {NAMES[null]}", beside, under=key, null=null)
+        )
         rows.append(Finding(f"units_regular_{null}", "rotation", "", "", "units more regular, p < .05 (chance: 5 %)",
-                            beyond, under=key))  # fmt: skip
+                            beyond, under=key, null=null))  # fmt: skip
     return rows
 
 

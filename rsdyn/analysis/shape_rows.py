@@ -43,8 +43,9 @@ def _row(
     within: tuple[float, float] = (-math.inf, math.inf),
     ends: bool = False,
     detail: bool = False,
+    apart: str = "without massive units",
 ) -> Iterator[Finding]:
-    """A number ``to`` of a curve, in every condition; below it the same without massive units."""
+    """A number ``to`` of a curve, in every condition; below it the same of what is left ``apart``."""
     values, without = {}, {}
     for condition, r in found.conditions.items():
         measured = of(r)
@@ -56,8 +57,7 @@ def _row(
     if values:
         yield Finding(key, measure, claim, paper, statistic, values, under=under, detail=detail)
     if without:
-        words = "without massive units and position 0" if key.startswith("token_") else "without massive units"
-        yield Finding(f"{key}_without_massive", measure, "", "", words, without, under=under or key, detail=detail)
+        yield Finding(f"{key}_without_massive", measure, "", "", apart, without, under=under or key, detail=detail)
 
 
 def _value(
@@ -88,7 +88,7 @@ def _nulls(found: AnalysisResults, key: str, measure: str, of: Callable[[Conditi
     for null, said in STEPS.items():
         values = {c: _null_value(of(r)[null]) for c, r in found.conditions.items() if null in of(r)}
         if values:
-            yield Finding(f"{key}_{null}", measure, "", "", f"{words}, {said}", values, under=under)
+            yield Finding(f"{key}_{null}", measure, "", "", f"{words}, {said}", values, under=under, null=null)
 
 
 # -- curvature ---------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def _curvature(found: AnalysisResults) -> Iterator[Finding]:
         lambda r: r.curvature.over_tokens if r.curvature else None,
         lambda curve: torch.rad2deg(curve[len(curve) // 2] - curve[0]),
         claim="sentences grow straighter from the first to the middle layers, untrained models' do not",
-        paper=f"{STRAIGHT}: falls", ends=True,
+        paper=f"{STRAIGHT}: falls", ends=True, apart="without massive units and position 0",
     )  # fmt: skip
 
 

@@ -155,6 +155,7 @@ def as_json(table: Sequence[Finding]) -> list[dict[str, Any]]:
             "statistic": row.statistic,
             "under": row.under,
             "detail": row.detail,
+            "null": row.null,
             "values": {c: value_json(v) for c, v in row.values.items()},
         }
         for row in table
@@ -195,6 +196,7 @@ def from_json(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
             {c: _value_from(v) for c, v in row["values"].items()},
             row.get("under", ""),
             row.get("detail", False),
+            row.get("null", ""),
         )
         for row in rows
     ]

@@ -174,7 +174,7 @@ def ending_of(
     summary: dict[str, Any] = {
         **source.facts(),
         "conditions": conditions or ["original"],
-        "untrained_seeds": sum(name.startswith(UNTRAINED) for name in streams),
+        "untrained_seeds": len(streams) - len(conditions) + 1 if UNTRAINED in conditions else 0,
         "measures": [*settings.measures],
         "n_sequences": n_sequences,
         "n_trajectories": n_trajectories,

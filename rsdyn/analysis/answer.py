@@ -65,6 +65,11 @@ def _correlation(rows: _Rows) -> str:
     )
 
 
+def _sentence(parts: Sequence[str]) -> str:
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
 def _steps(rows: _Rows) -> str:
     speed, relative, cosine = rows["speed_trend"], rows["relative_speed_trend"], rows["cosine_trend"]
     parts = []
@@ -74,8 +79,7 @@ def _steps(rows: _Rows) -> str:
         parts.append(f"over the state's norm {_over_depth(relative)}")
     if cosine is not None:
         parts.append(f"the cosine of successive states {_over_depth(cosine)}")
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}." if text else ""
+    return _sentence(parts)
 
 
 def _information(rows: _Rows) -> str:
@@ -96,8 +100,7 @@ def _dimensions(rows: _Rows) -> str:
         parts.append(f"the states of a sublayer fill {_over_depth(filled)} dimensions")
     if needed is not None:
         parts.append(f"90 % of their variance needs {_over_depth(needed)} components (paper: fewer in later layers)")
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}." if text else ""
+    return _sentence(parts)
 
 
 def _density(rows: _Rows) -> str:

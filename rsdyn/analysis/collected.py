@@ -143,14 +143,14 @@ class Collected(nn.Module):
         once: whether the stream comes by once.
 
     Give the batches of each pass to :meth:`first_pass`, call :meth:`between_passes`, give them to :meth:`second_pass`
-    where :attr:`n_passes` is 2, and call :meth:`finish`. Then the attributes hold, over all processes: ``groups``
-    (comoments of each group of sequences) and ``total``, ``all_pairs`` (correlation ``(pairs, D)``), ``frozen``
-    ``(S - 1, D)``, ``share`` (this process' units), ``unusable`` and ``massive`` ``(D,)`` masks, ``pca``,
-    ``half_pca``, ``curves`` and ``curves_without_massive`` (by name, moments of each group), ``curves_left_out``
-    (means ``(C, ...)`` without the largest units), ``latents``, ``latent_samples``, ``residual`` ``(S,)`` of each
-    group; ``pca_without_massive`` and ``residual_without_massive`` where there are massive units; ``largest`` and
-    ``residual_left_out`` ``(C - 1, S)``; ``by_last_token`` (counts and means of :class:`~rsdyn.metrics.GroupSums`);
-    ``n_trajectories``, ``n_bos`` and ``n_sinks``.
+    where :attr:`n_passes` is 2, and call :meth:`finish`; where it is 0 no measure needs the stream. Then the attributes
+    hold, over all processes: ``groups`` (comoments of each group of sequences) and ``total``, ``all_pairs``
+    (correlation ``(pairs, D)``), ``frozen`` ``(S - 1, D)``, ``share`` (this process' units), ``unusable`` and
+    ``massive`` ``(D,)`` masks, ``pca``, ``half_pca``, ``curves`` and ``curves_without_massive`` (by name, moments of
+    each group), ``curves_left_out`` (means ``(C, ...)`` without the largest units), ``latents``, ``latent_samples``,
+    ``residual`` ``(S,)`` of each group; ``pca_without_massive`` and ``residual_without_massive`` where there are
+    massive units; ``largest`` and ``residual_left_out`` ``(C - 1, S)``; ``by_last_token`` (counts and means of
+    :class:`~rsdyn.metrics.GroupSums`); ``n_trajectories``, ``n_bos`` and ``n_sinks``.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Collected(nn.Module):
         self.over_positions = tokens != "last" and bool(set(measures) & {"cosine", "velocity", "curvature"})
         self.over_tokens = tokens == "all" and "curvature" in measures
         second = bool(self.per_sequence) or "pca" in measures or self.over_positions
-        self.n_passes = 2 if second and not once else 1
+        self.n_passes = 0 if not asked else 2 if second and not once else 1
         self.comoments = Grouped(lambda: Correlation(n_sublayers, n_units), self.n_groups)
         self.pairs = Correlation(n_sublayers, n_units, "all") if "correlation" in measures else None
         self.frozen_steps = FrozenSteps(n_sublayers, n_units)

@@ -100,6 +100,11 @@ class Flags:
     frozen_steps: Tensor
     frozen_units: Tensor
 
+    @property
+    def known(self) -> bool:
+        """Whether units were looked at: not where no stream was recorded."""
+        return len(self.left_out_counts) > 0
+
 
 # -- the measures ------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """The settings of the measures: `analysis.` keys."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,6 +16,12 @@ READOUT = "readout"  # runs the model with its head
 PHASES = "phases"  # of what the other measures give
 MASSIVE = "massive"  # of single tokens, so it says most with data.positions=all
 JACOBIAN = "jacobian"  # of the model at a text's states: costly, and asked for by name
+OF_STREAM = tuple(name for name in ALL_MEASURES if name not in (READOUT, PHASES))  # made of a stream that is recorded
+
+
+def needs_streams(measures: Sequence[str]) -> bool:
+    """Whether any of ``measures`` is made of recorded streams; the others run the model themselves."""
+    return any(measure in OF_STREAM for measure in measures)
 
 
 CONDITIONS = ("original", "token_shuffled", "shuffled_keep_last", "untrained")

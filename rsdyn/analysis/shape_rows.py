@@ -250,11 +250,11 @@ def shape_in_words(found: AnalysisResults) -> list[str]:
             f"(here {r.counts.trajectories}): compare them at equal N.{said}"
         )
     if r.readout is not None:
-        massive = (
-            " The final norm divides by massive units: where they are, what is read of the others is made small."
-            if len(r.flags.massive_units)
-            else ""
-        )
+        massive = " The final norm divides by massive units: where they are, what is read of the others is made small."
+        if not r.flags.known:
+            massive += " Whether this model has any was not looked for: that takes a measure of its stream."
+        elif not len(r.flags.massive_units):
+            massive = ""
         words.append(
             f"Readout through the {r.readout.lens}, at the last token of {r.readout.kl.n} sequences, up to the model's "
             f"own distribution.{massive}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ def measure_stream(
     collected: Collected, how: How, dtype: torch.dtype, done: Callable[[str], object] = lambda measure: None
 ) -> ConditionResults:
     """What was asked for of a stream that was stored in ``dtype``; ``done`` is told of each measure that is ready."""
+    if not collected.n_passes:
+        return ConditionResults(counts(collected), _nothing_known())
     found: dict[str, Any] = {}
     for name in OF_STREAM:
         if name in how.settings.measures:
@@ -28,12 +31,12 @@ def measure_stream(
 
 def counts(collected: Collected) -> Counts:
     """How many trajectories were measured, and how many of them are BOS and sinks (``rsdyn.stream.text.positions``)."""
-    groups = collected.sequence_groups
+    groups, was_read = collected.sequence_groups, collected.n_passes > 0
     return Counts(
-        trajectories=collected.n_trajectories,
-        bos=collected.n_bos,
-        sinks=collected.n_sinks,
-        groups=len(collected.groups),
+        trajectories=collected.n_trajectories if was_read else 0,
+        bos=collected.n_bos if was_read else 0,
+        sinks=collected.n_sinks if was_read else 0,
+        groups=len(collected.groups) if was_read else collected.n_groups,
         intervals_over="sequences" if groups is None else groups.counted(),
         intervals_note="" if groups is None else groups.too_few,
     )
@@ -55,3 +58,9 @@ def flags(collected: Collected, dtype: torch.dtype) -> Flags:
         frozen_steps=collected.frozen.mean(1),
         frozen_units=(collected.frozen.mean(0) > 0.5).nonzero().flatten(),
     )
+
+
+def _nothing_known() -> Flags:
+    """Of a stream that was not recorded."""
+    none = {f.name: torch.empty(0, dtype=torch.int64) for f in fields(Flags)}
+    return Flags(**none | dict.fromkeys(("largest_ratios", "massive_ratios", "frozen_steps"), torch.empty(0)))

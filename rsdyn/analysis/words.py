@@ -168,7 +168,7 @@ def flags_in_words(found: AnalysisResults) -> list[str]:
             "information above show it; the true one (kde) is in the figures and in results.npz as "
             "mutual_information/true."
         )
-    lines += largest_in_words(found.main.flags, found.main_name)
+    lines += largest_in_words(found.main.flags, found.main_name) if found.main.flags.known else []
     lines += samples_in_words(found)
     for condition, r in found.conditions.items():
         parts = _units_in_words(r)

@@ -20,7 +20,7 @@ from rsdyn.analysis.measure import How
 from rsdyn.analysis.measures.rotation import compare_streams
 from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.analysis.results import ConditionResults
-from rsdyn.analysis.settings import JACOBIAN, READOUT
+from rsdyn.analysis.settings import JACOBIAN, READOUT, needs_streams
 from rsdyn.analysis.streams import measure_stream
 from rsdyn.commands.jacobians import analyze_jacobians, check_continues, measure_jacobians
 from rsdyn.commands.readout import check_readout, measure_readout
@@ -56,11 +56,13 @@ def analyze(run: Run) -> None:
     if READOUT in settings.measures:
         check_readout(run, source)
 
-    # the streams: of the text, of its controls, and of untrained models
+    # the streams: of the text, of its controls, and of untrained models; recorded where a measure is of them
     wanted = {w.name: w for w in streams_wanted(settings, source.lm.n_parameters())}  # the original first
-    n = settings.samples
+    n, is_read = settings.samples, needs_streams(settings.measures)
     streams = {
-        name: open_stream(run, source, w.condition, samples=n, untrained_seed=w.untrained_seed, name=name)
+        name: open_stream(
+            run, source, w.condition, samples=n, untrained_seed=w.untrained_seed, name=name, is_read=is_read
+        )
         for name, w in wanted.items()
     }
     first, sites = next(iter(streams.values())), len(source.lm.site_names)

@@ -16,7 +16,7 @@ from rsdyn.analysis.left_out import as_markdown as left_out_markdown
 from rsdyn.analysis.left_out import without_largest
 from rsdyn.analysis.results import AnalysisResults, ConditionResults, on_cpu
 from rsdyn.analysis.seeds import with_seeds
-from rsdyn.analysis.settings import JACOBIAN, PHASES, READOUT, AnalysisConfig
+from rsdyn.analysis.settings import JACOBIAN, OF_STREAM, PHASES, READOUT, AnalysisConfig, needs_streams
 from rsdyn.analysis.shape import with_phases
 from rsdyn.analysis.shape_rows import shape_in_words, shape_rows
 from rsdyn.analysis.stored import flatten
@@ -41,7 +41,7 @@ from rsdyn.tracking import show
 def check_analysis(run: Run, stream: TrajectoryStream) -> int:
     """Check that a stream can give what was asked for, and say how many of its sequences are measured."""
     settings = run.config.analysis
-    n_samples = min(settings.samples or stream.n_sequences, stream.n_sequences)
+    n_samples = n_measured(settings, stream)
     check_settings(
         settings,
         n_sequences=n_samples,
@@ -53,6 +53,12 @@ def check_analysis(run: Run, stream: TrajectoryStream) -> int:
     return n_samples
 
 
+def n_measured(settings: AnalysisConfig, stream: TrajectoryStream) -> int:
+    """How many sequences are measured; where no stream is recorded, those that are read out."""
+    n = min(settings.samples or stream.n_sequences, stream.n_sequences)
+    return n if needs_streams(settings.measures) else min(n, settings.readout.samples)
+
+
 def groups_of(run: Run, source: Source, n_samples: int) -> SequenceGroups:
     """The groups of sequences that intervals leave out, and a line that says what is measured on what."""
     settings = run.config.analysis
@@ -61,12 +67,14 @@ def groups_of(run: Run, source: Source, n_samples: int) -> SequenceGroups:
         f"Measuring {', '.join(settings.measures)} on the first {n_samples} sequences; intervals leave out "
         f"{groups.words()}"
     )
+    if not needs_streams(settings.measures):
+        run.say("          No stream is recorded: these measures run the LM themselves")
     return groups
 
 
 def n_steps(settings: AnalysisConfig, n_streams: int) -> int:
     """How many steps an analysis has: for each stream its reading and its measures, what compares them, the figures."""
-    of_streams = len([m for m in settings.measures if m not in (JACOBIAN, READOUT, PHASES)])
+    of_streams = sum(m in OF_STREAM for m in settings.measures)
     compared = sum(m in settings.measures for m in ("rotation", JACOBIAN, READOUT))
     return n_streams * (1 + of_streams) + compared + 1
 
@@ -119,7 +127,7 @@ def panels_of(run: Run, found: AnalysisResults, n_sequences: int, jacobians: Jac
     settings = run.config.analysis
     panels = analysis_panels(
         streams_of([Analysis(found, n_sequences=n_sequences)]),
-        largest=without_largest(found),
+        largest=without_largest(found) if found.main.flags.known else None,
         units=settings.rotation.units,
         seed=run.config.seed,
     )
@@ -162,10 +170,10 @@ def ending_of(
     several = stream is not None and not stream.positions.is_last
     n_sequences = n_trajectories = settings.jacobian.texts
     if stream is not None:
-        n_sequences = min(settings.samples or stream.n_sequences, stream.n_sequences)
+        n_sequences = n_measured(settings, stream)
         n_trajectories = stream.n_trajectories(0, n_sequences)
     table = [] if found is None else [*findings(found), *shape_rows(found)]
-    largest = None if found is None else without_largest(found)
+    largest = None if found is None or not found.main.flags.known else without_largest(found)
     notes = [] if found is None else [*in_words(found, several_tokens=several), *shape_in_words(found)]
     notes = [*(() if stream is None else stream.notes), *notes]
     said, lines = answer(table, conditions), as_text(table, conditions, table_columns()) if table else []
@@ -199,12 +207,13 @@ def ending_of(
         said = [*said[: MOST_SENTENCES - 1], jacobian_table.answer(claimed)]
     counted = f", {n_sequences} sequences" + (f", {n_trajectories} trajectories" if several else "")
     title = f"{source.lm.label} on {source.text}{counted if streams else ''}"
-    of_streams = Recorded([*streams.values()], recorded)
+    was_read = needs_streams(settings.measures)
+    of_streams = Recorded([*streams.values()], recorded) if was_read else Recorded()
     return Ending(
         answer=said,
         tables=lines,
         notes=[keyed(("data", "analysis"), note) for note in notes],
-        foot={"LM": of_streams.words()} if streams else {},
+        foot={"LM": of_streams.words() if was_read else "no stream recorded"} if streams else {},
         summary=summary,
         arrays=arrays,
         findings=(title, markdown),

@@ -176,16 +176,20 @@ def open_stream(
     samples: int | None = None,
     untrained_seed: int = 0,
     name: str | None = None,
+    is_read: bool = True,
 ) -> TrajectoryStream:
     """The trajectories of one condition, of which nothing is recorded yet; says what the cache holds of them.
 
     ``condition`` is ``original``, ``shuffled`` or ``token_shuffled`` (one control, the paper's and the null model's
     name of it), ``shuffled_keep_last``, or ``untrained``: the original text in random weights, those of the run's seed
     and ``untrained_seed``. ``samples`` is how many sequences, from the first one on, the run will want; default all.
-    ``name`` is the stream's in the run's records; default its condition.
+    ``name`` is the stream's in the run's records; default its condition. One that is not ``is_read`` is there for its
+    text and its model alone: it has no cache, and nothing is said of it.
     """
     if source.stream is not None:
         return source.stream
+    if not is_read:
+        return make_stream(run, source, condition, untrained_seed=untrained_seed, name=name, cached=False)
     stream = make_stream(run, source, condition, untrained_seed=untrained_seed, name=name)
     if stream.n_missing(samples) and not on_gpu(run.config):  # each GPU is asked when the weights go there
         stream.lm.check_memory(dtype=run.config.lm.dtype, processes=processes_here(run))
@@ -206,9 +210,12 @@ def open_stream(
 
 
 def make_stream(
-    run: Run, source: Source, condition: str, *, untrained_seed: int = 0, name: str | None = None
+    run: Run, source: Source, condition: str, *, untrained_seed: int = 0, name: str | None = None, cached: bool = True
 ) -> TrajectoryStream:
-    """The trajectories of one condition (see :func:`open_stream`), before anything is looked up or written."""
+    """The trajectories of one condition (see :func:`open_stream`), before anything is looked up or written.
+
+    Where it is not ``cached`` it has no cache, whatever the settings.
+    """
     config, cache, seed = run.config, run.config.cache, run.config.seed
     shuffle = {"token_shuffled": "shuffled"}.get(condition, condition)
     is_shuffled = shuffle in ("shuffled", "shuffled_keep_last")
@@ -223,7 +230,7 @@ def make_stream(
             "condition": shuffle if is_shuffled else "original",
             "shuffle_seed": seed if is_shuffled else None,
         },
-        cache_dir=(cache.dir or default_cache_dir()) if cache.enabled else None,
+        cache_dir=(cache.dir or default_cache_dir()) if cache.enabled and cached else None,
         dtype=cache.dtype,
         shard_sequences=cache.shard_sequences,
         batch_tokens=config.lm.batch_tokens,

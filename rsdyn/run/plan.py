@@ -227,6 +227,9 @@ def _of_cache(run: Run, lm: LMSource, sizes: Sizes, machine: Machine, lengths: n
     if changes_layers(run):
         yield "Cache", f"none is needed: perturb.kind={run.config.perturb.kind} records no stream"
         return
+    if not sizes.streams:
+        yield "Cache", f"none is needed: analysis.measures=[{','.join(run.config.analysis.measures)}] records no stream"
+        return
     positions = Positions(run.config.data.positions, lengths, seed=run.config.seed)
     sublayers = f"{lm.n_sublayers} sublayers of {lm.n_units} units"
     if positions.is_last:
@@ -284,7 +287,7 @@ def _of_operations(run: Run, lm: LMSource, sizes: Sizes) -> Lines:
         yield "Recording", f"{_flops(sizes.recording_flops)}{again}:"
         yield "", f"{_flops(sizes.token_flops)} a token and attention, for {sizes.tokens:,} tokens"
     else:
-        yield "Recording", "nothing" if changes_layers(run) else "nothing, all is in the cache"
+        yield "Recording", "nothing, all is in the cache" if sizes.streams else "nothing"
     if (found := sizes.jacobians) is not None:
         total = found.n_texts * found.n_series * (found.rows_flops + found.spectra_flops)
         yield "Jacobians", f"{_flops(total)} for {found.n_texts} texts in {found.n_series} series, each:"

@@ -229,6 +229,7 @@ def _quiet() -> None:
         r".*The number of training batches .* is smaller than the logging interval.*",
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*your dataloader is not resumable.*",  # it is: it goes by the trainer's own count of batches
+        r".*Total length of .* across ranks is zero.*",  # nothing is read where no measure needs the stream
         r".*isinstance\(treespec, LeafSpec\).*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     ):

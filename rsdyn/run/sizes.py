@@ -17,7 +17,7 @@ import torch
 from rsdyn.analysis.checks import Wanted, streams_wanted
 from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.jacobians import SERIES
-from rsdyn.analysis.settings import JACOBIAN
+from rsdyn.analysis.settings import JACOBIAN, READOUT, needs_streams
 from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.config.schema import Config
 from rsdyn.dynamics.jacobian import NULLS as MATRIX_NULLS
@@ -133,8 +133,9 @@ def sizes_of(run: Run, lm: LMSource, source: Source | None, lengths: np.ndarray)
     shards = -(-min(samples_of(run) or n, n) // config.cache.shard_sequences)
     in_shards = min(n, shards * config.cache.shard_sequences)
     streams = tuple(_stream(run, lm, source, w, counts[:in_shards], on_disk) for w in streams_of(run, lm))
-    has_head, autoencoder = run.script == "perturb", None
-    differentiates = run.script == "analyze" and JACOBIAN in config.analysis.measures
+    measures = config.analysis.measures if run.script == "analyze" else []
+    differentiates, autoencoder = JACOBIAN in measures, None
+    has_head = run.script == "perturb" or READOUT in measures
     if run.script == "train":
         autoencoder = _autoencoder(config, lm, counts, n)
     parameters = lm.n_parameters(head=has_head)
@@ -178,8 +179,8 @@ def changes_layers(run: Run) -> bool:
 def streams_of(run: Run, lm: LMSource) -> list[Wanted]:
     """The streams that the run records or reads."""
     if run.script == "analyze":
-        if run.config.analysis.measures == [JACOBIAN]:
-            return []  # which needs no stream
+        if not needs_streams(run.config.analysis.measures):
+            return []
         return streams_wanted(run.config.analysis, lm.n_parameters())
     condition = run.config.data.condition if run.script == "train" else "original"
     return [] if changes_layers(run) else [Wanted(condition, condition)]
@@ -249,7 +250,7 @@ def _memory(
         )
         if gpu and not positions.is_last:  # the tokens of a batch, before they go to the shard
             parts["a batch being recorded"] = config.lm.batch_tokens * lm.n_sublayers * lm.n_units * itemsize
-        if not changes_layers(run):
+        if streams_of(run, lm):
             parts["a shard being recorded, about"] = 2 * shard
     if autoencoder is not None:
         own = math.ceil(-(-len(counts) // size) / processes_here(run)) * shard
@@ -263,9 +264,9 @@ def _memory(
             kept=config.cache.enabled,
         )
         parts["PCA beside it, about"] = estimates.covariance_bytes(lm.n_units, 2)
-    elif run.script == "analyze":
+    elif run.script == "analyze" and streams_of(run, lm):
         parts |= _of_analysis(config, lm, counts, each)
-    elif not changes_layers(run):
+    elif run.script == "perturb" and not changes_layers(run):
         parts["trajectories behind the plane, about"] = 2 * int(counts[: config.perturb.samples].sum()) * each
         parts["PCA, about"] = estimates.covariance_bytes(lm.n_units, 1)
     return {**parts, LIBRARIES: estimates.LIBRARIES}

@@ -62,7 +62,7 @@ class TrajectoryDataModule(L.LightningDataModule):
     Args:
         stream: where the shards come from.
         samples: how many sequences, from the first one on; default all.
-        passes: how often; each is a dataloader of its own.
+        passes: how often; each is a dataloader of its own. With 0 nothing is read.
         on_record: called with the number of sequences after each batch that went through the language model.
     """
 
@@ -84,7 +84,7 @@ class TrajectoryDataModule(L.LightningDataModule):
 
     def set_process(self, rank: int, world_size: int) -> None:
         """Be process ``rank`` of ``world_size``: decides which shards this one owns."""
-        if world_size > self.n_shards:
+        if self.passes and world_size > self.n_shards:
             raise UserError(
                 f"devices: {world_size} processes for {self.n_shards} shards of {self.stream.shard_sequences} "
                 f"sequences, so some would have nothing to do. Raise `samples` (now {self.n_samples}), lower "

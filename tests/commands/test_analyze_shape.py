@@ -86,6 +86,31 @@ def test_two_processes_give_what_one_does(default, words, tmp_path):
             np.testing.assert_allclose(two[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_what_reads_the_model_itself_records_no_stream(default, words, tmp_path, devices):
+    """Readout, and phases of its curves, say what they say beside the others, and nothing goes through a cache."""
+    more = {"analysis.measures": "[readout,phases]", "cache.dir": tmp_path / "cache", "trainer.devices": devices}
+    folder, said = run(words, tmp_path / "alone", **SEEDS, **more)
+    assert "No stream is recorded" in said and "massive" in said and "No unit is massive" not in said
+    assert not (tmp_path / "cache").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["sequences_recorded"] == 0 and summary["n_sequences"] == 20 and summary["processes"] == devices
+    assert summary["without_largest"] is None and set(summary["curves"]["untrained"]) == {
+        f"readout/{name}" for name in ("kl", "entropy", "rank", "probability", "agreement")
+    }
+    beside, alone = arrays_of(default[0]), arrays_of(folder)
+    for condition in ("original", "token_shuffled", "untrained"):
+        for name in ("kl", "rank", "commit", "committed"):
+            key = f"{condition}/readout/{name}"
+            np.testing.assert_allclose(alone[key], beside[key], rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+def test_the_plan_of_a_readout_has_the_head_and_no_cache(words, capsys):
+    assert analyze.main([*argv_of(words, **{"analysis.measures": "readout"}), "--plan"]) == 0
+    said = capsys.readouterr().out
+    assert "with the LM head" in said and "records no stream" in said and "to record" not in said
+
+
 def test_every_token_gives_curves_by_position_and_over_tokens(words, tmp_path):
     options = {"data.positions": "all", "analysis.samples": 13, "analysis.conditions": "original",
                "analysis.measures": "[cosine,velocity,curvature]", "run.dir": tmp_path / "all"}  # fmt: skip

@@ -6,10 +6,9 @@ from importlib import import_module
 from typing import Any
 
 from rsdyn.analysis.measure import Measure
-from rsdyn.analysis.results import MEASURES
-from rsdyn.analysis.settings import PHASES, READOUT
+from rsdyn.analysis.settings import OF_STREAM
 
-OF_STREAM = tuple(name for name in MEASURES if name not in (READOUT, PHASES))  # made of one stream that was collected
+__all__ = ["OF_STREAM", "measure_of"]
 
 
 def measure_of(name: str) -> Measure[Any]:

@@ -58,7 +58,7 @@ def check_settings(
     """Raise ``UserError`` for what this stream cannot give, naming the key and the cure."""
     if n_sequences < LEAST_SEQUENCES and needs_streams(settings.measures):
         raise UserError(
-            f"samples: {n_sequences} sequences are too few, since a correlation needs at least "
+            f"samples: too few sequences ({n_sequences}), since a correlation needs at least "
             f"{LEAST_SEQUENCES}. Raise `samples` or `limit`."
         )
     measures = settings.measures

@@ -84,7 +84,7 @@ def test(given: argparse.Namespace) -> tuple[str, list[Claim]]:
         vocab_size=source.vocab_size,
     )
     if len(sequences) < LEAST_TEXTS:
-        raise UserError(f"--data {given.data}: {len(sequences)} sequences are too few; give at least {LEAST_TEXTS}.")
+        raise UserError(f"--data {given.data}: too few sequences ({len(sequences)}); give at least {LEAST_TEXTS}.")
     texts = [np.asarray(sequences[i]) for i in range(len(sequences))]
     kinds = prompts()
     tokenised = {kind: tokenise_texts(of.texts, tokenizer) for kind, of in kinds.items()}

@@ -247,7 +247,7 @@ def test_options_of_rotations_change_them(words, tmp_path):
     [
         ({"analysis.measures": "[corelation]"}, "Did you mean analysis.measures=[correlation]?"),
         ({"analysis.rotation.nulls": "[layer]"}, "layer_shuffle"),
-        ({"analysis.samples": 2}, "analysis.samples: 2 sequences are too few"),
+        ({"analysis.samples": 2}, "analysis.samples: too few sequences (2)"),
         ({"analysis.keep": 4, "analysis.mi.estimator": "ksg"}, "analysis.mi.estimator=ksg needs at least 5 sequences"),
         ({"analysis.samples": 3}, "analysis.mi.estimator=kde needs at least 4 sequences and gets 3"),
         ({"analysis.components": 33}, "analysis.components=33"),

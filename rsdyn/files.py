@@ -11,10 +11,13 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rsdyn.errors import UserError
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -42,6 +45,32 @@ def try_to_write(path: Path) -> None:
     temporary, descriptor = _temporary(path)
     os.close(descriptor)
     temporary.unlink()
+
+
+def output_file(given: str | Path, option: str) -> Path:
+    """The path that ``option`` gives for a file to be written, before the work whose result it is to hold.
+
+    Raises ``UserError`` where it is a folder, where its folder is not there, and where nothing can be written.
+    """
+    path = Path(given).expanduser()
+    if os.path.isdir(path):  # False, where Path.is_dir raises, for a name that is too long
+        raise UserError(f"{option} {given} is a folder: name a file in it, as in {option} {path / 'name'}.")
+    if not os.path.isdir(path.absolute().parent):
+        raise UserError(f"{option} {given}: there is no folder {path.parent}. Make it first, or write elsewhere.")
+    with writing(given, option):
+        try_to_write(path)
+    return path
+
+
+@contextmanager
+def writing(given: str | Path, option: str) -> Iterator[None]:
+    """Raise ``UserError`` where what is written inside, to the file that ``option`` gives, cannot be (a full disk)."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{option} {given}: cannot be written there ({error.strerror or error}). Choose a file that you may write."
+        ) from error
 
 
 def _temporary(path: Path) -> tuple[Path, int]:

@@ -20,7 +20,7 @@ from rsdyn.analysis.claims import N_WHOLE, Claim, Measurements, as_json, as_mark
 from rsdyn.commands.check import quiet_transformers
 from rsdyn.embedded import DOCUMENT_COLUMN
 from rsdyn.errors import UserError
-from rsdyn.files import write_json, write_text
+from rsdyn.files import output_file, write_json, write_text, writing
 from rsdyn.lm.source import find_lm
 from rsdyn.stream.text.corpus import open_corpus
 from rsdyn.stream.text.documents import document_of
@@ -45,10 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         title, table = test(given)
         for line in [title, *as_text(table)]:
             print(line)
-        if out is not None and out.suffix == ".json":
-            write_json(out, {"title": title, "claims": as_json(table)})
-        elif out is not None:
-            write_text(out, as_markdown(table, title))
+        if out is not None:
+            with writing(out, "--out"):
+                if out.suffix == ".json":
+                    write_json(out, {"title": title, "claims": as_json(table)})
+                else:
+                    write_text(out, as_markdown(table, title))
     except UserError as error:
         print(f"rsdyn claims: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -58,10 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _out(name: str | None) -> Path | None:
     if name is None:
         return None
-    out = Path(name).expanduser()
-    if out.suffix not in (".md", ".json") or out.is_dir() or not out.absolute().parent.is_dir():
-        raise UserError(f"--out {name}: name a file that ends in .md or .json, in a folder that is there.")
-    return out
+    if Path(name).suffix not in (".md", ".json"):
+        raise UserError(f"--out {name}: name a file that ends in .md or .json.")
+    return output_file(name, "--out")
 
 
 def test(given: argparse.Namespace) -> tuple[str, list[Claim]]:

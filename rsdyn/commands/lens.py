@@ -10,7 +10,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 
 from rsdyn.commands.check import quiet_transformers
 from rsdyn.errors import UserError
+from rsdyn.files import output_file, writing
 from rsdyn.lm.lens import ESTIMATOR, SKIPPED, LensFit, text_jacobian
 from rsdyn.lm.lens_reading import JACOBIAN, LOGIT, LensComparison, compare_lenses
 from rsdyn.lm.source import find_lm
@@ -64,9 +64,7 @@ def _check(given: argparse.Namespace) -> None:
 def fit(given: argparse.Namespace) -> list[str]:
     """Fit the lens that the command line asks for, write it, and return what to say of it."""
     source = find_lm(given.model)
-    out = Path(given.out or f"{source.label.replace('/', '-')}.jlens.pt").expanduser()
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: name a file in a folder that is there.")
+    out = output_file(given.out or f"{source.label.replace('/', '-')}.jlens.pt", "--out")
     shortest = (given.skip + 2) * 6  # characters, so that most texts have a token that counts
     sequences = tokenise(
         load_rows(path=given.data),
@@ -99,11 +97,13 @@ def fit(given: argparse.Namespace) -> list[str]:
     for place in tqdm(range(state.n, len(used)), initial=state.n, total=len(used), desc="texts", dynamic_ncols=True):
         state.add(text_jacobian(lm, used[place], skip=given.skip))
         if time.monotonic() - saved > SAVE_EVERY:
-            state.save(partial, made_from)
+            with writing(out, "--out"):
+                state.save(partial, made_from)
             saved = time.monotonic()
     lens = state.lens()
-    lens.save(out)
-    state.save(partial, made_from)
+    with writing(out, "--out"):
+        lens.save(out)
+        state.save(partial, made_from)
     size = out.stat().st_size / 2**20
     lines = [f"{out}: {len(lens.j)} layers of {lens.d_model} units, {lens.n_prompts} texts, {size:.1f} MiB in float16"]
     compared = compare_lenses(lm, lens, held_out, skip=given.skip)

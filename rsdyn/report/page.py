@@ -10,7 +10,6 @@ import base64
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -22,7 +21,6 @@ import rsdyn
 from rsdyn.analysis.left_out import without_largest_of
 from rsdyn.analysis.results import Measured
 from rsdyn.analysis.unit_surrogates import AGAIN, TurnHistograms, turn_histograms
-from rsdyn.errors import UserError
 from rsdyn.figures import interactive
 from rsdyn.figures.analysis import analysis_panels
 from rsdyn.figures.autoencoder import training_panels
@@ -32,7 +30,7 @@ from rsdyn.figures.panel import Panel, array, brief, counted
 from rsdyn.figures.perturbation import effect_panels, perturbation_panels
 from rsdyn.figures.rotations import histogram_units
 from rsdyn.figures.streams import Analysis, streams_of
-from rsdyn.files import plain
+from rsdyn.files import output_file, plain, write_text, writing
 from rsdyn.labels import COLUMNS
 from rsdyn.perturbation.linear import HEADS, NOTE, LinearRange, linear_cells
 from rsdyn.perturbation.result import Found
@@ -361,17 +359,7 @@ def whole_page(page: Page, of: str) -> str:
 
 def write_page(html: str, out: str | Path) -> Path:
     """Write the page whole or not at all; UserError when it cannot be written there."""
-    from rsdyn.files import write_text
-
-    path = Path(out).expanduser()
-    if os.path.isdir(path):  # False, where Path.is_dir raises, for a name that is too long
-        raise UserError(f"-o {out} is a folder: name a file in it, as in -o {path / 'report.html'}.")
-    if not os.path.isdir(path.parent):
-        raise UserError(f"-o {out}: there is no folder {path.parent}. Make it first, or write elsewhere.")
-    try:
+    path = output_file(out, "-o")
+    with writing(out, "-o"):
         write_text(path, html)
-    except OSError as error:
-        raise UserError(
-            f"-o {out}: the page cannot be written there ({error.strerror or error}). Choose a file that you may write."
-        ) from error
     return path

@@ -45,7 +45,8 @@ from rsdyn.stream.trajectories import TrajectoryStream
 from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
 
 RUN = 30
-AT_THIS_N = ("information", "dimensions", "components", "explained")  # rows whose estimate depends on N, by how their keys begin
+# rows whose estimate depends on N, by how their keys begin
+AT_THIS_N = ("information", "dimensions", "components", "explained")
 PARTS = ([m for m in MEASURES if m != "mutual_information"], ["mutual_information"])
 Draw = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 Row = Mapping[str, Any]

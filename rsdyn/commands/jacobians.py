@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from rsdyn.config.schema import Config
 from rsdyn.dynamics.projection import PCA
 from rsdyn.errors import UserError
 from rsdyn.figures.jacobians import jacobian_panels
-from rsdyn.files import publish
+from rsdyn.files import publish, try_to_write
 from rsdyn.lm.jacobians import reference_run
 from rsdyn.lm.model import LanguageModel
 from rsdyn.lm.null_models import permuted_weights
@@ -165,9 +168,13 @@ class _Store:
 
     def __init__(self, run: Run, source: Source, model: str, of_plane: list[np.ndarray]) -> None:
         config = run.config
+        self.run = run
         self.folder: Path | None = None
         if config.cache.enabled:
             self.folder = Path(config.cache.dir or default_cache_dir()).expanduser() / "jacobians"
+            with self._writing():  # better now than after the first text
+                self.folder.mkdir(parents=True, exist_ok=True)
+                try_to_write(self.folder / "text")
         version = SINK_VERSION if model == "sink" else VERSION
         self.made_from = [version, source.lm.identity(), model, config.seed]
         if model in ("trained", "sink"):
@@ -183,17 +190,31 @@ class _Store:
         if self.folder is None or not (path := self._path(tokens, seed, place)).is_file():
             return None
         found: dict[str, Curves] = {}
-        with np.load(path, allow_pickle=False) as file:
-            for name in file.files:
-                series, _, curve = name.partition("/")
-                found.setdefault(series, {})[curve] = file[name]
+        try:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                for name in file.files:
+                    series, _, curve = name.partition("/")
+                    found.setdefault(series, {})[curve] = file[name]
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            self.run.say(f"{path.name} in {self.folder} is damaged ({error}); that text is measured again")
+            return None
         return found
 
     def write(self, tokens: np.ndarray, seed: int, place: int, found: dict[str, Curves]) -> None:
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         file = io.BytesIO()
         arrays: dict[str, Any] = {f"{s}/{name}": v for s, curves in found.items() for name, v in curves.items()}
         np.savez_compressed(file, **arrays)
-        publish(self._path(tokens, seed, place), [file.getvalue()])
+        with self._writing():
+            publish(self._path(tokens, seed, place), [file.getvalue()])
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cache.dir={self.folder and self.folder.parent}: cannot write there ({error.strerror or error}). What "
+                "was written before is kept. Give a folder you may write, or cache.enabled=false."
+            ) from error

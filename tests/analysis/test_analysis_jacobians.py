@@ -1,6 +1,9 @@
 """The measure jacobian: curves of a text, verdicts, the command and what it refuses, on a tiny model."""
 
+import errno
+import io
 import json
+import os
 import re
 
 import numpy as np
@@ -213,6 +216,33 @@ def test_the_command(words, tmp_path, capsys, monkeypatch):
     assert run(words, **{"run.dir": again}) == 0
     same = json.loads((again / "summary.json").read_text())["jacobian"]
     assert same == summary["jacobian"]
+
+
+def test_a_damaged_text_of_the_cache_is_measured_again(words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rsdyn.commands.jacobians.jacobian_panels", lambda *a: [])
+    words = words | {"cache.dir": tmp_path / "cache", "analysis.jacobian.texts": 1, "run.dir": tmp_path / "run"}
+    assert run(words) == 0
+    files = sorted((tmp_path / "cache" / "jacobians").iterdir())
+    texts = {file: file.read_bytes() for file in files}
+    for file, data in texts.items():
+        file.write_bytes(data[: len(data) // 2])
+    capsys.readouterr()
+    assert run(words, **{"run.dir": tmp_path / "again"}) == 0
+    assert capsys.readouterr().out.count("is damaged") == len(files)
+    for file, data in texts.items():
+        with np.load(file) as now, np.load(io.BytesIO(data)) as before:
+            assert all(np.allclose(now[name], before[name], equal_nan=True) for name in before.files)
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_the_work(words, tmp_path, capsys, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("rsdyn.commands.jacobians.try_to_write", refuse)
+    monkeypatch.setattr("rsdyn.commands.jacobians.measure_text", lambda *a, **k: pytest.fail("measured before"))
+    assert run(words, **{"run.dir": tmp_path / "run"}) == 2
+    said = capsys.readouterr().err
+    assert re.search("cache.dir=.*: cannot write there .Read-only file system.*cache.enabled=false", said)
 
 
 def test_the_plan_says_what_it_costs(words, tmp_path, capsys):

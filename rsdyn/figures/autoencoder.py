@@ -9,7 +9,7 @@ import numpy as np
 from rsdyn.analysis.results import Measured
 from rsdyn.autoencoder.result import Trained
 from rsdyn.autoencoder.summary import dimensions_filled
-from rsdyn.figures.colours import Look
+from rsdyn.figures.colours import LOOKS, Look
 from rsdyn.figures.components import plane_marks
 from rsdyn.figures.over_depth import depth_axis, sublayer_names, transition_kinds, transition_names
 from rsdyn.figures.panel import Axis, Caption, Control, Line, Mark, Panel, Rule, array, brief, counted, in_words
@@ -148,11 +148,12 @@ def _explained(found: Trained, beside: Mapping[str, Measured]) -> Panel:
     told, lowest = [], 0.0
     several = len(views) > 1
     for view in views:
-        for name, values in zip(("autoencoder", f"PCA, {k} components"), found.explained[view], strict=True):
+        series = {"autoencoder": LOOKS["autoencoder"], f"PCA, {k} components": LOOKS["pca"]}
+        for (name, look), values in zip(series.items(), found.explained[view], strict=True):
             ev = array(values)
             words = tuple(f"{where}<br>{brief(v)}" for where, v in zip(names, ev, strict=True))
             marks.append(Line(name=name, when={"variance": view} if several else {}, x=x, y=ev, text=words,
-                              marker="circle", size=0.6))  # fmt: skip
+                              look=look, marker="circle", size=0.6))  # fmt: skip
             if view == "own":
                 told.append(in_words(name, ev, names))
             finite = ev[np.isfinite(ev)]
@@ -160,7 +161,7 @@ def _explained(found: Trained, beside: Mapping[str, Measured]) -> Panel:
     for name, measured in beside.items():
         # an analysis' components are of raw activations, about each sublayer's own mean
         marks.append(Line(name=name, when={"variance": "raw" if "raw" in views else "own"} if several else {}, x=x,
-                          y=array(measured.value), width=0.8))  # fmt: skip
+                          y=array(measured.value), look=Look(LOOKS["pca"].colour, "dot"), width=0.8))  # fmt: skip
     low = max(LOWEST, lowest * 1.05) - 0.02
     cut = f" Values below {brief(LOWEST)} are off the panel." if lowest < LOWEST else ""
     also = (

@@ -123,16 +123,10 @@ def is_series(name: str) -> bool:
 def look_of(name: str) -> Look:
     """The look of a series, by its name or the words it is shown under.
 
-    What stands behind a comma (``PCA, 2 components``) does not matter. A name that is not in the table (a series of
-    somebody's own) gets a look that is a function of the name alone.
+    A name that is not in the table (a series of somebody's own) gets a look that is a function of the name alone.
     """
-    if name.endswith(f", {WITHOUT}"):
-        return Look(look_of(name.removesuffix(f", {WITHOUT}")).colour, LOOKS["without_massive"].dash)
-    known, more = name, name
-    while more:
-        key = _LABELS.get(known, known)
-        if key in LOOKS:
-            return LOOKS[key]
-        known, more, _ = known.rpartition(", ")
+    key = _LABELS.get(name, name)
+    if key in LOOKS:
+        return LOOKS[key]
     number = zlib.crc32(name.encode())
     return Look(_OTHERS[number % len(_OTHERS)], list(DASHES)[1:][number // 7 % (len(DASHES) - 1)])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rsdyn.analysis.results import Plane, PrincipalComponents
-from rsdyn.figures.colours import WITHOUT, Look
+from rsdyn.figures.colours import LOOKS, WITHOUT, Look
 from rsdyn.figures.over_depth import sublayer_names
 from rsdyn.figures.panel import Axis, Bars, Caption, Line, Mark, Panel, Path, Paths, array, brief, counted, percent
 from rsdyn.figures.streams import Stream, curve_panel, pick, sequences_in_words, when
@@ -179,7 +179,9 @@ def _cumulative(streams: list[Stream]) -> Panel:
             total = np.cumsum(array(measured.value))
             count = np.arange(1, len(total) + 1)
             label = (WITHOUT if stream.main else f"{stream.label}, {WITHOUT}") if without else stream.label
-            look = stream.look and Look(stream.look.colour, "longdash" if without else stream.look.dash)
+            look, other = stream.looks, LOOKS["without_massive"]
+            if without:
+                look = other if stream.main else Look(look.colour, other.dash)
             reached = np.flatnonzero(total >= 0.9 - 1e-12)  # a sum of shares may end an ulp short
             needs = f"{reached[0] + 1} for 90 %" if len(reached) else "90 % is not reached"
             marks.append(

@@ -155,7 +155,8 @@ def unit_bands(
         for other in kinds:
             drawn = quantiles[2, other.part]
             marks.append(Line(name=f"{other.name}, median", when=here, x=x[other.part], y=drawn,
-                              width=1.1 if other is kind else 0.6, marker=other.marker, size=0.6))  # fmt: skip
+                              look=look_of(other.name), width=1.1 if other is kind else 0.6, marker=other.marker,
+                              size=0.6))  # fmt: skip
         marks.append(Line(name="mean", when=here, x=at, y=mean[kind.part], width=0.8))
         if floor is not None:
             marks.append(Line(name="permuted pairs (floor)", when=here, x=at, y=floor[kind.part], width=0.8))

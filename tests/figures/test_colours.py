@@ -1,7 +1,9 @@
 """A series has one look, by its name, in the static figures, on the page and in W&B's charts."""
 
+from dataclasses import replace
+
 import pytest
-from every_panel import analysis
+from every_panel import analysis, condition
 
 from rsdyn.analysis.jacobians import SERIES
 from rsdyn.analysis.settings import CONDITIONS
@@ -20,20 +22,26 @@ def test_every_condition_has_a_look_and_no_two_the_same():
     assert {look.dash for look in LOOKS.values()} <= DASHES.keys()
 
 
-def test_a_name_its_label_and_its_label_with_more_behind_are_one_series():
-    for condition in CONDITIONS:
-        assert look_of(condition) == look_of(NAMES[condition]) == look_of(f"{NAMES[condition]}, 100 components")
-    assert look_of("PCA, 2 components") == LOOKS["pca"]
+def test_a_name_and_its_label_are_one_series():
+    for name in CONDITIONS:
+        assert look_of(name) == look_of(NAMES[name]) == LOOKS[name]
     assert all(kind.label in LOOKS for kind in SERIES.values())  # of Jacobians, by what they are called
     assert look_of("my own") == look_of("my own") and look_of("my own").colour in LIGHT
-    without = look_of("untrained model, without massive units")
-    assert without.colour == LOOKS["untrained"].colour and without.dash == LOOKS["without_massive"].dash
+
+
+def test_without_massive_units_a_control_keeps_its_colour():
+    found = analysis()
+    found = replace(found, conditions=found.conditions | {"untrained": condition(1)})  # with massive units of its own
+    panels = analysis_panels(streams_of([Analysis(found)]))
+    (panel,) = (p for p in panels if p.key == "fig4b_cumulative_variance")
+    looks = {mark.name: mark.looks for mark in panel.marks}
+    assert looks["without massive units"] == LOOKS["without_massive"]
+    control = looks[f"{NAMES['untrained']}, without massive units"]
+    assert control.colour == LOOKS["untrained"].colour and control.dash == LOOKS["without_massive"].dash
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 0)])
 def test_a_condition_keeps_its_look_whatever_stands_beside_it(order):
-    from dataclasses import replace
-
     found = analysis()
     some = [list(found.conditions)[i] for i in order]
     streams = streams_of([Analysis(replace(found, conditions={c: found.conditions[c] for c in some}))])

@@ -23,6 +23,7 @@ from rsdyn.analysis.results import AnalysisResults, Cosine
 from rsdyn.figures import interactive, static
 from rsdyn.figures.analysis import analysis_panels, figure_1
 from rsdyn.figures.autoencoder import training_panels
+from rsdyn.figures.colours import LOOKS
 from rsdyn.figures.jacobians import jacobian_panels
 from rsdyn.figures.panel import Band, Bars, Distribution, Flow, HeatMap, Line, Path, array
 from rsdyn.figures.perturbation import effect_panels, perturbation_panels
@@ -202,7 +203,9 @@ def test_training_panels_show_the_test():
     np.testing.assert_allclose(line(explained, "autoencoder").y, found.explained["own"][0])
     np.testing.assert_allclose(line(explained, "PCA, 2 components", variance="raw").y, found.explained["raw"][1])
     assert "PCA, 100 components (analysis)" not in {m.name for m in explained.drawn({"variance": "own"})}
-    line(explained, "PCA, 100 components (analysis)", variance="raw")
+    assert line(explained, "PCA, 2 components", variance="raw").looks == LOOKS["pca"]
+    other = line(explained, "PCA, 100 components (analysis)", variance="raw").looks
+    assert other.colour == LOOKS["pca"].colour and other.dash == "dot"  # as the caption says
     within = line(panels["fig3c_latent_distance"], "within layer")
     np.testing.assert_allclose(within.y, found.distance[0::2])
     np.testing.assert_allclose(within.high - within.y, found.distance_std[0::2], rtol=1e-6)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from rsdyn.errors import UserError
 
+_BY_HAND = ("bash", "interactive")  # names of SLURM jobs in which somebody types
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
 
 
@@ -20,7 +21,7 @@ def is_rank_zero(env: Mapping[str, str] | None = None) -> bool:
     return all(env.get(name, "") in ("", "0") for name in RANK_VARIABLES)
 
 
-def check_ranks(*, n_processes: int | None, env: Mapping[str, str] | None = None) -> None:
+def check_ranks(*, n_processes: int | None, n_nodes: int = 1, env: Mapping[str, str] | None = None) -> None:
     """Raise ``UserError`` where the environment says that others started this process, and nobody did.
 
     Variables of a launcher outlive it in a shell that sources a job's environment, in a container, in a notebook. A
@@ -29,9 +30,16 @@ def check_ranks(*, n_processes: int | None, env: Mapping[str, str] | None = None
 
     Args:
         n_processes: how many the run has by its settings; None where the machine decides.
+        n_nodes: on how many machines.
         env: the environment; default the process' own.
     """
     env = os.environ if env is None else env
+    if n_nodes > 1 and in_batch_script(env):
+        raise UserError(
+            f"SLURM_NTASKS={env['SLURM_NTASKS']} in the environment is of a SLURM job, but srun did not start this "
+            f"process (SLURM_STEP_ID is not set), and a run on {n_nodes} machines needs one process for each device. "
+            "Put srun before the command."
+        )
     claimed = {name: env[name] for name in RANK_VARIABLES if env.get(name)}
     shown = " and ".join(f"{name}={value}" for name, value in claimed.items() if value != "0") or "its rank"
     unset = "unset " + " ".join(name for name in (*RANK_VARIABLES, "WORLD_SIZE") if env.get(name))
@@ -63,10 +71,21 @@ def check_ranks(*, n_processes: int | None, env: Mapping[str, str] | None = None
         )
 
 
+def in_batch_script(env: Mapping[str, str] | None = None) -> bool:
+    """Whether this process stands in a SLURM job, but no ``srun`` started it: the line of a batch script itself.
+
+    A job of several tasks says ``SLURM_NTASKS=4`` to its script too, and ``SLURM_PROCID=0``; who takes that for a
+    launcher waits for three processes that nobody starts. ``SLURM_STEP_ID`` is set by ``srun`` alone.
+    """
+    env = os.environ if env is None else env
+    first = all(env.get(name, "") in ("", "0") for name in ("SLURM_PROCID", "SLURM_LOCALID"))
+    return bool(env.get("SLURM_NTASKS")) and first and not env.get("SLURM_STEP_ID")
+
+
 def _launcher(env: Mapping[str, str]) -> tuple[str, str] | None:
     """What started this process, and the variable that says so."""
     if env.get("TORCHELASTIC_RUN_ID"):
         return "torchrun", "TORCHELASTIC_RUN_ID"
-    if env.get("SLURM_NTASKS") and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+    if env.get("SLURM_NTASKS") and not in_batch_script(env) and env.get("SLURM_JOB_NAME") not in _BY_HAND:
         return "srun", "SLURM_NTASKS"
     return ("somebody", "MASTER_ADDR") if env.get("MASTER_ADDR") else None  # Lightning itself, or by hand

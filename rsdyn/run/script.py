@@ -69,7 +69,7 @@ def _run(script: str, work: Callable[[Run], None], argv: Sequence[str] | None, s
         except SystemExit as asked:  # --help, --print-config: nothing but what they print
             sys.stdout.flush()
             return 2 if getattr(sys.stdout, "lost", None) else int(asked.code or 0)
-        check_ranks(n_processes=_n_processes(script, config))
+        check_ranks(n_processes=_n_processes(script, config), n_nodes=_n_nodes(script, config))
         _quiet()
         if PLAN in words:
             from rsdyn.run.plan import show_plan  # it imports all that it plans for
@@ -137,6 +137,10 @@ def _n_processes(script: str, config: Config) -> int | None:
     listed = trainer.devices.split(",") if isinstance(trainer.devices, str) else []
     devices = trainer.devices if isinstance(trainer.devices, int) else sum(part != "" for part in listed)
     return devices * trainer.num_nodes if devices > 0 else None
+
+
+def _n_nodes(script: str, config: Config) -> int:
+    return 1 if script == "perturb" else config.trainer.num_nodes
 
 
 def _lost(error: Exception) -> bool:

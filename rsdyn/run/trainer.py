@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rsdyn.config.schema import Config
 from rsdyn.errors import UserError
 from rsdyn.private import NoProfiler, adopt_children, leave_signals_alone
+from rsdyn.ranks import in_batch_script
 from rsdyn.run.checkpoints import WholeCheckpointIO
 from rsdyn.run.progress import Guard
 from rsdyn.run.run import Run
@@ -67,6 +69,8 @@ def make_trainer(run: Run, callbacks: list[L.Callback]) -> L.Trainer:
         "plugins": [WholeCheckpointIO()],
         "profiler": NoProfiler(),
     }
+    if in_batch_script():  # Lightning would wait for processes that srun starts, or refuse the job's --ntasks
+        arguments["plugins"].append(LightningEnvironment())
     if settings.devices != 1 or settings.num_nodes > 1:
         # the buffers are equal everywhere; syncing them in each forward would hang processes with fewer batches
         new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters

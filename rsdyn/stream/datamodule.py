@@ -120,7 +120,7 @@ class ResidualStreamDataModule(L.LightningDataModule):
         self._kept: Vectors | None = None
         if world_size > self.stream.n_shards:
             raise UserError(
-                f"devices: {world_size} processes for {self.stream.n_shards} shards of "
+                f"devices: {world_size} processes for {self.stream.n_shards} shard{'s' * (self.stream.n_shards > 1)} of "
                 f"{self.stream.shard_sequences} sequences, so some would have nothing to do. Set `shard_sequences` "
                 f"to at most {max(1, self.stream.n_sequences // world_size)}, or use fewer devices."
             )

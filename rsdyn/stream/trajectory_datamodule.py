@@ -86,8 +86,8 @@ class TrajectoryDataModule(L.LightningDataModule):
         """Be process ``rank`` of ``world_size``: decides which shards this one owns."""
         if self.passes and world_size > self.n_shards:
             raise UserError(
-                f"devices: {world_size} processes for {self.n_shards} shards of {self.stream.shard_sequences} "
-                f"sequences, so some would have nothing to do. Raise `samples` (now {self.n_samples}), lower "
+                f"devices: {world_size} processes for {self.n_shards} shard{'s' * (self.n_shards > 1)} of "
+                f"{self.stream.shard_sequences} sequences, so some would have nothing to do. Raise `samples` (now {self.n_samples}), lower "
                 "`shard_sequences`, or use fewer devices."
             )
         counts = np.array([self._n_rows(k) for k in range(self.n_shards)])

@@ -118,9 +118,9 @@ class ResidualStreamDataModule(L.LightningDataModule):
     def set_process(self, rank: int, world_size: int) -> None:
         """Be process ``rank`` of ``world_size``: decides which shards this one owns."""
         self._kept: Vectors | None = None
-        if world_size > self.stream.n_shards:
+        if world_size > (shards := self.stream.n_shards):
             raise UserError(
-                f"devices: {world_size} processes for {self.stream.n_shards} shard{'s' * (self.stream.n_shards > 1)} of "
+                f"devices: {world_size} processes for {shards} shard{'s' * (shards > 1)} of "
                 f"{self.stream.shard_sequences} sequences, so some would have nothing to do. Set `shard_sequences` "
                 f"to at most {max(1, self.stream.n_sequences // world_size)}, or use fewer devices."
             )

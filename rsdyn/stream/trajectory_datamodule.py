@@ -87,7 +87,8 @@ class TrajectoryDataModule(L.LightningDataModule):
         if self.passes and world_size > self.n_shards:
             raise UserError(
                 f"devices: {world_size} processes for {self.n_shards} shard{'s' * (self.n_shards > 1)} of "
-                f"{self.stream.shard_sequences} sequences, so some would have nothing to do. Raise `samples` (now {self.n_samples}), lower "
+                f"{self.stream.shard_sequences} sequences, so some would have nothing to do. Raise `samples` (now "
+                f"{self.n_samples}), lower "
                 "`shard_sequences`, or use fewer devices."
             )
         counts = np.array([self._n_rows(k) for k in range(self.n_shards)])

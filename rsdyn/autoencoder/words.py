@@ -56,13 +56,11 @@ def closing_table(found: TrainingSummary, columns: int) -> list[str]:
         ("test MSE, raw activations", f"{test['test_mse']:.5g}", f"{test['test_mse_pca']:.5g}"),
         ("explained variance, raw", f"{test['r2_cae_raw']:.4f}", f"{test['r2_pca_raw']:.4f}"),
         (f"explained variance, {SPACES[found.standardise]}", f"{test['r2_cae']:.4f}", f"{test['r2_pca']:.4f}"),
-        (
-            f"  without the {n_massive} massive units",
-            f"{test['r2_without_massive_cae']:.4f}",
-            f"{test['r2_without_massive_pca']:.4f}",
-        ),
         ("  of each sublayer by itself, median", f"{typical[0]:.4f}", f"{typical[1]:.4f}"),
     ]
+    if n_massive:
+        ours, theirs = (f"{test[f'r2_without_massive_{of}']:.4f}" for of in ("cae", "pca"))
+        rows.insert(4, (f"  without the {n_massive} massive unit{'s' * (n_massive > 1)}", ours, theirs))
     if found.n_latents > 1:
         ours, theirs = (f"{test[k]:.2f}" for k in ("latent_participation", "latent_participation_pca"))
         rows.append((f"dimensions that the latents fill, of {found.n_latents}", ours, theirs))

@@ -156,6 +156,8 @@ def test_the_closing_table_is_the_summary(runs):
     assert f"{summary['test']['test_mse']:.5g}" in output
     assert f"{summary['test']['r2_cae_raw']:.4f}" in output
     assert f"{summary['test']['r2_pca_raw']:.4f}" in output
+    n = len(summary["test"]["massive_units"])
+    assert (f"without the {n} massive unit" in output) == (n > 0)
     assert str(folder) in output
     assert "Warning" not in output or summary["test"]["collapsed"]
 

@@ -9,6 +9,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rsdyn.analysis import jacobian_table, jacobians
 from rsdyn.analysis.finding import Value
@@ -252,6 +254,18 @@ def test_the_plan_says_what_it_costs(words, tmp_path, capsys):
     attention, mlp = 2 * D * D + 2 * D * D // 2, 3 * D * 2 * D
     rows = 2 * D * 2 * LAYERS * (attention + mlp)
     assert f"{rows / 1e6:.3g} MFLOP for all 32 rows" in shown and "3 texts in 4 series" in shown
+
+
+def test_a_model_that_cannot_be_continued_is_refused_before_anything_is_measured(words, tmp_path, capsys, monkeypatch):
+    """Mamba's layers mix tokens by a recurrence: there is no attention to a context that stands still."""
+    monkeypatch.setattr("rsdyn.commands.jacobians.measure_text", lambda *a, **k: pytest.fail("measured"))
+    sizes = {"hidden_size": D, "num_hidden_layers": 3, "state_size": 4, "expand": 2, "vocab_size": 400}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **sizes)).save_pretrained(tmp_path / "lm")
+    tiny_tokenizer(tmp_path / "lm")
+    assert run(words, **{"lm.name": tmp_path / "lm", "run.dir": tmp_path / "run"}) == 2
+    said = capsys.readouterr().err
+    assert re.search("lm.name: .*cannot be continued from a sublayer: .*Give another model", said), said
+    assert said.count("error:") == 1 and "Traceback" not in said
 
 
 @pytest.mark.parametrize(

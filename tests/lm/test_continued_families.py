@@ -106,7 +106,7 @@ def test_what_cannot_be_continued_is_refused_before_anything_is_recorded(tmp_pat
     folder, _ = saved(tmp_path / "lm", "falcon-h1")
     assert perturb.main(words(folder, tmp_path)) == 2
     error = capsys.readouterr().err
-    assert "a state from token to token" in error and "Perturb another model" in error and "Traceback" not in error
+    assert "a state from token to token" in error and "Give another model" in error and "Traceback" not in error
     assert not [*(tmp_path / "cache").rglob("shard-*.safetensors")]
 
 

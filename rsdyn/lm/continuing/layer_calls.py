@@ -275,7 +275,7 @@ def refusing(lm: LanguageModel, why: str) -> Iterator[None]:
 
 
 def _refused(name: str, why: str) -> UserError:
-    return UserError(f"name: {name} cannot be continued from a sublayer: {why}. Perturb another model.")
+    return UserError(f"name: {name} cannot be continued from a sublayer: {why}. Give another model.")
 
 
 def reading_sites(

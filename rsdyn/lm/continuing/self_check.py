@@ -72,7 +72,7 @@ def checked(lm: LanguageModel, reference: Reference, continue_all: ContinueAll) 
         raise UnfitModelError(
             f"name: {lm.name} cannot be continued from a sublayer: from perturbed states it comes {found:.1e} of "
             f"the state's norm away from whole forwards of transformers, and {3 * rounding(lm):.0e} is allowed in "
-            f"{lm.dtype}. Its layers look at more than states, keys and values. Perturb another model."
+            f"{lm.dtype}. Its layers look at more than states, keys and values. Give another model."
         )
     return replace(reference, alone_error=alone)
 

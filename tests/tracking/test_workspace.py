@@ -154,6 +154,18 @@ def test_chosen_runs_are_all_that_the_report_shows(built):
     assert as_text(chosen["workspace"]) == as_text(built["workspace"])
 
 
+@pytest.mark.parametrize("script", ["train", "analyze", "perturb"])
+def test_one_script_shows_its_own_sections_and_runs(script, built, capsys):
+    assert main(["--print", "--script", script]) == 0
+    sent = json.loads(capsys.readouterr().out)["workspace"]
+    names = [section["name"] for section in sent["section"]["panelBankConfig"]["sections"]]
+    whole = [section["name"] for section in built["workspace"]["section"]["panelBankConfig"]["sections"]]
+    own = {"train": ("Figure 3", "Training", "Sweeps"), "perturb": ("Figure 4D",)}
+    own["analyze"] = tuple(name for name in whole if not name.startswith(own["train"] + own["perturb"]))
+    assert names == [name for name in whole if name.startswith(own[script])]
+    assert script in json.dumps(sent["section"]["runSets"][0]["filters"])
+
+
 def test_by_model_groups_the_runs(built):
     grouped = specs("rsdyn", by_model=True)["workspace"]["section"]["runSets"][0]
     assert [key["name"] for key in grouped["grouping"]] == ["group", "jobType"]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rsdyn.errors import UserError
+from rsdyn.tracking.keys import SCRIPT
 from rsdyn.tracking.session import project_of
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(given.project, given.runs)
         _need_package()
         if given.print:
-            print(json.dumps(specs(given.project, given.runs, by_model=given.by_model), indent=2))
+            print(json.dumps(specs(given.project, given.runs, by_model=given.by_model, script=given.script), indent=2))
         else:
-            for address in save(given.project, given.entity, given.runs, by_model=given.by_model):
+            for address in save(given.project, given.entity, given.runs, by_model=given.by_model, script=given.script):
                 print(address)
     except UserError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
@@ -59,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--by-model", action="store_true", help="draw the mean of each model's runs, not one line per run"
     )
+    parser.add_argument(
+        "--script", choices=sorted(set(SCRIPT.values())), help="only the sections and runs of this one (default: all)"
+    )
     parser.add_argument("--print", action="store_true", help="print what would be sent, as JSON, and send nothing")
     return parser
 
@@ -83,22 +87,29 @@ def _need_package() -> None:
         raise UserError(f"layouts are built by the package wandb-workspaces, which is not installed. Run {INSTALL}.")
 
 
-def specs(project: str, runs: Sequence[str] = (), *, by_model: bool = False) -> dict[str, Any]:
+def specs(
+    project: str, runs: Sequence[str] = (), *, by_model: bool = False, script: str | None = None
+) -> dict[str, Any]:
     """What would be sent, as plain containers: ``{"workspace": ..., "report": ...}``; no server is asked."""
-    workspace, report = build(project, "", runs, by_model=by_model)
+    workspace, report = build(project, "", runs, by_model=by_model, script=script)
     sent = {"workspace": workspace._to_model().spec, "report": report._to_model().spec}
     return {name: json.loads(spec.model_dump_json(by_alias=True, exclude_none=True)) for name, spec in sent.items()}
 
 
-def build(project: str, entity: str, runs: Sequence[str], *, by_model: bool) -> tuple[ws.Workspace, wr.Report]:
+def build(
+    project: str, entity: str, runs: Sequence[str], *, by_model: bool, script: str | None = None
+) -> tuple[ws.Workspace, wr.Report]:
     """The workspace and the report, not yet saved."""
     from rsdyn.tracking.workspace.comparison import comparison
     from rsdyn.tracking.workspace.layout import workspace
 
-    return workspace(project, entity, by_model=by_model, metric=METRIC), comparison(project, entity, runs)
+    layout = workspace(project, entity, by_model=by_model, metric=METRIC, script=script)
+    return layout, comparison(project, entity, runs)
 
 
-def save(project: str, entity: str | None, runs: Sequence[str] = (), *, by_model: bool = False) -> tuple[str, str]:
+def save(
+    project: str, entity: str | None, runs: Sequence[str] = (), *, by_model: bool = False, script: str | None = None
+) -> tuple[str, str]:
     """Save both, and return their addresses.
 
     Raises UserError without a key, without a server that answers, for a project that is not there, and for what the
@@ -121,7 +132,7 @@ def save(project: str, entity: str | None, runs: Sequence[str] = (), *, by_model
         entity = entity or wandb.setup().settings.entity or wandb.Api().default_entity or ""
     except Exception as error:  # W&B raises of every kind, and nothing of ours is in here
         raise _refused(project, entity, error) from error
-    workspace, report = build(project, entity, runs, by_model=by_model)
+    workspace, report = build(project, entity, runs, by_model=by_model, script=script)
     try:
         report.save()  # first, because it looks for the project before it sends anything
         workspace.save()

@@ -1,6 +1,6 @@
 """How often the 95 % intervals of the findings hold what they should, row by row.
 
-    python benchmarks/interval_coverage.py coverage.jsonl [--samples 200] [--designs ...] [--cache DIR]
+    python benchmarks/interval_coverage.py coverage.jsonl [--samples 200] [--designs ...] [--parts ...] [--cache DIR]
 
 The population is the embedded model's stream of the embedded text, recorded once: 4,029 sequences of 138 documents. A
 sample goes through the probe and the measures of analyze.py, and each row of its findings is compared with the row of
@@ -11,8 +11,9 @@ interval is for the expectation at this N). Three designs:
 - random-documents: the same, intervals over documents, which are for *other* documents and so wider than this needs;
 - runs: 600 sequences in runs of up to 30 of one document, as a text has them, intervals over documents.
 
-Each sample is a line of the file, so that what was stopped resumes; mutual information, which costs more than all else
-together, comes last. The table is printed in Markdown at the end.
+Four parts of the measures, in turn: the paper's without mutual information, that, which costs most, the shape of
+trajectories, and their readout. Each sample of a part is a line of the file, so that what was stopped resumes. The
+table is printed in Markdown at the end.
 """
 
 from __future__ import annotations
@@ -28,34 +29,39 @@ import torch
 from torch import Tensor
 
 from rsdyn.analysis.collected import Collected
+from rsdyn.analysis.finding import Finding
 from rsdyn.analysis.findings import findings
 from rsdyn.analysis.measure import How
 from rsdyn.analysis.probe import ResidualStreamProbe
-from rsdyn.analysis.results import AnalysisResults
-from rsdyn.analysis.settings import MEASURES, AnalysisConfig
+from rsdyn.analysis.readout import read_sequences, readout_results
+from rsdyn.analysis.results import AnalysisResults, ConditionResults
+from rsdyn.analysis.settings import MEASURES, READOUT, SHAPE, AnalysisConfig
+from rsdyn.analysis.shape_rows import shape_rows
 from rsdyn.analysis.streams import measure_stream
+from rsdyn.dynamics.readout import Readout
 from rsdyn.dynamics.resampling import group_of
+from rsdyn.dynamics.similarity import cka
 from rsdyn.embedded import DOCUMENT_COLUMN
+from rsdyn.lm.readout import LogitLens
 from rsdyn.lm.source import find_lm
 from rsdyn.stream.text.corpus import load_rows
 from rsdyn.stream.text.documents import document_of
 from rsdyn.stream.text.groups import SequenceGroups
-from rsdyn.stream.text.tokens import tokenise
+from rsdyn.stream.text.tokens import Sequences, tokenise
 from rsdyn.stream.trajectories import TrajectoryStream
 from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
 
 RUN = 30
-# rows whose estimate depends on N, by how their keys begin
-AT_THIS_N = ("information", "dimensions", "components", "explained")
-PARTS = ([m for m in MEASURES if m != "mutual_information"], ["mutual_information"])
+AT_THIS_N = ("information", "dimension", "components", "explained")  # rows whose estimate depends on N, by their keys
+PARTS = ([m for m in MEASURES if m != "mutual_information"], ["mutual_information"], [*SHAPE], [READOUT])
 Draw = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 Row = Mapping[str, Any]
 
 
-def population(cache: Path | None) -> tuple[Tensor, np.ndarray]:
-    """The stream ``(N, S, D)`` of the whole embedded text in its own order, and the document of each sequence."""
+def whole_text() -> Sequences:
+    """The embedded text in its own order."""
     lm, rows = find_lm("embedded"), load_rows(document_column=DOCUMENT_COLUMN)
-    sequences = tokenise(
+    return tokenise(
         rows,
         lm.tokenizer(),
         order="corpus",
@@ -63,8 +69,12 @@ def population(cache: Path | None) -> tuple[Tensor, np.ndarray]:
         max_tokens=lm.max_tokens,
         vocab_size=lm.vocab_size,
     )
-    assert sequences.documents is not None
-    return TrajectoryStream(lm, sequences, cache_dir=cache).read()[0], sequences.documents
+
+
+def whole_readout(sequences: Sequences) -> Readout:
+    """What the embedded model's stream of every sequence says, through the logit lens."""
+    lm = find_lm("embedded").load(head=True)
+    return read_sequences(lm, [np.asarray(sequences[i]) for i in range(len(sequences))], LogitLens())
 
 
 def at_random(n: int) -> Draw:
@@ -116,7 +126,22 @@ def rows_of(
         probe.test_step(batch, 0, dataloader)
     probe.on_test_epoch_end()
     results = measure_stream(collected, How(AnalysisConfig(measures=[*measures]), sites, nulls=False), x.dtype)
-    table = findings(AnalysisResults({"here": results}, tuple(measures), sites, x.shape[1], x.shape[2]))
+    found = AnalysisResults({"here": results}, tuple(measures), sites, x.shape[1], x.shape[2])
+    return _with_intervals([*findings(found), *shape_rows(found)])
+
+
+def readout_rows(read: Readout, groups: SequenceGroups) -> dict[str, dict[str, float]]:
+    """The rows of the findings of what ``n`` sequences say."""
+    shape = {"n_sublayers": read.kl.shape[1], "n_units": 1}
+    nothing = measure_stream(
+        Collected(**shape, measures=[READOUT], groups=groups), How(AnalysisConfig()), torch.float32
+    )
+    said = readout_results(read, groups.group, LogitLens())
+    results = ConditionResults(nothing.counts, nothing.flags, readout=said)
+    return _with_intervals(shape_rows(AnalysisResults({"here": results}, (READOUT,), 2, **shape)))
+
+
+def _with_intervals(table: Sequence[Finding]) -> dict[str, dict[str, float]]:
     found = {row.key: row.values["here"] for row in table}
     return {
         key: {"value": cell.value, "low": cell.low, "high": cell.high}
@@ -125,13 +150,23 @@ def rows_of(
     }
 
 
-def sample(
-    x: Tensor, document: np.ndarray, design: str, k: int, measures: Sequence[str] = MEASURES
-) -> dict[str, dict[str, float]]:
-    """The rows of sample ``k`` of a design: a function of (k, how it is drawn) alone."""
+def of_population(x: Tensor, groups: SequenceGroups, measures: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The rows of all sequences; of measures that take every sample, of the first 1000.
+
+    Curvature and dimensions take all, and so does similarity, of which single pairs are enough: a mean over depth.
+    """
+    if "similarity" not in measures:
+        return rows_of(x, groups, measures, keep=1000)
+    rows = rows_of(x, groups, [m for m in measures if m != "similarity"])
+    adjacent = [cka(x[:, s].to(torch.float64), x[:, s + 1].to(torch.float64)) for s in range(x.shape[1] - 1)]
+    return rows | {"similarity_adjacent": {"value": float(torch.stack(adjacent).nanmean())}}
+
+
+def drawn(document: np.ndarray, design: str, k: int) -> tuple[Tensor, SequenceGroups]:
+    """The sequences of sample ``k`` of a design, and their groups: a function of (k, how it is drawn) alone."""
     draw, over_documents = DESIGNS[design]
     index = draw(np.random.default_rng([k, draw is RUNS]), document)
-    return rows_of(x[torch.from_numpy(index)], groups_of(document[index], over_documents), measures)
+    return torch.from_numpy(index), groups_of(document[index], over_documents)
 
 
 def summary(found: Sequence[Mapping[str, Row]], truth: Mapping[str, Row]) -> dict[str, dict[str, float]]:
@@ -178,6 +213,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--designs", nargs="+", choices=list(DESIGNS), default=list(DESIGNS))
+    parser.add_argument("--parts", nargs="+", type=int, choices=range(len(PARTS)), default=list(range(len(PARTS))))
     parser.add_argument("--cache", type=Path, default=None)
     parser.add_argument("--table", action="store_true", help="only print the table of what the file holds")
     options = parser.parse_args()
@@ -185,7 +221,11 @@ def main() -> None:
     lines = [json.loads(line) for line in options.file.open()] if options.file.exists() else []
     done = {(line["design"], line["part"], line["k"]) for line in lines}
     if not options.table:
-        x, document = population(options.cache)
+        text = whole_text()
+        document, x = text.documents, torch.empty(0)
+        assert document is not None
+        if any(READOUT not in PARTS[part] for part in options.parts):
+            x = TrajectoryStream(find_lm("embedded"), text, cache_dir=options.cache).read()[0]
         with options.file.open("a") as file:
 
             def keep(design: str, part: int, k: int, rows: Mapping[str, Row]) -> None:
@@ -193,13 +233,23 @@ def main() -> None:
                 file.write(json.dumps(lines[-1]) + "\n")
                 file.flush()
 
-            for part, measures in enumerate(PARTS):
+            every = groups_of(document, True)
+            for part in options.parts:
+                measures = PARTS[part]
+                read = whole_readout(text) if READOUT in measures else None
                 if ("population", part, 0) not in done:
-                    keep("population", part, 0, rows_of(x, groups_of(document, True), measures, keep=1000))
+                    rows = of_population(x, every, measures) if read is None else readout_rows(read, every)
+                    keep("population", part, 0, rows)
                 for k in range(options.samples):  # the designs in turn: a part of the file is a smaller benchmark
                     for design in options.designs:
-                        if (design, part, k) not in done:
-                            keep(design, part, k, sample(x, document, design, k, measures))
+                        if (design, part, k) in done:
+                            continue
+                        index, groups = drawn(document, design, k)
+                        if read is None:
+                            rows = rows_of(x[index], groups, measures)
+                        else:
+                            rows = readout_rows(Readout(*(values[index] for values in read)), groups)
+                        keep(design, part, k, rows)
     print(table(lines, options.designs))
 
 

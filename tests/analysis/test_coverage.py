@@ -4,24 +4,18 @@ The full one is in benchmarks/RESULTS.md. Here the population is made up: docume
 variance.
 """
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from benchmark_module import benchmark
 
-MEASURES = ["activations", "correlation", "cosine", "velocity", "rotation"]
+MEASURES = ["activations", "correlation", "cosine", "velocity", "rotation", "curvature", "similarity"]
 N_SAMPLES = 40
 
 
 @pytest.fixture(scope="module")
 def coverage():
-    path = Path(__file__).parents[2] / "benchmarks" / "interval_coverage.py"
-    spec = importlib.util.spec_from_file_location("coverage_of_intervals", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("interval_coverage")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """A small version of benchmarks/jacobian_coverage.py: on made-up texts, intervals hold what they should."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from benchmark_module import benchmark
 
 from rsdyn.analysis import jacobians
 from rsdyn.analysis.jacobians import JacobianResult
@@ -15,11 +13,7 @@ LAYERS, D, DOCUMENTS, OF_EACH = 4, 16, 40, 3
 
 @pytest.fixture(scope="module")
 def bench():
-    path = Path(__file__).parents[2] / "benchmarks" / "jacobian_coverage.py"
-    spec = importlib.util.spec_from_file_location("jacobian_coverage", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("jacobian_coverage")
 
 
 @pytest.fixture(scope="module")

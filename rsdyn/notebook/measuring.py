@@ -22,7 +22,9 @@ from rsdyn.analysis.measure import How
 from rsdyn.analysis.measures.rotation import compare_streams
 from rsdyn.analysis.probe import ResidualStreamProbe
 from rsdyn.analysis.results import AnalysisResults, ConditionResults, NullTest, curves, on_cpu
-from rsdyn.analysis.settings import CONDITIONS, MEASURES, AnalysisConfig, RotationConfig
+from rsdyn.analysis.settings import CONDITIONS, MEASURES, OF_STREAM, PHASES, AnalysisConfig, RotationConfig
+from rsdyn.analysis.shape import with_phases
+from rsdyn.analysis.shape_rows import shape_in_words, shape_rows
 from rsdyn.analysis.stored import flatten
 from rsdyn.analysis.streams import measure_stream
 from rsdyn.analysis.summary import in_words, numbers_of
@@ -246,7 +248,8 @@ def measure(
         controls: streams to stand beside: ``shuffled`` (the tokens of each text permuted), ``shuffled_keep_last``,
             ``untrained`` (a model of the same shape with random weights). They are recorded from the model and tokens
             that ``x`` came from; of trajectories that were loaded from a file there are none.
-        measures: which, by the names of ``analysis.measures``; default all that a stream alone gives.
+        measures: which, by the names of ``analysis.measures``; default the paper's. Of the others a stream alone gives
+            ``massive``, ``curvature``, ``dimension``, ``similarity``, ``norm`` and ``phases``.
         surrogates: of each null model of the rotations.
         nulls: null models of the rotations; default those that the streams allow.
         seed: of shuffles, surrogates and random weights.
@@ -263,11 +266,12 @@ def measure(
     wrong = [c for c in controls if c not in CONTROLS]
     if wrong:
         raise UserError(f"controls={list(controls)}: {wrong[0]!r} is not known; there is {', '.join(CONTROLS)}.")
-    possible = [m for m in MEASURES if m not in ("jacobian", "massive")]
-    chosen = possible if measures is None else list(measures)
+    possible = [*OF_STREAM, PHASES]
+    chosen = list(MEASURES) if measures is None else list(measures)
     wrong = [m for m in chosen if m not in possible]
-    if wrong:
-        raise UserError(f"measures={chosen}: {wrong[0]!r} is not one of {', '.join(possible)}.")
+    if wrong or not chosen:
+        what = f"{wrong[0]!r} is not" if wrong else "give at least"
+        raise UserError(f"measures={chosen}: {what} one of {', '.join(possible)}.")
     if controls and not isinstance(x.origin, Origin):
         raise UserError(
             "controls: these trajectories do not know what model and tokens they were recorded from, so no control of "
@@ -300,6 +304,8 @@ def measure(
     results: dict[str, ConditionResults] = {}
     how = How(settings, sites, seed)
     for name, recorded in streams.items():
+        main = next(iter(collected.values()), None)
+        stream = KeptStream(recorded)
         collected[name] = Collected(
             n_sublayers=x.shape[1],
             n_units=x.shape[2],
@@ -307,10 +313,10 @@ def measure(
             keep=settings.keep,
             components=settings.components,
             name=name,
-            largest=next(iter(collected.values())).largest if collected else None,
+            largest=None if main is None else main.largest,
             sites_per_layer=sites,
+            tokens="last" if stream.positions.is_last else "all" if stream.positions.rule == "all" else "some",
         )
-        stream = KeptStream(recorded)
         with quiet(), tempfile.TemporaryDirectory() as folder:
             trainer = L.Trainer(
                 accelerator="cpu" if not torch.cuda.is_available() else "auto",
@@ -324,17 +330,19 @@ def measure(
             )
             passes = TrajectoryDataModule(stream, passes=collected[name].n_passes)
             trainer.test(ResidualStreamProbe(collected[name]), datamodule=passes, verbose=False)
-        results[name] = measure_stream(collected[name], how, stream.dtype)
+        results[name] = measure_stream(collected[name], how._replace(main=main), stream.dtype)
     if "rotation" in chosen:
         results = compare_streams(collected, results, how)
     results = {c: on_cpu(r) for c, r in results.items()}
     found = AnalysisResults(results, tuple(chosen), sites, x.shape[1], x.shape[2])
+    found = with_phases(found, seed) if PHASES in chosen else found
+    results = found.conditions
     return Found(
         "original",
         results["original"],
         {name: Stream(name, r) for name, r in results.items() if name != "original"},
-        findings(found),
-        [*x.notes, *in_words(found, several_tokens=n != len(x))],
+        [*findings(found), *shape_rows(found)],
+        [*x.notes, *in_words(found, several_tokens=n != len(x)), *shape_in_words(found)],
         x,
         settings,
     )

@@ -59,7 +59,9 @@ class RecordedPositions:
         self.counts = np.bincount(sequence).astype(np.int64)
         self._ends = np.cumsum(self.counts)
         self.is_last = bool((self.counts == 1).all())
-        self.rule: Any = "last" if self.is_last else "as recorded"
+        place = np.arange(len(sequence)) - np.repeat(self._ends - self.counts, self.counts)
+        every = bool((self._position == place).all())  # from the first one on, none left out
+        self.rule: Any = "last" if self.is_last else "all" if every else "as recorded"
 
     def of(self, index: int) -> np.ndarray:
         """The recorded tokens of sequence ``index``."""

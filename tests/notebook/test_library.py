@@ -365,6 +365,37 @@ def test_findings_figures_and_the_page(measured, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_shape_of_trajectories_has_its_rows_words_and_panels(measured):
+    from rsdyn.dynamics import geometry
+    from rsdyn.dynamics.similarity import cka
+
+    x, _ = measured
+    found = rsdyn.measure(x, ["untrained"], measures=["curvature", "similarity", "norm", "massive"])
+    angle = geometry.curvature(x.tensor.double()).mean()
+    row = found.finding("curvature")
+    assert row.values["original"].value == pytest.approx(float(angle), abs=1e-5)
+    assert row.values["original"].low < float(angle) < row.values["original"].high
+    assert set(row.values) == {"original", "untrained"} and "Curvature: mean angle" in " ".join(found.notes)
+    assert found.finding("curvature_shuffled_steps").null == "shuffled_steps"
+    alike = [float(cka(x.tensor[:, s].double(), x.tensor[:, s + 1].double())) for s in range(1, 31)]
+    np.testing.assert_allclose(found.curve("similarity/adjacent").value[1:], alike, atol=1e-4)
+    assert set(found.finding("similarity_with_main").values) == {"untrained"}
+    assert {"curvature", "similarity_map"} <= {panel.key for panel in found.panels}
+    assert "mean angle between successive steps" in repr(found)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_phases_and_every_token_of_a_few_texts(model, tokenizer):
+    pytest.importorskip("ruptures")
+    x = rsdyn.record(model, TEXTS, tokenizer=tokenizer, positions="all")
+    found = rsdyn.measure(x, [], measures=["cosine", "curvature", "phases"])
+    assert found.results.phases is not None and found.finding("phases").values["original"].defined
+    assert found.results.cosine.by_position is not None and found.results.curvature.over_tokens is not None
+    with pytest.raises(UserError, match="'readout' is not one of activations"):
+        rsdyn.measure(x, [], measures=["readout"])
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_what_cannot_be_measured_is_named(measured, tmp_path):
     x, _ = measured
     again = Trajectories.load(x.save(tmp_path / "x.safetensors"))

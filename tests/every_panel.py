@@ -44,6 +44,7 @@ from rsdyn.figures.streams import Analysis, Stream, streams_of
 from rsdyn.perturbation.layers import LayerEffects
 from rsdyn.perturbation.points import _add
 from rsdyn.perturbation.result import FROZEN, STILL, WRITES, Found
+from rsdyn.perturbation.said import Said
 
 LAYERS, SITES, D = 5, 2, 12
 S = LAYERS * SITES
@@ -82,6 +83,9 @@ def moved_points(prompts: int = 4, points: int = 16) -> Found:
                     continue  # a prompt may lack a control
                 _add(found, (layer, condition), reference, moved, torch.zeros(points, 5), plane, s, number)
     found.reference = torch.randn(S, 2).cumsum(0)
+    for layer, s in found.sublayers.items():
+        own = torch.arange(S - s + 1)
+        found.said[layer] = Said(torch.stack([own, own.clamp(max=1), own.flip(0), own + (own == 1)]), own)
     return found
 
 

@@ -27,6 +27,7 @@ from rsdyn.figures.panel import (
 from rsdyn.perturbation.layers import LayerEffects
 from rsdyn.perturbation.result import STILL, WRITES, Found
 
+UNPERTURBED = "unperturbed"
 DONE = {"teleport": "teleported", "noise": "noised", "swap": "swapped"}
 OFF_PLANE = {
     "drop": " off_plane=drop, the paper's reading: whatever of the state lies outside the plane is lost, so points "
@@ -46,7 +47,7 @@ def perturbation_panels(
     position: str = "last",
     off_plane: str = "drop",
 ) -> list[Panel]:
-    """Fig. 4D; recovery beside the controls; the paper's MSE by layer beside points that no layer moves.
+    """Fig. 4D; recovery beside the controls; the paper's MSE beside points that no layer moves; what points say.
 
     Args:
         found: what came of the points.
@@ -67,6 +68,8 @@ def perturbation_panels(
     has_controls = all({STILL, WRITES} <= {*found.conditions(layer)} for layer in found.sublayers)
     if has_controls and any(row["plane_mse"] == row["plane_mse"] for row in found.rows):
         panels.append(_mse(found))
+    if found.said:
+        panels.append(_said(found))
     return panels
 
 
@@ -83,7 +86,7 @@ def _plane(found: Found, steps: int, name: str, ratio: Sequence[float] | None, w
     longest = n - 1 - min(found.sublayers.values())
     ks = [str(k) for k in range(min(1, longest), longest + 1)]
     drawn: list[Mark] = [
-        Line(name="unperturbed", x=reference[:, 0], y=reference[:, 1], text=tuple(f"sublayer {s}" for s in range(n)))
+        Line(name=UNPERTURBED, x=reference[:, 0], y=reference[:, 1], text=tuple(f"sublayer {s}" for s in range(n)))
     ]
     for layer in found.sublayers:
         for condition in conditions:
@@ -233,6 +236,37 @@ def _mse(found: Found) -> Panel:
             "has it too.",
         ),
         alt=f"Lines over the layer of injection, for {found.kind}, points that stay put and points with random steps.",
+    )  # fmt: skip
+
+
+def _said(found: Found) -> Panel:
+    """What the points say on their way, beside what the reference does."""
+    drawn: list[Mark] = []
+    told = []
+    for layer, said in found.said.items():
+        when = {"layer": str(layer)}
+        agreement = array(said.agreement)
+        own = array(said.reference == said.reference[-1])
+        since = np.arange(len(agreement))
+        places = [f"{counted(k, 'sublayer')} later" for k in since[:-1]] + ["at the end"]
+        for name, share, width in ((UNPERTURBED, own, 0.8), (found.kind, agreement, 1.1)):
+            words = tuple(f"{place}<br>{percent(value)}" for place, value in zip(places, share, strict=True))
+            drawn.append(Line(name=name, when=when, x=since, y=share, text=words, width=width))
+        told.append(f"layer {layer}: from {percent(agreement[0])} to {percent(agreement[-1])}")
+    n_points = len(next(iter(found.said.values())).tokens)
+    return Panel(
+        key="recovery_readout", figure="4D", title="What the points say on their way", marks=tuple(drawn),
+        x=Axis("sublayers since the injection", whole=True),
+        y=Axis("share on the reference's token", limits=(0, 1), percent=True), controls=(_layers(found),),
+        caption=Caption(
+            f"Share of {counted(n_points, 'point')} of the first prompt whose likeliest token, read from the state by "
+            "the model's own final norm and head (logit lens), is the one that the unperturbed run ends on; beside it "
+            "where the unperturbed run itself has that token. The last place is the model's own output.",
+            "whether what was put in says something else before it comes back, and from where on it does not.",
+            "that the stream lacks what is not read: early sublayers are read in the last one's basis, and so is a "
+            "point that lies far from any state.",
+        ),
+        alt=f"Lines over sublayers since the injection, for {found.kind}: {'; '.join(told)}.",
     )  # fmt: skip
 
 

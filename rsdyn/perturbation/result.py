@@ -243,6 +243,10 @@ class Found:
             for name in ("relative", "cosine", "kl", "latents"):
                 if (key := f"{_folder(at)}/points_{name}") in arrays:
                     found.of_points.setdefault(at, {})[name] = torch.from_numpy(np.asarray(arrays[key]))
+        for layer in found.sublayers:
+            if (key := f"layer{layer}/said_tokens") in arrays:
+                own = arrays[f"layer{layer}/said_reference"]
+                found.said[layer] = Said(*(torch.from_numpy(np.asarray(ids)) for ids in (arrays[key], own)))
         return found
 
     def _of_every_prompt(self, at: At, values: list[Tensor], none: Tensor) -> list[Tensor]:

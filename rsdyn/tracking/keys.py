@@ -132,6 +132,7 @@ PANELS = {
         "recovery_relative": "4D  Distance to the reference, over its norm",
         "recovery_cosine": "4D  Cosine to the reference",
         "recovery_mse": "4D  Mean squared distance in the plane",
+        "recovery_readout": "4D  What the points say on their way",
         "skip_kl": "4D  KL of the next token, by the layer left out",
         "skip_perplexity": "4D  Change of perplexity, by the layer left out",
         "swap_layers_kl": "4D  KL of the next token, by the layer exchanged with the next",

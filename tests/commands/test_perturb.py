@@ -82,7 +82,7 @@ def test_the_run_folder_is_complete(default):
     folder, summary, _ = default
     for file in ["config.yaml", "provenance.json", "summary.json", "results.npz"]:
         assert (folder / file).stat().st_size > 0
-    for name in ("fig4d_teleport", "recovery_relative", "recovery_cosine", "recovery_mse"):
+    for name in ("fig4d_teleport", "recovery_relative", "recovery_cosine", "recovery_mse", "recovery_readout"):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 0
     assert [row["condition"] for row in summary["rows"][:6]] == [
         "teleport",

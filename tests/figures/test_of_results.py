@@ -29,7 +29,7 @@ from rsdyn.figures.panel import Band, Bars, Distribution, Flow, HeatMap, Line, P
 from rsdyn.figures.perturbation import effect_panels, perturbation_panels
 from rsdyn.figures.rotations import chosen_units, portrait_units
 from rsdyn.figures.streams import Analysis, streams_of
-from rsdyn.perturbation.result import STILL
+from rsdyn.perturbation.result import STILL, Found
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +245,23 @@ def test_points_go_where_they_went():
     assert line(panels["recovery_relative"], "as put", layer="0").y[0] == ours.y[0] and curve.low is None
     rows = {row.layer: row for row in found.rows if row.condition == "teleport"}
     np.testing.assert_allclose(line(panels["recovery_mse"], "teleport").y, [rows[n]["plane_mse"] for n in (0, 2)])
+
+
+def test_what_points_say_is_the_share_on_the_token_that_the_reference_ends_on():
+    found = moved_points()
+    panel = next(p for p in perturbation_panels(found, steps=3) if p.key == "recovery_readout")
+    n = len(found.said[2].reference)
+    shares = [0.25] + [0.0] * (n - 2) + [0.5]  # four points: as the reference, stuck, backwards, astray and back
+    np.testing.assert_allclose(line(panel, "teleport", layer="2").y, shares)
+    assert line(panel, "unperturbed", layer="2").y.tolist() == [0.0] * (n - 1) + [1.0]
+    assert len(line(panel, "teleport", layer="0").y) == len(found.said[0].reference)
+    back = Found.from_arrays(found.arrays(), {"kind": "teleport", "n_prompts": 4, "n_points": 16,
+                                              "rows": found.to_dict()["rows"]})  # fmt: skip
+    assert {layer: said.tokens.tolist() for layer, said in back.said.items()} == {
+        layer: said.tokens.tolist() for layer, said in found.said.items()
+    }
+    found.said.clear()
+    assert "recovery_readout" not in [p.key for p in perturbation_panels(found, steps=3)]
 
 
 def test_points_that_are_not_finite_and_layers_that_nothing_follows():

@@ -3,9 +3,12 @@
 import dataclasses
 
 import numpy as np
+import torch
 
 from rsdyn.analysis.comparison import Curve, Facts, Model
 from rsdyn.analysis.finding import Finding, Value
+from rsdyn.analysis.results import Grams
+from rsdyn.dynamics.similarity import hollow_grams, packed
 
 FACTS = Facts(
     text="embedded", filter="101 to 499 characters", order="drawn by seed 0", n_sequences=400, n_trajectories=400,
@@ -48,3 +51,19 @@ def with_curves(of, names, height=0.5):
     values = height + 0.3 * at
     curve = Curve(at, values, values - 0.02, values + 0.02)
     return dataclasses.replace(of, curves={c: dict.fromkeys(names, curve) for c in of.conditions})
+
+
+def with_grams(of, n_sequences=60, seed=0):
+    """The model with what its similarity with others is made of, in each of its conditions: noisy copies of a walk."""
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(n_sequences, of.facts.n_sublayers, 20, generator=generator).cumsum(1)
+    own = torch.Generator().manual_seed(1 + seed)
+    grams = {}
+    for condition in of.conditions:
+        x = shared + 0.5 * torch.randn(shared.shape, generator=own).cumsum(1)
+        if condition == "untrained":
+            x = torch.randn(shared.shape, generator=own)
+        number = torch.arange(n_sequences)
+        grams[condition] = Grams(packed(hollow_grams(x)), 7919 * number, number // 3)
+    settings = dict(of.facts.settings) | {"analysis.measures": ["correlation", "similarity"]}
+    return dataclasses.replace(of, facts=dataclasses.replace(of.facts, settings=settings), grams=grams)

@@ -140,6 +140,8 @@ class Collected(nn.Module):
         sites_per_layer: 1 or 2.
         tokens: which tokens of each sequence the trajectories are of: ``all``, in order, for what is measured over
             tokens too, and any but ``last`` for curves by position.
+        texts: ``(N,)`` int64, a digest of each sequence's text, where trajectories are of last tokens; None where it is
+            not known.
         once: whether the stream comes by once.
 
     Give the batches of each pass to :meth:`first_pass`, call :meth:`between_passes`, give them to :meth:`second_pass`
@@ -168,9 +170,11 @@ class Collected(nn.Module):
         last_token: Tensor | None = None,
         sites_per_layer: int = 2,
         tokens: Literal["last", "some", "all"] = "last",
+        texts: Tensor | None = None,
         once: bool = False,
     ) -> None:
         super().__init__()
+        self.texts = texts
         self.largest, self.last_token, self.sites_per_layer, self.once = largest, last_token, sites_per_layer, once
         self.n_sublayers, self.n_units = n_sublayers, n_units
         self.measures, self.components, self.bar, self.name = tuple(measures), components, bar, name

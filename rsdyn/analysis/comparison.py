@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from rsdyn.analysis.finding import Finding, Value
+from rsdyn.analysis.model_similarity import ModelSimilarity, similarities
+from rsdyn.analysis.results import Grams
 
 UNTRAINED = "untrained"
 
@@ -75,6 +77,7 @@ class Model:
         failure: says why.
         findings: with values by condition; ``conditions`` has the first one, which the model's column is of, in front.
         curves: by condition, then by the measure's path.
+        grams: by condition, what the similarity with other models is made of; of those that have it.
         series: the training that it is a checkpoint of, and
         step: the step of it; None for a model by itself.
         about: where it comes from, for ``comparison.json``.
@@ -85,6 +88,7 @@ class Model:
     findings: tuple[Finding, ...] = ()
     conditions: tuple[str, ...] = ()
     curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
+    grams: Mapping[str, Grams] = field(default_factory=dict)
     series: str = ""
     step: int | None = None
     failure: str = ""
@@ -113,6 +117,10 @@ class Column:
     @property
     def curves(self) -> Mapping[str, Curve]:
         return self.model.curves.get(self.condition, {})
+
+    @property
+    def grams(self) -> Grams | None:
+        return self.model.grams.get(self.condition)
 
 
 @dataclass(frozen=True)
@@ -183,13 +191,22 @@ class Series:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of it; ``failed`` are the models of which there is nothing, with the reason of each."""
+    """All of it.
+
+    Attributes:
+        columns, rows, differences, series: of what was measured.
+        failed: the models of which there is nothing, with the reason of each.
+        similar: each pair of columns whose sequences are of the same texts, and
+        not_similar: which are not compared in this way, and why.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]
     series: tuple[Series, ...]
     failed: Mapping[str, str]
+    similar: tuple[ModelSimilarity, ...] = ()
+    not_similar: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -322,7 +339,34 @@ def compare(models: Sequence[Model]) -> Comparison:
     rows = [] if first is None else _rows(columns, first)
     failed = {model.label: model.failure for model in models if model.facts is None}
     of_series = {one.name: one.labels for one in series}
-    return Comparison(tuple(columns), tuple(rows), tuple(differences(facts, of_series)), tuple(series), failed)
+    trained_first = sorted(columns, key=lambda column: column.is_twin)
+    similar, unlike = similarities({c.label: c.grams for c in trained_first if c.grams is not None})
+    return Comparison(
+        tuple(columns),
+        tuple(rows),
+        tuple(differences(facts, of_series)),
+        tuple(series),
+        failed,
+        tuple(similar),
+        (*_without_grams(columns), *unlike),
+    )
+
+
+def _without_grams(columns: Sequence[Column]) -> list[str]:
+    """Which columns cannot be compared state by state, and why, those of one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for column in columns:
+        if column.grams is None and column.model.facts is not None:
+            reasons.setdefault(_why_no_grams(column.model.facts), []).append(column.label)
+    return [f"{listed(labels)}: {reason}" for reason, labels in reasons.items()]
+
+
+def _why_no_grams(facts: Facts) -> str:
+    if "similarity" not in facts.settings.get("analysis.measures", ()):
+        return "similarity is not among the measures"
+    if facts.positions != "last":
+        return f"models are compared at last tokens, and these trajectories are of others ({facts.positions})"
+    return "the run keeps no similarities of single sequences: another version made it, or its text is not known"
 
 
 def _columns(models: Sequence[Model]) -> list[Column]:
@@ -347,11 +391,18 @@ def _columns(models: Sequence[Model]) -> list[Column]:
 
 
 def _fingerprint(model: Model) -> tuple[Any, ...]:
-    # rows beside a null model that is this very stream are of the trained one
-    rows = [row for row in model.findings if UNTRAINED in row.values and row.null != UNTRAINED]
+    rows = [row for row in model.findings if UNTRAINED in row.values and _is_of_twin_alone(row)]
     values = [(row.key, row.values[UNTRAINED].value) for row in rows]
     shape = (model.facts.n_sublayers, model.facts.n_units) if model.facts is not None else ()
     return (shape, *((key, value) for key, value in values if value == value))
+
+
+def _is_of_twin_alone(row: Finding) -> bool:
+    """Whether the untrained stream's value has nothing of the trained one's in it.
+
+    A null model that is this very stream has, and the similarity with the main one; massive units are the main one's.
+    """
+    return row.null != UNTRAINED and not row.key.startswith("similarity_with_main") and "without_massive" not in row.key
 
 
 def _rows(columns: Sequence[Column], first: Facts) -> list[Row]:

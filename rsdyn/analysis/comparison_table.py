@@ -9,6 +9,8 @@ from typing import Any
 
 from rsdyn.analysis.comparison import Cell, Column, Comparison, Row, Series, listed
 from rsdyn.analysis.finding import Finding, Value, number
+from rsdyn.analysis.model_similarity import ModelSimilarity
+from rsdyn.analysis.results import Measured
 from rsdyn.analysis.table import as_markdown as findings_as_markdown
 from rsdyn.analysis.table import as_text as findings_as_text
 from rsdyn.analysis.table import value_json
@@ -91,6 +93,7 @@ def as_markdown(comparison: Comparison) -> str:
     parts += [*_compared_with(comparison, footnotes)] if comparison.rows else []
     for series in comparison.series:
         parts += _section(f"Over training: {series.name}", [training_markdown(comparison, series)])
+    parts += _section("Similarity between models", similarity_markdown(comparison))
     parts += _section("Every other row", [more.strip()] if more else [])
     return "\n\n".join(parts) + "\n"
 
@@ -246,6 +249,69 @@ def training_markdown(comparison: Comparison, series: Series) -> str:
     return "\n".join(lines)
 
 
+# -- similarity between models -----------------------------------------------------------------------------------------
+
+SIMILARITY = (
+    "Debiased linear CKA of the states of two models at the last token of the same texts, whatever their basis and "
+    "width: 1 where one is a turned and scaled copy of the other, 0 in expectation where they have nothing in common."
+)
+SIMILARITY_HEADS = ("models", "sequences", "at the same depth, mean", "highest", "permuted sequences reach")
+
+
+def similarity_rows(comparison: Comparison) -> list[list[str]]:
+    """A row of words per pair of models, under :data:`SIMILARITY_HEADS`."""
+    return [
+        [
+            " and ".join(pair.labels),
+            str(pair.n),
+            str(_value(pair.mean)),
+            number(float(pair.map.nan_to_num(-1.0).max())),
+            number(pair.floor),
+        ]
+        for pair in comparison.similar
+    ]
+
+
+def similarity_markdown(comparison: Comparison) -> list[str]:
+    """The parts of the section; none where no model has what it takes and nothing else is to be said."""
+    parts = []
+    if rows := similarity_rows(comparison):
+        lines = ["| " + " | ".join(SIMILARITY_HEADS) + " |", "|" + " --- |" * len(SIMILARITY_HEADS)]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        parts = [SIMILARITY, "\n".join(lines)]
+    if missing := not_similar(comparison):
+        parts.append("\n".join(f"- {line}" for line in missing))
+    return parts
+
+
+def not_similar(comparison: Comparison) -> list[str]:
+    """Which models are not compared state by state, a sentence each."""
+    return [f"Not compared state by state: {line}." for line in comparison.not_similar]
+
+
+def _value(measured: Measured) -> Value:
+    low, high = (None if end is None else float(end) for end in (measured.low, measured.high))
+    return Value(float(measured.value), low, high, n=measured.n)
+
+
+def _similarity_json(pair: ModelSimilarity) -> dict[str, Any]:
+    def numbers(values: Any) -> Any:
+        return None if values is None else [round(x, 4) for x in values.tolist()]
+
+    curve = pair.curve
+    return {
+        "models": list(pair.labels),
+        "n_sequences": pair.n,
+        "same_depth": value_json(_value(pair.mean)),
+        "curve": {
+            "depth": numbers(pair.at), "value": numbers(curve.value), "low": numbers(curve.low),
+            "high": numbers(curve.high),
+        },
+        "floor": pair.floor,
+        "map": [numbers(row) for row in pair.map],
+    }  # fmt: skip
+
+
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +326,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         ],
         "warnings": warnings(comparison),
         "rows": [_row_json(row) for row in comparison.rows],
+        "similarity": [_similarity_json(pair) for pair in comparison.similar],
+        "not_similar": list(comparison.not_similar),
         "series": [
             {"name": s.name, "steps": list(s.steps), "models": list(s.labels), "gaps": [list(gap) for gap in s.gaps]}
             for s in comparison.series

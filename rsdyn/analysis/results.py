@@ -455,6 +455,22 @@ class Dimension:
 
 
 @dataclass(frozen=True, eq=False)
+class Grams:
+    """The geometry of a stream's first sequences, kept to be compared with another model's of the same texts.
+
+    Attributes:
+        pairs: ``(S, N (N - 1) / 2)`` float16, products of all pairs of centred states at each sublayer, in units of
+            their RMS (:func:`rsdyn.dynamics.similarity.packed`).
+        texts: ``(N,)`` int64, a digest of each sequence's text, whatever its tokens are.
+        group: ``(N,)`` int64, which of them an interval leaves out together.
+    """
+
+    pairs: Tensor
+    texts: Tensor
+    group: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Similarity:
     """Debiased CKA of the states of sublayers (METHOD section 14).
 
@@ -463,6 +479,7 @@ class Similarity:
         adjacent: ``(S - 1,)`` of each sublayer with the next.
         floor: ``(n, S - 1)`` the same where sequences do not belong together.
         with_main: ``(S,)`` of each sublayer with that of the main stream, for the same sequences; None of that stream.
+        grams: for a comparison of models; of the main stream and an untrained model, at last tokens of a known text.
     """
 
     map: Tensor
@@ -470,6 +487,7 @@ class Similarity:
     floor: Tensor | None = None
     map_without_massive: Tensor | None = None
     with_main: Measured | None = None
+    grams: Grams | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,7 +79,7 @@ def analyze(run: Run) -> None:
         for condition, stream in streams.items():
             # one pass over the stream, or two, in which a probe takes what its measures need
             main = next(iter(collected.values()), None)
-            probe = ResidualStreamProbe(collected_of(settings, stream, condition, groups, steps, main=main))
+            probe = ResidualStreamProbe(collected_of(run, source, stream, condition, groups, steps, main=main))
             progress, passes = ProbeProgress(steps, condition), probe.collected.n_passes
             datamodule = TrajectoryDataModule(stream, samples=n, passes=passes, on_record=progress.recorded)
             trainer = make_trainer(run, [progress])

@@ -15,6 +15,7 @@ from typing import Any
 
 from rsdyn.analysis.comparison import Comparison, compare
 from rsdyn.analysis.comparison_table import answer, as_json, as_markdown, as_text
+from rsdyn.analysis.settings import MEASURES
 from rsdyn.config.command_line import PLAN, load_config
 from rsdyn.errors import UserError
 from rsdyn.files import SUMMARY, write_json, write_text
@@ -38,12 +39,13 @@ Measure several models alike and compare what is found, on one page.
   run.dir=FOLDER         where it goes; one that holds a comparison is resumed, and models are added to it
   resume=never           make a new folder instead of resuming an unfinished comparison of the same models and settings
   key=value, --config    settings of analyze, shared by all models (rsdyn analyze --help lists them);
-                         analysis.conditions=[original,untrained] by default
+                         analysis.conditions=[original,untrained] by default, and similarity among the measures
   --plan                 print what each run will need and exit; --print-config prints the comparison as a list in YAML
 
 Exit code: 0 when all models were measured, 1 when one failed (it is named, and the others are compared), 2 for a
 mistake in the command, 130 when interrupted."""
 CONDITIONS = "analysis.conditions=[original,untrained]"
+MEASURED = f"analysis.measures=[{','.join((*MEASURES, 'similarity'))}]"  # similarity compares models state by state
 SAMPLES = "analysis.samples=400"  # of the comparison that anybody can run
 OF_A_MODEL = ("lm.name", "lm.label", "lm.revision")
 
@@ -177,6 +179,8 @@ def find_all(asked: Asked) -> tuple[list[Entry], list[str], list[str]]:
     config = load_config(words, "analyze")
     if config.analysis.conditions == type(config.analysis)().conditions and not _sets(words, "analysis.conditions"):
         words.append(CONDITIONS)
+    if config.analysis.measures == type(config.analysis)().measures and not _sets(words, "analysis.measures"):
+        words.append(MEASURED)
     return entries, words, notes
 
 

@@ -11,8 +11,21 @@ from rsdyn.analysis.comparison import Cell, Column, Comparison, Row, Series
 from rsdyn.analysis.comparison_table import leading, training_rows
 from rsdyn.analysis.finding import Finding, Value
 from rsdyn.figures.colours import LOOKS, Look
-from rsdyn.figures.over_depth import SHARED_DEPTH
-from rsdyn.figures.panel import Axis, Caption, Line, Mark, Panel, Rule, Scale, in_words
+from rsdyn.figures.over_depth import SHARED_DEPTH, sublayer_names
+from rsdyn.figures.panel import (
+    Axis,
+    Caption,
+    Control,
+    HeatMap,
+    Line,
+    Mark,
+    Panel,
+    Rule,
+    Scale,
+    array,
+    brief,
+    in_words,
+)
 
 INTERVALS = "95 % intervals"
 COLOURS = ("ink", "c1", "c4", "within", "c2", "c3", "c6", "c5", "cross")
@@ -41,6 +54,14 @@ CURVES = (
     Drawn("activations/density", "Active units", "share of units", percent=True, from_zero=True),
     Drawn("activations/participation", "Units that share the mean", "share of units", percent=True, from_zero=True),
     Drawn("pca/over_depth/dimensions", "Dimensions filled", "participation ratio", from_zero=True),
+    Drawn("dimension/twonn", "Intrinsic dimension, TwoNN", "dimension", from_zero=True),
+    Drawn("dimension/effective_rank", "Effective rank", "dimensions", from_zero=True),
+    Drawn("curvature/angle", "Angle between successive steps", "radians (independent: 1.571)"),
+    Drawn("similarity/adjacent", "Similarity of successive sublayers", "CKA"),
+    Drawn("readout/kl", "How far the readout is from the end", "KL(final || here), nats", from_zero=True),
+    Drawn("readout/agreement", "Agreement with the final top token", "share of sequences", percent=True,
+          from_zero=True),
+    Drawn("readout/entropy", "Entropy of the readout", "nats", from_zero=True),
 )  # fmt: skip
 
 
@@ -221,6 +242,78 @@ def _curve_panel(drawn: Drawn, marks: tuple[Mark, ...], told: Sequence[str], com
     )
 
 
+# -- similarity between models -----------------------------------------------------------------------------------------
+
+
+def similarity_panels(comparison: Comparison) -> list[Panel]:
+    """CKA of all sublayers of one model with all of another, and of each model with the first at the same depth."""
+    if not comparison.similar:
+        return []
+    return [_similarity_map(comparison), *_with_the_first(comparison)]
+
+
+def _similarity_map(comparison: Comparison) -> Panel:
+    sites = {c.label: c.model.facts.sites_per_layer for c in comparison.columns if c.model.facts is not None}
+    marks: list[Mark] = []
+    options = []
+    for k, pair in enumerate(comparison.similar):
+        one, other = pair.labels
+        rows, columns = pair.map.shape
+        marks.append(
+            HeatMap(name=f"{one} and {other}", when={"models": str(k)}, z=array(pair.map),
+                    x=np.linspace(0, 1, columns), labels=sublayer_names(rows, sites[one]), low=0.0, high=1.0,
+                    colours="shares", bar="CKA")
+        )  # fmt: skip
+        options.append((str(k), f"{shortened(one)} and {shortened(other)}"))
+    n_texts = {pair.n for pair in comparison.similar}
+    n = comparison.similar[0].n
+    told = "; ".join(
+        f"{' and '.join(pair.labels)} {brief(float(pair.mean.value))} at the same depth" for pair in comparison.similar
+    )
+    return Panel(
+        key="similarity_between_models", title="Similarity of two models", marks=tuple(marks), tall=1.3,
+        controls=(Control("models", "models", tuple(options), "0", shown=tuple(value for value, _ in options[:4])),),
+        x=Axis("depth of the second model"), y=Axis("sublayer of the first model", names=True), own_axes=True,
+        caption=Caption(
+            "Debiased linear CKA of the states of all sublayers of one model with all of another, at the last token of "
+            f"{n if len(n_texts) == 1 else 'the'} texts that both were given. Permuted sequences reach "
+            f"{brief(max(pair.floor for pair in comparison.similar))} in 2.5 % of the pairs of sublayers.",
+            "which depths of two models hold the same geometry of texts; a bright diagonal where in the same order.",
+            "the same computation: an untrained model resembles a trained one where both hold the last token.",
+        ),
+        alt=f"Heat maps of sublayers by sublayers. {told}.",
+    )  # fmt: skip
+
+
+def _with_the_first(comparison: Comparison) -> list[Panel]:
+    first = comparison.similar[0].labels[0]
+    pairs = [pair for pair in comparison.similar if pair.labels[0] == first]
+    styles = looks(comparison.columns)
+    marks: list[Mark] = [
+        Rule(name="sequences permuted, 97.5 %", y=max(pair.floor for pair in pairs), look=Look("muted", "dash"))
+    ]
+    told = []
+    for pair in pairs:
+        low, high = (None if end is None else array(end) for end in (pair.curve.low, pair.curve.high))
+        at, values = array(pair.at), array(pair.curve.value)
+        marks.append(Line(name=pair.labels[1], x=at, y=values, low=low, high=high, look=styles[pair.labels[1]]))
+        told.append(in_words(pair.labels[1], values, [f"{x:.0%} of depth" for x in at]))
+    return [
+        Panel(
+            key="similarity_at_the_same_depth", title=f"Similarity with {first}", marks=tuple(marks), x=SHARED_DEPTH,
+            y=Axis(f"CKA with {shortened(first)}", limits=(-0.05, 1.05)),
+            caption=Caption(
+                f"Debiased linear CKA of each sublayer of {first} with that of another model at the same share of the "
+                "depth, on the same texts. Rule: what permuted sequences reach.",
+                "whether two models come to the same geometry of texts, and how deep.",
+                "the likeness of untrained twins as something learned: it is what tokens and architecture give.",
+            ),
+            bands=INTERVALS,
+            alt="; ".join(told),
+        )
+    ]  # fmt: skip
+
+
 # -- over training -----------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +391,7 @@ def _unevenness(at: np.ndarray) -> float:
 def comparison_panels(comparison: Comparison) -> dict[str, list[Panel]]:
     """All panels, by the section of the page that they are in."""
     found = {"findings": finding_panels(comparison), "depth": curve_panels(comparison)}
+    found["similarity"] = similarity_panels(comparison)
     for i, series in enumerate(comparison.series):
         found[f"training-{i}"] = training_panels(comparison, series)
     return {section: panels for section, panels in found.items() if panels}

@@ -17,8 +17,11 @@ from packaging.version import InvalidVersion, Version
 
 import rsdyn
 from rsdyn.analysis.comparison import Curve, Facts, Model
+from rsdyn.analysis.results import Grams
+from rsdyn.analysis.stored import unflatten_part
 from rsdyn.analysis.table import from_json
 from rsdyn.errors import UserError
+from rsdyn.figures.comparison import CURVES
 from rsdyn.files import CONFIG, PROVENANCE, SUMMARY
 
 RESULTS = "results.npz"
@@ -26,7 +29,7 @@ PARTICIPATION = "activations/participation"  # counts units: drawn as a share, s
 AGAIN = "Run analyze again into a new folder, or leave it out."
 
 
-# curves that a comparison draws: their names in results.npz and, before layout 2, their old ones
+# curves that a comparison draws which had other names in results.npz before layout 2
 OLD_NAMES = {
     "correlation/mean": "r_mean",
     "cosine/mean": "cosine",
@@ -76,9 +79,9 @@ def read_model(folder: str | Path, label: str | None = None, *, series: str = ""
         "identity": lm.get("identity"),
         "started": made.get("started"),
     }
-    curves = _curves(folder, conditions, facts)
+    curves, grams = _of_results(folder, conditions, facts)
     own = label or _own_label(summary, lm)
-    return Model(own, facts, findings, conditions, curves, series, step, about=about)
+    return Model(own, facts, findings, conditions, curves, grams, series, step, about=about)
 
 
 def _own_label(summary: Mapping[str, Any], lm: Mapping[str, Any]) -> str:
@@ -127,20 +130,26 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 # -- curves ------------------------------------------------------------------------------------------------------------
 
 
-def _curves(folder: Path, conditions: tuple[str, ...], facts: Facts) -> dict[str, dict[str, Curve]]:
-    """The curves of the first condition and of the untrained model; without the file of results there is none."""
+def _of_results(
+    folder: Path, conditions: tuple[str, ...], facts: Facts
+) -> tuple[dict[str, dict[str, Curve]], dict[str, Grams]]:
+    """Curves and Gram matrices of each condition; without the file of results there are none."""
     try:
         with np.load(folder / RESULTS, allow_pickle=False) as arrays:
-            return {c: _curves_of(arrays, c, facts) for c in conditions}
+            curves = {c: _curves_of(arrays, c, facts) for c in conditions}
+            names = {c: f"{c}/similarity/grams" for c in conditions}
+            kept = {c: name for c, name in names.items() if f"{name}/pairs" in arrays.files}
+            return curves, {c: unflatten_part(Grams, arrays, name, str(folder / RESULTS)) for c, name in kept.items()}
     except FileNotFoundError:
-        return {}
+        return {}, {}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{folder / RESULTS} cannot be read: {_brief(error)}. {AGAIN}") from error
 
 
 def _curves_of(arrays: Any, condition: str, facts: Facts) -> dict[str, Curve]:
     found = {}
-    for new, old in OLD_NAMES.items():
+    for new in (drawn.name for drawn in CURVES):
+        old = OLD_NAMES.get(new, new)
         for name, interval in ((new, f"{new}/interval"), (old, f"{old}_interval")):
             key = f"{condition}/{name}"
             if key not in arrays.files:
@@ -151,7 +160,7 @@ def _curves_of(arrays: Any, condition: str, facts: Facts) -> dict[str, Curve]:
             if values.ndim != 1 or (band is not None and band.shape != (2, len(values))):
                 continue
             scale = facts.n_units if new == PARTICIPATION else 1.0
-            at = np.arange(len(values)) + (0.5 if len(values) == facts.n_sublayers - 1 else 0.0)
+            at = np.arange(len(values)) + (facts.n_sublayers - len(values)) / 2  # of steps, and of angles between them
             low, high = (None, None) if band is None else (band[0] / scale, band[1] / scale)
             found[new] = Curve(at / max(facts.n_sublayers - 1, 1), values / scale, low, high)
             break

@@ -8,7 +8,18 @@ from html import escape
 from pathlib import Path
 
 from rsdyn.analysis.comparison import Cell, Comparison, Row, Series
-from rsdyn.analysis.comparison_table import Footnotes, answer, leading, title, training_rows, warnings
+from rsdyn.analysis.comparison_table import (
+    SIMILARITY,
+    SIMILARITY_HEADS,
+    Footnotes,
+    answer,
+    leading,
+    not_similar,
+    similarity_rows,
+    title,
+    training_rows,
+    warnings,
+)
 from rsdyn.analysis.finding import number
 from rsdyn.figures import static
 from rsdyn.figures.comparison import comparison_panels
@@ -50,6 +61,12 @@ def comparison_page(comparison: Comparison, panels: Mapping[str, Sequence[Panel]
         page.add(f"training-{i}", f"Over training: {series.name}", drawn + _training(comparison, series))
     if "depth" in panels:
         page.add("depth", "Curves over depth", notes([HOW]) + page.panels(panels["depth"]))
+    if comparison.similar or comparison.not_similar:
+        page.add(
+            "similarity",
+            "Similarity between models",
+            _similarity(comparison, page.panels(panels.get("similarity", []))),
+        )
     page.add("what", "What was compared", _facts(comparison))
     n = len({column.of[0] for column in comparison.columns} | set(comparison.failed))
     return whole_page(page, f"{n} model{'s' * (n > 1)}")
@@ -124,6 +141,16 @@ def _training(comparison: Comparison, series: Series) -> str:
         for finding, cells in training_rows(comparison, series)
     ]
     return f"<details><summary>The same as a table</summary>{html_table(heads, rows)}</details>"
+
+
+def _similarity(comparison: Comparison, drawn: str) -> str:
+    """How alike the models are on the same texts, and which are not compared, and why."""
+    missing = notes(not_similar(comparison))
+    if not comparison.similar:
+        return missing
+    table = html_table(SIMILARITY_HEADS, similarity_rows(comparison), "numbers compared")
+    folded = f'<details><summary>Every pair as a table</summary><div class="wide-table">{table}</div></details>'
+    return f"{notes([SIMILARITY])}{drawn}{missing}{folded}"
 
 
 def _facts(comparison: Comparison) -> str:

@@ -80,7 +80,8 @@ def n_steps(settings: AnalysisConfig, n_streams: int) -> int:
 
 
 def collected_of(
-    settings: AnalysisConfig,
+    run: Run,
+    source: Source,
     stream: TrajectoryStream,
     condition: str,
     groups: SequenceGroups,
@@ -89,6 +90,8 @@ def collected_of(
     main: Collected | None,
 ) -> Collected:
     """What is collected of one stream; the largest units are those of the ``main`` one, which all conditions share."""
+    settings, data = run.config.analysis, run.config.data
+    compared = "similarity" in settings.measures and stream.positions.is_last  # with other models, on the same texts
     return Collected(
         n_sublayers=stream.n_sublayers,
         n_units=stream.n_units,
@@ -102,6 +105,7 @@ def collected_of(
         last_token=last_tokens(stream),
         sites_per_layer=len(stream.lm.site_names),
         tokens="last" if stream.positions.is_last else "all" if stream.positions.rule == "all" else "some",
+        texts=source.digests(len(groups.group), data.text_column, strip=data.strip) if compared else None,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers
+import xxhash
 from tqdm.auto import tqdm
 
 from rsdyn.config.naming import keyed
@@ -44,6 +45,15 @@ class Source(NamedTuple):
     text: str
     made_from: dict[str, Any]
     stream: KeptStream | None = None
+    rows: Corpus | None = None
+
+    def digests(self, n: int, column: str, *, strip: bool) -> torch.Tensor | None:
+        """A digest of each of the first ``n`` texts, ``(n,)`` int64, whatever its tokens; None where none is known."""
+        if self.rows is None:
+            return None
+        texts = self.rows.rows.select(self.sequences.rows[:n])[column]
+        found = [xxhash.xxh3_64_intdigest((text.rstrip() if strip else text).encode()) for text in texts]
+        return torch.from_numpy(np.array(found, np.uint64).view(np.int64))
 
     def facts(self) -> dict[str, Any]:
         """What a summary says of them, whatever was done with them."""
@@ -165,7 +175,7 @@ def find_text(run: Run, lm: LMSource) -> Source:
         "limit": data.limit,
         "positions": data.positions,
     }
-    return Source(lm, sequences, text, made_from)
+    return Source(lm, sequences, text, made_from, rows=corpus)
 
 
 def open_stream(

@@ -27,6 +27,21 @@ def test_models_of_equal_facts_are_comparable_and_share_their_untrained_twin():
     assert cells(found, "b")["turns"].value.value == 0.7 and cells(found, "a-untrained")["turns"].value.value == 0.1
 
 
+def test_what_a_twin_owes_to_its_trained_model_does_not_tell_twins_apart():
+    """The likeness with the trained stream, and what is left out of it as that one's massive units, are not its own."""
+    more = (("similarity_with_main", "similarity", "", "", ""), ("cosine_trend_without_massive", "cosine", "", "", ""))
+
+    def trained(label, likeness):
+        own = model(label)
+        added = tuple(
+            Finding(key, measure, "", "", key, {"original": Value(0.5), "untrained": Value(likeness)})
+            for key, measure, *_ in more
+        )
+        return dataclasses.replace(own, findings=(*own.findings, *added))
+
+    assert compare([trained("a", 0.2), trained("b", 0.3)]).labels == ["a", "b", "a-untrained"]
+
+
 def test_models_of_another_shape_have_a_twin_of_their_own():
     found = compare([model("a"), model("b", n_units=64, untrained=0.2), model("c", untrained=None)])
     assert found.labels == ["a", "a-untrained", "b", "b-untrained", "c"]

@@ -23,7 +23,8 @@ from rsdyn.run.comparing import slug
 
 ROOT = Path(__file__).parents[2]
 QUICK = [
-    "data.limit=40", "data.l_max=220", "tracking.mode=disabled", "analysis.measures=[correlation,cosine,rotation]",
+    "data.limit=40", "data.l_max=220", "tracking.mode=disabled",
+    "analysis.measures=[correlation,cosine,rotation,similarity,curvature]",
     "analysis.rotation.nulls=[innovation_shuffle]", "analysis.rotation.surrogates=20", "analysis.untrained_seeds=1",
 ]  # fmt: skip
 
@@ -112,6 +113,23 @@ def test_the_three_outputs_and_the_terminal_begin_with_the_answer(compared):
     assert page.index(first) < page.index('id="findings"') < page.index('id="what"')
     pictures = {path.stem for path in (folder / "figures").glob("*.png")}
     assert {"compare_correlation_trend", "depth_correlation_mean", "training_0_correlation_trend"} <= pictures
+    assert {"depth_curvature_angle", "depth_similarity_adjacent", "similarity_between_models"} <= pictures
+
+
+def test_models_of_other_widths_and_depths_are_compared_state_by_state(compared):
+    """Every pair of models and twins, on all the texts; a random model of another shape is like none of them."""
+    folder, _ = compared
+    found = written(folder)
+    labels = [model["label"] for model in found["models"] if model["status"] == "finished"]
+    pairs = {tuple(pair["models"]): pair for pair in found["similarity"]}
+    assert len(pairs) == len(labels) * (len(labels) - 1) // 2 and found["not_similar"] == []
+    pair = pairs["training/step-0", "wide"]
+    assert pair["n_sequences"] == 40 and (len(pair["map"]), len(pair["map"][0])) == (4, 6)
+    assert pair["curve"]["depth"] == pytest.approx([0, 1 / 3, 2 / 3, 1], abs=1e-4)
+    assert pair["curve"]["value"][3] == pair["map"][3][5]
+    assert -0.2 < pair["floor"] < 0.5 and pair["same_depth"]["low"] < pair["same_depth"]["value"]
+    for row in json.loads((Path(found["models"][0]["run"]) / "summary.json").read_text())["findings"]:
+        assert "grams" not in row["key"]
 
 
 def test_what_is_finished_is_not_run_again(compared, models):
@@ -246,9 +264,10 @@ def test_words_are_sorted_and_shared_settings_have_compares_defaults():
     assert asked.directory == "x" and not asked.resume and asked.words == ["seed=3"]
     entries, words, _ = find_all(asked)
     assert [e.label for e in entries] == ["embedded", "org/model@step0", "org/model@step512"]
-    assert words == ["seed=3", "analysis.conditions=[original,untrained]"]
-    given = ["embedded", "analysis.conditions=[original]"]
-    assert find_all(read_words(given))[1] == ["analysis.conditions=[original]"]
+    assert words[:2] == ["seed=3", "analysis.conditions=[original,untrained]"]
+    assert words[2].startswith("analysis.measures=[activations,") and words[2].endswith(",pca,similarity]")
+    given = ["embedded", "analysis.conditions=[original]", "analysis.measures=[cosine]"]
+    assert find_all(read_words(given))[1] == given[1:]
 
 
 def test_by_default_what_is_there_is_compared():

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from rsdyn.dynamics.similarity import cka, cka_map, hollow_grams, map_of, permuted_floor, without_each_group
+from rsdyn.dynamics.similarity import (
+    cka,
+    cka_map,
+    hollow_grams,
+    map_of,
+    packed,
+    permuted_floor,
+    permuted_map,
+    unpacked,
+    without_each_group,
+)
 
 
 def drawn(*shape, seed=0):
@@ -121,3 +131,28 @@ def test_the_floor_is_at_zero_and_its_spread_is_that_of_permuted_pairs():
     direct = torch.stack([cka(x[:, 2], x[order, 3]) for order in orders])
     assert float(floor[:, 2].std()) == pytest.approx(float(direct.std()), rel=0.5)
     assert float(cka(x[:, 2], x[:, 3])) > 10 * float(floor.abs().max())
+
+
+def test_between_two_models_a_turned_copy_is_the_same_and_permuted_sequences_are_nothing():
+    """The map of one stream with another's, of other width: the map of pairs; packed in half precision, too."""
+    x = drawn(120, 5, 40).cumsum(1)
+    q, _ = torch.linalg.qr(drawn(64, 64, seed=2))
+    turned = 3 * torch.nn.functional.pad(x, (0, 24)) @ q + 7  # 64 units
+    a, b = hollow_grams(x), hollow_grams(turned)
+    exact = cka_map(x, turned)
+    torch.testing.assert_close(map_of(a, b), exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(exact.diagonal(), torch.ones(5, dtype=torch.float64), rtol=0, atol=1e-6)
+    kept = [unpacked(packed(gram), 120) for gram in (a, b)]
+    torch.testing.assert_close(map_of(*kept), exact, rtol=0, atol=1e-4)
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(0))  # as permuted_map draws its first
+    floor = permuted_map(a, b, n=4)
+    torch.testing.assert_close(floor[0], cka_map(x, turned[order]), rtol=0, atol=1e-5)
+    assert floor.shape == (4, 5, 5) and float(floor.abs().max()) < 0.1
+
+
+def test_packed_pairs_are_those_of_as_many_samples():
+    gram = hollow_grams(drawn(10, 2, 3))
+    constant = hollow_grams(torch.ones(10, 2, 3))
+    assert not unpacked(packed(constant), 10).any() and map_of(constant, gram).isnan().all()
+    with pytest.raises(ValueError, match="45 columns: 11 samples have 55"):
+        unpacked(packed(gram), 11)

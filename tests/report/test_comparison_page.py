@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from browser import Browser, find_chromium
-from compared_models import model, with_curves
+from compared_models import model, with_curves, with_grams
 
 from rsdyn.analysis.comparison import Model, compare
 from rsdyn.figures.comparison import CURVES, comparison_panels, places, shortened
@@ -20,11 +20,14 @@ def comparison():
     """Three models of other shapes, a training of six checkpoints, and one that failed."""
     steps = (0, 32, 64, 128, 256, 512)
     checkpoints = [
-        with_curves(model(f"half-width/step-{s}", 0.1 * i, 0.15, "half-width", s, n_units=64), NAMES, 0.05 * i)
+        with_grams(
+            with_curves(model(f"half-width/step-{s}", 0.1 * i, 0.15, "half-width", s, n_units=64), NAMES, 0.05 * i),
+            seed=i,
+        )
         for i, s in enumerate(steps)
     ]
     models = [
-        with_curves(model("embedded", 0.5), NAMES),
+        with_grams(with_curves(model("embedded", 0.5), NAMES), seed=10),
         *checkpoints,
         with_curves(model("a-model-with-a-very-long-name-of-its-own", -0.4, 0.2, n_sublayers=60, n_units=576,
                           n_sequences=200, n_trajectories=200), NAMES[:3]),
@@ -41,11 +44,15 @@ def page(comparison, tmp_path_factory):
 
 def test_what_stands_on_the_page(comparison, page):
     html = page.read_text()
-    places_of = [html.index(f'id="{name}"') for name in ("answer", "apart", "findings", "dots", "training-0", "depth")]
+    places_of = [
+        html.index(f'id="{name}"')
+        for name in ("answer", "apart", "findings", "dots", "training-0", "depth", "similarity")
+    ]
     assert places_of == sorted(places_of) and html.index('id="what"') > places_of[-1]
     for label in (*comparison.labels, "org/gated"):
         assert label in html
     assert "lm.name=org/gated: it is gated" in html
+    assert "a-very-long-name-of-its-own-untrained: similarity is not among the measures" in html
     assert html.count("<sup title=") > 10 and "N: 200 sequences, not 400 sequences" in html
     assert "http://" not in re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
 
@@ -53,7 +60,7 @@ def test_what_stands_on_the_page(comparison, page):
 def test_every_panel_is_a_picture_too(comparison, page):
     keys = {panel.key for panels in comparison_panels(comparison).values() for panel in panels}
     assert keys == {path.stem for path in (page.parent / "figures").glob("*.png")}
-    assert {"compare_turns", "depth_correlation_mean", "training_0_turns"} <= keys
+    assert {"compare_turns", "depth_correlation_mean", "training_0_turns", "similarity_between_models"} <= keys
 
 
 def test_dots_are_the_values_and_bars_the_intervals(comparison):
@@ -69,6 +76,19 @@ def test_dots_are_the_values_and_bars_the_intervals(comparison):
     assert marked == {label for label in comparison.labels if row.cells[label].not_comparable}
     low, high = panel.x.limits
     assert all(low < x < high for bar in bars.values() for x in bar.x)
+
+
+def test_the_similarity_of_two_models_is_chosen_by_name_and_the_firsts_are_lines(comparison):
+    panels = {p.key: p for p in comparison_panels(comparison)["similarity"]}
+    one = panels["similarity_between_models"]
+    options = dict(one.controls[0].options)
+    assert options["0"] == "embedded and half-width/step-0" and len(options) == len(comparison.similar)
+    (drawn,) = one.drawn({"models": "0"})
+    np.testing.assert_array_equal(drawn.z, comparison.similar[0].map.numpy())
+    lines = {m.name: m for m in panels["similarity_at_the_same_depth"].marks if isinstance(m, Line)}
+    pairs = {pair.labels[1]: pair for pair in comparison.similar if pair.labels[0] == "embedded"}
+    assert set(lines) == set(pairs) and "embedded-untrained" in lines
+    assert np.all(lines["embedded-untrained"].y < 0.3) and np.all(lines["half-width/step-32"].y[1:] > 0.3)
 
 
 def test_a_model_that_lacks_a_curve_has_no_line_there(comparison):

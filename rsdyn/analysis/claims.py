@@ -146,15 +146,18 @@ def measure(
     lm: LanguageModel,
     of_prompts: Mapping[str, Sequence[np.ndarray]],
     texts: Sequence[np.ndarray],
+    last: Tensor,
     *,
     change: bool,
     done: Callable[[int], object] = lambda n: None,
 ) -> Measurements:
-    """Record prompts and texts in one model; with ``change`` also leave layers out and exchange them."""
+    """Record prompts, and every token of some texts, in one model; with ``change`` also leave layers out and exchange.
+
+    ``last`` are the trajectories ``(N, S, D)`` of the texts' last tokens.
+    """
     sites = len(lm.sites.names)
     kinds = {kind: lm.record(tokens, dtype=torch.float32)[:, ::sites] for kind, tokens in of_prompts.items()}
     done(sum(map(len, of_prompts.values())))
-    last = lm.record(texts, dtype=torch.float32, on_batch=done)
     ratios = massive_ratios(last.mean(0, dtype=torch.float64))
     few = ratios <= MASSIVE
     whole, apart = [], []

@@ -22,10 +22,12 @@ from rsdyn.embedded import DOCUMENT_COLUMN
 from rsdyn.errors import UserError
 from rsdyn.files import output_file, write_json, write_text, writing
 from rsdyn.lm.source import find_lm
+from rsdyn.stream.cache import default_cache_dir
 from rsdyn.stream.text.corpus import open_corpus
 from rsdyn.stream.text.documents import document_of
 from rsdyn.stream.text.groups import sequence_groups
 from rsdyn.stream.text.tokens import tokenise, tokenise_texts
+from rsdyn.stream.trajectories import TrajectoryStream
 
 LEAST_TEXTS = 3
 
@@ -37,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--texts", type=int, default=1200, help="sequences of the text (1200; 2 x units or more)")
     parser.add_argument("--data", metavar="FILE", help="text, jsonl or parquet file (the embedded text)")
     parser.add_argument("--seed", type=int, default=0, help="of texts, untrained weights and nulls (0)")
+    parser.add_argument("--cache", metavar="DIR", help="where recorded texts are kept (the cache of trajectories)")
     parser.add_argument("-o", "--out", metavar="FILE", help="also write the table there: .md, or .json for machines")
     given = parser.parse_args(argv)
     quiet_transformers()
@@ -66,7 +69,10 @@ def _out(name: str | None) -> Path | None:
 
 
 def test(given: argparse.Namespace) -> tuple[str, list[Claim]]:
-    """Record the model and its untrained twin, and test every claim: a title, and the claims."""
+    """Record the model and its untrained twin, and test every claim: a title, and the claims.
+
+    The texts' last tokens, which take longest, go through the cache of trajectories: what was stopped resumes.
+    """
     for name, least in (("texts", LEAST_TEXTS), ("seed", 0)):
         if getattr(given, name) < least:
             raise UserError(f"--{name} {getattr(given, name)}: give at least {least}.")
@@ -95,7 +101,13 @@ def test(given: argparse.Namespace) -> tuple[str, list[Claim]]:
     with tqdm(total=total, desc="texts", dynamic_ncols=True) as bar:
         for series, lm_source in {"trained": source, "untrained": source.without_training(given.seed)}.items():
             lm = lm_source.load(head=series == "trained")
-            found[series] = measure(lm, tokens, texts, change=series == "trained", done=bar.update)
+            stream = TrajectoryStream(
+                lm_source, sequences, cache_dir=given.cache or default_cache_dir(), dtype="float32"
+            )
+            stream.record_with(lm)
+            bar.update(len(texts) - stream.n_missing())
+            last, _ = stream.read(on_record=bar.update)
+            found[series] = measure(lm, tokens, texts, last, change=series == "trained", done=bar.update)
     documents = sequence_groups(sequences).group if len(sequences) else torch.zeros(0)
     title = f"{source.label}, {len(texts)} texts, 20 prompts of each kind: claims of other papers"
     return title, claims(found, documents, seed=given.seed)

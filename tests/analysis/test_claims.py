@@ -1,5 +1,6 @@
 """Claims of other papers: prompts, verdicts, and each statistic on records whose answer is known."""
 
+import json
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from rsdyn.analysis.claims import KINDS, Claim, Measurements, as_json, as_markdown, as_text, claims, prompts
 from rsdyn.analysis.finding import Value
 from rsdyn.commands.claims import main
+from rsdyn.stream.trajectories import TrajectoryStream
 
 
 def drawn(*shape, seed=0):
@@ -114,6 +116,37 @@ def test_words_and_numbers(table):
     lines = as_markdown(rows, "a title").splitlines()
     assert lines[0] == "# a title" and len({line.count(" | ") for line in lines[2:] if "---" not in line}) == 1
     assert {row["key"] for row in as_json(rows)} == set(table)
+
+
+def test_what_was_recorded_is_not_recorded_again(tiny_llama, tmp_path, monkeypatch, capsys):
+    """The second run reads the texts from the cache, and a longer one records what is new; the numbers are the same."""
+    pytest.importorskip("ruptures")
+    recorded = []
+    plain = TrajectoryStream._record
+
+    def counted(self, numbers, *more):
+        recorded.append(len(numbers))
+        return plain(self, numbers, *more)
+
+    monkeypatch.setattr(TrajectoryStream, "_record", counted)
+
+    def run(n):
+        recorded.clear()
+        words = [str(tiny_llama), "--texts", str(n), "--cache", str(tmp_path / "cache"), "-o", str(tmp_path / "t.json")]
+        assert main(words) == 0
+        capsys.readouterr()
+        return sum(recorded), json.loads((tmp_path / "t.json").read_text())
+
+    (first, table), (again, same) = run(70), run(70)
+    assert (first, again) == (2 * 70, 0)
+    values, others = (
+        {(row["key"], series): value["value"] for row in of["claims"] for series, value in row["values"].items()}
+        for of in (table, same)
+    )
+    known = {place: value for place, value in values.items() if value is not None}
+    assert {place: others[place] for place in known} == pytest.approx(known, rel=1e-4, abs=1e-5)
+    assert set(values) == set(others) and ("curvature_lexical", "trained") in known
+    assert run(80)[0] == 2 * 10
 
 
 @pytest.mark.parametrize(

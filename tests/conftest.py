@@ -41,6 +41,19 @@ def smollm2():
 
 
 @pytest.fixture
+def nobodys_environment(monkeypatch, tmp_path):
+    """A folder of its own to run in, with no launcher, run or W&B in the environment."""
+    from rsdyn import ranks
+    from rsdyn.run.folder import RUN_DIR_VARIABLE
+
+    for name in (*ranks.RANK_VARIABLES, "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    # setenv first, so that what create_run_folder leaves behind is undone after the test
+    monkeypatch.setenv(RUN_DIR_VARIABLE, "")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def make_sequences():
     """Corpora of random token ids: ``make_sequences(40, seed=0)`` gives 40 sequences of 5 to 40 tokens."""
     import numpy as np

@@ -1,13 +1,13 @@
 """`analyze.py` as a user meets it: from the command line to the findings, on a tiny model and real text."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from script_runs import argv_of, arrays_of, run_analyze, summary_of
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -54,35 +54,15 @@ def words(tiny_llama, tmp_path_factory):
     }  # fmt: skip
 
 
-def argv_of(words, **more):
-    return [f"{k}={v}" for k, v in {**words, **more}.items()]
-
-
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch):
     monkeypatch.setenv("RSDYN_RUN_DIR", "")
 
 
-def run(words, folder, **more):
-    command = [sys.executable, str(ROOT / "analyze.py"), *argv_of(words, **{"run.dir": folder}, **more)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
-
-
 @pytest.fixture(scope="module")
 def default(words, tmp_path_factory):
     """Everything, in one process, from an empty cache."""
-    return run(words, tmp_path_factory.mktemp("runs") / "default", **{"tracking.mode": "offline"})
-
-
-def arrays_of(folder):
-    with np.load(folder / "results.npz") as file:
-        return {name: file[name] for name in file.files}
-
-
-def summary_of(folder):
-    return json.loads((folder / "summary.json").read_text())
+    return run_analyze(words, tmp_path_factory.mktemp("runs") / "default", **{"tracking.mode": "offline"})
 
 
 # -- the default way ---------------------------------------------------------------------------------------------------
@@ -163,7 +143,7 @@ def test_each_row_says_on_how_many_it_was_measured(default):
 
 
 def test_a_second_run_reads_the_caches_and_gives_the_same_numbers(default, words, tmp_path):
-    folder, said = run(words, tmp_path / "again", **{"analysis.measures": "[correlation,rotation]"})
+    folder, said = run_analyze(words, tmp_path / "again", **{"analysis.measures": "[correlation,rotation]"})
     assert said.count("the LM is not loaded") == 6
     before, after = arrays_of(default[0]), arrays_of(folder)
     nulls = "original/rotation/nulls/token_shuffled/p"
@@ -175,7 +155,7 @@ def test_a_second_run_reads_the_caches_and_gives_the_same_numbers(default, words
 
 
 def test_two_processes_give_what_one_does(default, words, tmp_path):
-    folder, _ = run(words, tmp_path / "two", **{"trainer.devices": 2})
+    folder, _ = run_analyze(words, tmp_path / "two", **{"trainer.devices": 2})
     one, two = arrays_of(default[0]), arrays_of(folder)
     assert summary_of(folder)["processes"] == 2 and summary_of(folder)["sequences_recorded"] == 0
     names = {path.name for path in (default[0] / "figures").iterdir()}
@@ -377,7 +357,7 @@ def test_two_processes_keep_the_same_tokens(words, tmp_path):
                "analysis.measures": "[cosine,mutual_information,rotation,pca]", "analysis.samples": 45,
                "analysis.rotation.nulls": "layer_shuffle", "analysis.rotation.surrogates": 5}  # fmt: skip
     assert analyze.main(argv_of(words, **options, **{"run.dir": tmp_path / "one"})) == 0
-    run(words, tmp_path / "two", **options, **{"trainer.devices": 2})
+    run_analyze(words, tmp_path / "two", **options, **{"trainer.devices": 2})
     one, two = arrays_of(tmp_path / "one"), arrays_of(tmp_path / "two")
     assert_alike(one, two)
     assert one["original/counts/trajectories"] == 135 and one["original/mutual_information/mean/n"] == 70

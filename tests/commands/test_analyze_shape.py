@@ -1,18 +1,15 @@
 """Readout and geometry from the command line: tables, files, two processes, every token, and mistakes."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from script_runs import argv_of, arrays_of, run_analyze
 
 from rsdyn.commands import analyze
 
-ROOT = Path(__file__).parents[2]
 N = 61
 SEEDS = {"analysis.untrained_seeds": 2, "analysis.readout.samples": 20, "analysis.readout.examples": 2}
 SHAPE = "[cosine,velocity,curvature,dimension,similarity,readout]"
@@ -29,30 +26,14 @@ def words(tiny_llama, tmp_path_factory):
     }  # fmt: skip
 
 
-def argv_of(words, **more):
-    return [f"{k}={v}" for k, v in {**words, **more}.items()]
-
-
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch):
     monkeypatch.setenv("RSDYN_RUN_DIR", "")
 
 
-def run(words, folder, **more):
-    command = [sys.executable, str(ROOT / "analyze.py"), *argv_of(words, **{"run.dir": folder}, **more)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
-
-
 @pytest.fixture(scope="module")
 def default(words, tmp_path_factory):
-    return run(words, tmp_path_factory.mktemp("runs") / "default", **SEEDS)
-
-
-def arrays_of(folder):
-    with np.load(folder / "results.npz") as file:
-        return {name: file[name] for name in file.files}
+    return run_analyze(words, tmp_path_factory.mktemp("runs") / "default", **SEEDS)
 
 
 def test_every_measure_has_rows_numbers_and_curves_in_each_condition(default):
@@ -80,7 +61,7 @@ def test_every_measure_has_rows_numbers_and_curves_in_each_condition(default):
 
 
 def test_two_processes_give_what_one_does(default, words, tmp_path):
-    folder, _ = run(words, tmp_path / "two", **SEEDS, **{"trainer.devices": 2})
+    folder, _ = run_analyze(words, tmp_path / "two", **SEEDS, **{"trainer.devices": 2})
     one, two = arrays_of(default[0]), arrays_of(folder)
     assert set(one) == set(two)
     for name, expected in one.items():
@@ -95,7 +76,7 @@ def test_two_processes_give_what_one_does(default, words, tmp_path):
 def test_what_reads_the_model_itself_records_no_stream(default, words, tmp_path, devices):
     """Readout, and phases of its curves, say what they say beside the others, and nothing goes through a cache."""
     more = {"analysis.measures": "[readout,phases]", "cache.dir": tmp_path / "cache", "trainer.devices": devices}
-    folder, said = run(words, tmp_path / "alone", **SEEDS, **more)
+    folder, said = run_analyze(words, tmp_path / "alone", **SEEDS, **more)
     assert "No stream is recorded" in said and "massive" in said and "No unit is massive" not in said
     assert not (tmp_path / "cache").exists()
     summary = json.loads((folder / "summary.json").read_text())

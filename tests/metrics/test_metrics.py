@@ -1,25 +1,19 @@
 """The metrics as functions, as classes, in batches, and in two processes."""
 
-import contextlib
 import copy
-import os
 import pickle
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from two_processes import run_in_two
 
 from rsdyn.dynamics.moments import moments
 from rsdyn.metrics.running import MeanLoss, SquaredError, StreamMoments
 from rsdyn.metrics.samples import FirstSequences
 
 S, D = 3, 5
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -233,23 +227,7 @@ def test_two_processes_equal_one(data, tmp_path):
     torch.save(plan, tmp_path / "plan.pt")
     losses = uneven_losses()
     torch.save(losses, tmp_path / "losses.pt")
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    tests = (ROOT, ROOT / "tests", ROOT / "tests" / "metrics")
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, tests)), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(script), str(tmp_path)],
-        env=env,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        _, said = process.communicate(timeout=60)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # both, should one be waiting for the other
-        process.wait()
-    assert process.returncode == 0, said.decode()
+    run_in_two(TWO_PROCESSES, tmp_path, seconds=60)
 
     alone = new()
     feed(alone, data, rows)

@@ -1,16 +1,10 @@
 """The metrics of the analysis, as classes against numpy, in any order, and in two processes."""
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
-
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from two_processes import run_in_two
 
 from rsdyn.dynamics.information import consecutive_information
 from rsdyn.metrics.running import (
@@ -25,7 +19,6 @@ from rsdyn.metrics.running import (
 from rsdyn.metrics.samples import MutualInformation, UnitTrajectories
 
 N, S, D = 41, 4, 7  # D does not divide by two processes
-ROOT = Path(__file__).parents[2]
 NAMES = ("consecutive", "all", "cosine", "speed", "covariance", "frozen", "mi", "kept")
 
 
@@ -185,23 +178,7 @@ def test_two_processes_equal_one(x, tmp_path):
     ]
     torch.save(x, tmp_path / "x.pt")
     torch.save(plan, tmp_path / "plan.pt")
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    tests = (ROOT, ROOT / "tests", ROOT / "tests" / "metrics")
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, tests)), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(script), str(tmp_path)],
-        env=env,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        _, said = process.communicate(timeout=120)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # both, should one be waiting for the other
-        process.wait()
-    assert process.returncode == 0, said.decode()
+    run_in_two(TWO_PROCESSES, tmp_path, seconds=120)
     for case in range(len(plan[0])):
         alone = new()
         feed(alone, x.to(plan[0][case][2]), rows)

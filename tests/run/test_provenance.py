@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsdyn import ranks, redaction
-from rsdyn.run import folder as run_folder
+from rsdyn import redaction
 from rsdyn.run import provenance
 
 ROOT = Path(__file__).parents[2]
@@ -18,15 +17,7 @@ HF_KEY = "hf_" + "AbCdEfGhIjKlMnOpQrSt"
 WANDB_KEY = "0123456789abcdef" * 2 + "01234567"
 ENV_SECRET = "correct horse battery"
 COMMIT = "fedcba9876543210" * 2 + "fedcba98"
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch, tmp_path):
-    for name in (*ranks.RANK_VARIABLES, "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    # setenv first, so that what create_run_folder leaves behind is undone after the test
-    monkeypatch.setenv(run_folder.RUN_DIR_VARIABLE, "")
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("nobodys_environment")
 
 
 @pytest.mark.parametrize(

@@ -16,19 +16,7 @@ from rsdyn.errors import UserError
 from rsdyn.run import folder as run_folder
 
 ROOT = Path(__file__).parents[2]
-HF_KEY = "hf_" + "AbCdEfGhIjKlMnOpQrSt"
-WANDB_KEY = "0123456789abcdef" * 2 + "01234567"
-ENV_SECRET = "correct horse battery"
-COMMIT = "fedcba9876543210" * 2 + "fedcba98"
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch, tmp_path):
-    for name in (*ranks.RANK_VARIABLES, "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    # setenv first, so that what create_run_folder leaves behind is undone after the test
-    monkeypatch.setenv(run_folder.RUN_DIR_VARIABLE, "")
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("nobodys_environment")
 
 
 def test_run_folder_has_time_script_and_slug(tmp_path):

@@ -236,6 +236,9 @@ def main() -> None:
             every = groups_of(document, True)
             for part in options.parts:
                 measures = PARTS[part]
+                wanted = {(design, part, k) for design in options.designs for k in range(options.samples)}
+                if wanted | {("population", part, 0)} <= done:
+                    continue
                 read = whole_readout(text) if READOUT in measures else None
                 if ("population", part, 0) not in done:
                     rows = of_population(x, every, measures) if read is None else readout_rows(read, every)

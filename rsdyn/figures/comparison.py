@@ -278,7 +278,7 @@ def _similarity_map(comparison: Comparison) -> Panel:
             "Debiased linear CKA of the states of all sublayers of one model with all of another, at the last token of "
             f"{n if len(n_texts) == 1 else 'the'} texts that both were given. Permuted sequences reach "
             f"{brief(max(pair.floor for pair in comparison.similar))} in 2.5 % of the pairs of sublayers.",
-            "which depths of two models hold the same geometry of texts; a bright diagonal where in the same order.",
+            "which depths of two models hold the same geometry of texts: along the diagonal where in the same order.",
             "the same computation: an untrained model resembles a trained one where both hold the last token.",
         ),
         alt=f"Heat maps of sublayers by sublayers. {told}.",

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from browser import Browser, find_chromium
 from compared_models import model, with_curves, with_grams
+from every_panel import condition
 
 from rsdyn.analysis.comparison import Model, compare
+from rsdyn.analysis.results import curves
 from rsdyn.figures.comparison import CURVES, comparison_panels, places, shortened
 from rsdyn.figures.panel import Line
+from rsdyn.report.compared import OLD_NAMES
 from rsdyn.report.comparison import comparison_page, write_comparison
 
 NAMES = [drawn.name for drawn in CURVES]
@@ -89,6 +92,12 @@ def test_the_similarity_of_two_models_is_chosen_by_name_and_the_firsts_are_lines
     pairs = {pair.labels[1]: pair for pair in comparison.similar if pair.labels[0] == "embedded"}
     assert set(lines) == set(pairs) and "embedded-untrained" in lines
     assert np.all(lines["embedded-untrained"].y < 0.3) and np.all(lines["half-width/step-32"].y[1:] > 0.3)
+
+
+def test_every_curve_that_is_drawn_is_one_that_an_analysis_has():
+    known = dict(curves(condition(0)))
+    assert [name for name in NAMES if name not in known] == []
+    assert set(OLD_NAMES) <= set(NAMES)
 
 
 def test_a_model_that_lacks_a_curve_has_no_line_there(comparison):

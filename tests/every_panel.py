@@ -5,11 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from rsdyn.analysis.by_label import CURVES as CURVES_BY_GROUP
+from rsdyn.analysis.by_label import SINGLE
 from rsdyn.analysis.jacobians import CURVES, DIRECTIONS, PRODUCTS, SERIES, SIZES, JacobianResult, depths_of
 from rsdyn.analysis.left_out import LargestUnits, LeftOut
 from rsdyn.analysis.results import (
     Activations,
     AnalysisResults,
+    ByGroup,
     ConditionResults,
     Correlation,
     Cosine,
@@ -17,6 +20,8 @@ from rsdyn.analysis.results import (
     Curvature,
     Dimension,
     Flags,
+    GroupCurve,
+    GroupRow,
     MassiveActivations,
     Measured,
     MutualInformation,
@@ -187,7 +192,36 @@ def analysis(**more) -> AnalysisResults:
     others = {"massive": False, "sites": more.get("sites", SITES)}
     found = {name: condition(seed, **(more if seed == 0 else others)) for seed, name in enumerate(names)}
     measures = ("activations", "correlation", "cosine", "velocity", "mutual_information", "rotation", "pca", "massive")
-    return AnalysisResults(found, measures, more.get("sites", SITES), LAYERS * more.get("sites", SITES), D)
+    sites = more.get("sites", SITES)
+    return AnalysisResults(found, measures, sites, LAYERS * sites, D, by_group(n=LAYERS * sites))
+
+
+def by_group(names=("a", "b", "c"), *, n: int = S) -> ByGroup:
+    """Groups, each against the rest, or two of them against each other."""
+    g = torch.Generator().manual_seed(3)
+    first, second = (names[:1], names[1:]) if len(names) == 2 else (names, ("the rest",) * len(names))
+    n_groups, n_contrasts = len(names), len(first)
+    counts = torch.arange(40, 40 + n_groups)
+
+    def drawn(*shape):
+        return torch.rand(*shape, generator=g, dtype=torch.float64) + 0.1
+
+    curves, rows = {}, {}
+    for path, (key, words) in CURVES_BY_GROUP.items():
+        size = 1 if path in SINGLE else n - 1 if path.startswith(("corr", "cos", "vel", "mut")) else n
+        size -= 2 * (path == "curvature/angle")
+        for more in ("", "_without_massive") if key == "cosine" else ("",):
+            value, difference = drawn(n_groups, size), drawn(n_contrasts, size) - 0.5
+            ends, apart = torch.stack([value - 0.1, value + 0.1]), torch.stack([difference - 0.2, difference + 0.2])
+            p = drawn(n_contrasts) / 2
+            said = words + more.replace("_", " ")
+            curves[key + more] = GroupCurve(path, said, value, ends, difference, apart, p, counts, key == "dimensions")
+            rows[f"{key}_level{more}"] = GroupRow(
+                path.split("/")[0], said, value[:, 0], ends[..., 0], difference[:, 0], apart[..., 0], p / 99, p / 9,
+                counts, key == "dimensions", "", key == "speed",
+            )  # fmt: skip
+    return ByGroup(names, counts, counts // 4, 2, first, second, "documents", "documents", 100, 999, curves, rows,
+                   ("2 sequences have no label: they are in the whole alone.",))  # fmt: skip
 
 
 def streams(**more) -> list[Stream]:

@@ -143,6 +143,7 @@ class Collected(nn.Module):
         texts: ``(N,)`` int64, a digest of each sequence's text, where trajectories are of last tokens; None where it is
             not known.
         once: whether the stream comes by once.
+        keeps: whether trajectories are kept even if no measure needs them.
 
     Give the batches of each pass to :meth:`first_pass`, call :meth:`between_passes`, give them to :meth:`second_pass`
     where :attr:`n_passes` is 2, and call :meth:`finish`; where it is 0 no measure needs the stream. Then the attributes
@@ -172,6 +173,7 @@ class Collected(nn.Module):
         tokens: Literal["last", "some", "all"] = "last",
         texts: Tensor | None = None,
         once: bool = False,
+        keeps: bool = False,
     ) -> None:
         super().__init__()
         self.texts = texts
@@ -192,7 +194,7 @@ class Collected(nn.Module):
         self.kinds = KindCounts()
         self.extremes = LargestByKind(n_sublayers, n_units) if "massive" in measures else None
         self.covariances = Grouped(lambda: StreamCovariance(n_units), 2) if "pca" in measures else None
-        self.kept = UnitTrajectories(keep) if any(measure.keeps_samples for measure in asked) else None
+        self.kept = UnitTrajectories(keep) if keeps or any(m.keeps_samples for m in asked) else None
         self.tokens: GroupSums | None = None
         if last_token is not None and "correlation" in measures:
             # the first transition, and the first of the second layer, where there is one

@@ -591,6 +591,96 @@ MEASURES = tuple(f.name for f in fields(ConditionResults) if f.name not in ("cou
 
 
 @dataclass(frozen=True, eq=False)
+class GroupCurve:
+    """A curve over depth by group of sequences; ``L`` groups, ``C`` contrasts, ``S'`` places or 1 (METHOD section 15).
+
+    Attributes:
+        path: where the whole's stands in a :class:`ConditionResults`, such as ``cosine/mean``.
+        words: what it is.
+        value: ``(L, S')``; NaN where a group has too few sequences for it.
+        interval: ``(2, L, S')`` low and high end at 95 %; NaN where there is none.
+        difference: ``(C, S')`` of each contrast; ``difference_interval`` ``(2, C, S')``.
+        p: ``(C,)`` of a difference this large anywhere over depth; NaN where there is no contrast.
+        n: ``(L,)`` int64, on how many trajectories each group's is measured.
+        equal_n: whether it depends on how many sequences there are, and is compared at equal N.
+    """
+
+    path: str
+    words: str
+    value: Tensor
+    interval: Tensor
+    difference: Tensor
+    difference_interval: Tensor
+    p: Tensor
+    n: Tensor
+    equal_n: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class GroupRow:
+    """A finding by group of sequences; ``L`` groups, ``C`` contrasts.
+
+    Attributes:
+        measure, statistic, under, detail: as in :class:`rsdyn.analysis.finding.Finding`.
+        value: ``(L,)``; NaN where it is not defined. ``interval`` ``(2, L)``, NaN where there is none.
+        difference: ``(C,)`` of each contrast; ``difference_interval`` ``(2, C)``.
+        p, p_holm: ``(C,)`` over permutations of labels, and adjusted for all rows and contrasts.
+        n: ``(L,)`` int64, on how many trajectories each group's is measured.
+        equal_n: as in :class:`GroupCurve`.
+    """
+
+    measure: str
+    statistic: str
+    value: Tensor
+    interval: Tensor
+    difference: Tensor
+    difference_interval: Tensor
+    p: Tensor
+    p_holm: Tensor
+    n: Tensor
+    equal_n: bool = False
+    under: str = ""
+    detail: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ByGroup:
+    """The main stream by group of sequences, with the difference between groups.
+
+    Attributes:
+        names: of the ``L`` groups that are there.
+        sequences, documents: ``(L,)`` int64, how many each has; what documents are is said by ``over``.
+        unlabelled: sequences without a label, which are in the whole alone.
+        first, second: of each contrast, a group, and the other or ``the rest``.
+        over: ``documents``, ``blocks`` of the text or ``sequences``: what intervals leave out and p exchange.
+        exchange: whether whole ones exchange labels (``documents``), or sequences ``within`` them.
+        movable: how many sequences can have another label under a permutation.
+        permutations: of the labels; of information and dimensions fewer, where many are as large early.
+        curves, rows: by key.
+        notes: what a reader must know, in sentences.
+    """
+
+    names: tuple[str, ...]
+    sequences: Tensor
+    documents: Tensor
+    unlabelled: int
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    over: str
+    exchange: str
+    movable: int
+    permutations: int
+    curves: dict[str, GroupCurve] = field(default_factory=dict)
+    rows: dict[str, GroupRow] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def contrasts(self) -> tuple[str, ...]:
+        """The contrasts in words, such as ``correct - wrong``."""
+        return tuple(f"{a} - {b}" for a, b in zip(self.first, self.second, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
 class AnalysisResults:
     """What an analysis found.
 
@@ -599,6 +689,7 @@ class AnalysisResults:
         measures: that were asked for, in order.
         sites_per_layer: 1 or 2.
         n_sublayers, n_units: ``S`` and ``D``.
+        by_group: the main stream by group of sequences; None where they have no labels.
     """
 
     conditions: dict[str, ConditionResults]
@@ -606,6 +697,7 @@ class AnalysisResults:
     sites_per_layer: int
     n_sublayers: int
     n_units: int
+    by_group: ByGroup | None = None
 
     @property
     def main(self) -> ConditionResults:

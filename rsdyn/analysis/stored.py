@@ -64,7 +64,11 @@ def unflatten(arrays: Arrays, where: str = "results.npz") -> AnalysisResults:
         UserError: where an array is missing; ``where`` names the file.
     """
     tree, kinds = _Tree(arrays, where), _kinds(AnalysisResults)
-    parts = {f.name: _read(kinds[f.name], tree.at(f.name)) for f in fields(AnalysisResults) if f.name != NAMED}
+    parts = {
+        f.name: _read(_without_none(kinds[f.name]), tree.at(f.name))
+        for f in fields(AnalysisResults)
+        if f.name != NAMED and (f.default is MISSING or tree.at(f.name).there)
+    }
     names: tuple[str, ...] = _read(tuple[str, ...], tree.at(NAMED))
     return AnalysisResults(conditions={c: _read(ConditionResults, tree.at(c)) for c in names}, **parts)
 

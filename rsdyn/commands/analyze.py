@@ -70,7 +70,7 @@ def analyze(run: Run) -> None:
     say_positions(run, first, n_samples)
     start_records(run, source, streams)
     groups = groups_of(run, source, n_samples)
-    steps = Steps(n_steps(settings, len(streams)), run.started)
+    steps = Steps(n_steps(settings, len(streams), source), run.started)
     how = How(settings, sites, seed)
     collected: dict[str, Collected] = {}
     results: dict[str, ConditionResults] = {}
@@ -105,8 +105,8 @@ def analyze(run: Run) -> None:
             jacobians = measure_jacobians(run, source, steps)
             steps.done(JACOBIAN)
 
-        # several untrained models are one condition with a spread; figures, findings, numbers
-        found = gathered(run, first, results, {w.name: w.condition for w in wanted.values()})
+        # several untrained models are one condition with a spread; by group; figures, findings, numbers
+        found = gathered(run, source, first, results, collected, {w.name: w.condition for w in wanted.values()}, steps)
         panels = panels_of(run, found, n_samples, jacobians)
         draw(run, panels, trainer)
         steps.done("figures")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rsdyn.figures.perturbation import effect_panels
 from rsdyn.lm.certificate import certify
 from rsdyn.perturbation.layers import changed_layers, measure_layers
-from rsdyn.perturbation.prompts import layers_of, prompts_of
+from rsdyn.perturbation.prompts import groups_in_words, layers_of, prompts_of
 from rsdyn.perturbation.words import effects_answer, effects_table, effects_words
 from rsdyn.run.finish import Ending, draw, finish
 from rsdyn.run.opening import Source, make_stream, say_certificate, start_records
@@ -35,7 +35,7 @@ def change_layers(run: Run, source: Source) -> None:
     end = Ending(
         answer=effects_answer(found),
         tables=effects_table(found, table_columns()),
-        notes=effects_words(found),
+        notes=[*groups_in_words(settings), *effects_words(found)],
         summary={**source.facts(), **found.to_dict()},
         arrays=found.arrays(),
         panels=panels,

@@ -18,7 +18,7 @@ from rsdyn.lm.continuing.continuation import run_reference
 from rsdyn.lm.continuing.layer_calls import check_memories
 from rsdyn.perturbation.plane import find_plane, open_autoencoder, read_trajectories
 from rsdyn.perturbation.points import measure
-from rsdyn.perturbation.prompts import layers_of, prompts_of
+from rsdyn.perturbation.prompts import groups_in_words, layers_of, of_group, prompts_of
 from rsdyn.perturbation.settings import LAYER_KINDS
 from rsdyn.perturbation.words import answer, closing_table, words
 from rsdyn.run.finish import Ending, Recorded, draw, finish
@@ -46,6 +46,8 @@ def move_points(run: Run, source: Source) -> None:
     layers = layers_of(settings.layers, source.lm.n_layers)
     sublayers = {layer: source.lm.sublayer(layer, settings.site) for layer in layers}
     prompts = prompts_of(settings, source.sequences, source.lm, seed=config.seed)
+    if settings.swap_group is not None:  # an unknown one is named before anything is recorded
+        of_group(source.sequences, settings.swap_group, "swap_group")
     autoencoder = open_autoencoder(settings, source.lm.n_units)
     check_memories(source.lm.config, source.lm.name)
     stream = open_stream(run, source, samples=settings.samples)
@@ -64,6 +66,9 @@ def move_points(run: Run, source: Source) -> None:
         stream.record_with(lm)
         with stage_bar("reading the stream", stream.shards_of(settings.samples), "shards") as done:
             trajectories = read_trajectories(stream, settings.samples, done)
+        if settings.swap_group is not None:
+            members = of_group(source.sequences, settings.swap_group, "swap_group")
+            trajectories = trajectories.of_group(members, f"swap_group={settings.swap_group}")
         plane = find_plane(settings, trajectories.x, autoencoder)
         where = f"layers {', '.join(map(str, layers))} ({settings.site}, {settings.position} position)"
         drawn = sum(prompt.sequence is not None for prompt in prompts)
@@ -87,6 +92,8 @@ def move_points(run: Run, source: Source) -> None:
             **choices,
             "kind": settings.kind,
             "space": settings.space,
+            "prompt_group": settings.prompt_group,
+            "swap_group": settings.swap_group,
             **found.to_dict(),
             "massive_units": [*plane.massive],
             "massive_share_of_components": None if plane.owned is None else plane.owned.tolist(),
@@ -94,7 +101,7 @@ def move_points(run: Run, source: Source) -> None:
         end = Ending(
             answer=answer(found),
             tables=closing_table(found, table_columns()),
-            notes=words(found, plane),
+            notes=[*groups_in_words(settings), *words(found, plane)],
             foot={"LM": recorded.words()},
             summary=summary,
             arrays=found.arrays(),

@@ -198,6 +198,19 @@ def check(config: Config) -> None:
             f"perturb.prompts={perturb.prompts} and perturb.from_text={perturb.from_text} are both given, but the "
             "prompts come from one place: leave one of them out."
         )
+    for name in ("prompt_group", "swap_group"):
+        group = getattr(perturb, name)
+        if group is not None and data.group_column is None:
+            raise UserError(
+                f"perturb.{name}={group} needs data.group_column, the column that says which group a row of the text "
+                "is of."
+            )
+    if perturb.prompt_group is not None and (perturb.prompts is not None or perturb.from_text == 0):
+        other = f"perturb.prompts={perturb.prompts}" if perturb.prompts is not None else "perturb.from_text=0"
+        raise UserError(
+            f"perturb.prompt_group={perturb.prompt_group} changes nothing with {other}, which draws no prompt from the "
+            "text: leave one of them out."
+        )
 
 
 def _is_one(devices: int | str) -> bool:
@@ -257,6 +270,7 @@ UNUSED: dict[str, dict[str, tuple[str, ...]]] = {
             *("analysis.readout.", "analysis.jacobian.", "data.stream"),
         ),
         "by perturb.py alone": ("perturb.",),
+        "by analyze.py and perturb.py": ("data.group_column",),
     },
     "perturb": {
         "by train.py alone": (
@@ -314,7 +328,7 @@ KINDS = {
         ("perturb.site", "perturb.position", "perturb.space", "perturb.checkpoint", "perturb.off_plane"),
         ("teleport", "noise", "swap"),
     ),
-    **dict.fromkeys(("perturb.samples", "perturb.steps"), ("teleport", "noise", "swap")),
+    **dict.fromkeys(("perturb.samples", "perturb.steps", "perturb.swap_group"), ("teleport", "noise", "swap")),
 }
 STREAM_KEYS = ("cache.", "data.positions", "lm.layout", "lm.batch_tokens")
 
@@ -335,6 +349,8 @@ def idle_in_analysis(key: str, config: Config) -> str | None:
 def idle(key: str, config: Config) -> str | None:
     """Why a key of perturb.py would change nothing beside the other settings, or None when it would."""
     kind = config.perturb.kind
+    if key == "data.group_column" and config.perturb.prompt_group is None and config.perturb.swap_group is None:
+        return "without perturb.prompt_group or perturb.swap_group"
     if key in KINDS and kind not in KINDS[key]:
         return f"with perturb.kind={kind}: it is for perturb.kind={' or '.join(KINDS[key])}"
     if kind in LAYER_KINDS and key.startswith(STREAM_KEYS):

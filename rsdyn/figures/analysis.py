@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rsdyn.analysis.left_out import LargestUnits
 from rsdyn.analysis.unit_surrogates import TurnHistograms
 from rsdyn.figures.components import components
+from rsdyn.figures.groups import groups
 from rsdyn.figures.massive import massive, without_largest
 from rsdyn.figures.panel import Panel
 from rsdyn.figures.rotations import rotation
@@ -35,6 +36,9 @@ def analysis_panels(
         largest: the findings without the largest units, of one analysis.
         units, seed, histograms: as for :func:`rsdyn.figures.rotations.rotation`.
     """
+    analyses = {id(s.analysis.results): s.analysis.results for s in streams}
+    one = next(iter(analyses.values())) if len(analyses) == 1 else None
+    by_group = [] if one is None else groups(one.by_group, n_sublayers=one.n_sublayers, sites=one.sites_per_layer)
     return [
         *stream(streams),
         *rotation(streams, units=units, seed=seed, histograms=histograms),
@@ -42,6 +46,7 @@ def analysis_panels(
         *massive(streams),
         *shape(streams),
         *without_largest(largest),
+        *by_group,
     ]
 
 

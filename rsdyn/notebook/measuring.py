@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 import rsdyn
+from rsdyn.analysis import group_table
+from rsdyn.analysis.by_label import Labelled, by_group, check_groups, given_by_group
 from rsdyn.analysis.checks import check_settings
 from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.finding import Finding
@@ -21,7 +23,7 @@ from rsdyn.analysis.findings import findings
 from rsdyn.analysis.measure import How
 from rsdyn.analysis.measures.rotation import compare_streams
 from rsdyn.analysis.probe import ResidualStreamProbe
-from rsdyn.analysis.results import AnalysisResults, ConditionResults, NullTest, curves, on_cpu
+from rsdyn.analysis.results import AnalysisResults, ByGroup, ConditionResults, NullTest, curves, on_cpu
 from rsdyn.analysis.settings import CONDITIONS, MEASURES, OF_STREAM, PHASES, AnalysisConfig, RotationConfig
 from rsdyn.analysis.shape import with_phases
 from rsdyn.analysis.shape_rows import shape_in_words, shape_rows
@@ -121,6 +123,62 @@ class Stream:
 
 
 @dataclass(frozen=True, repr=False)
+class Groups:
+    """What was measured by group of sequences; its ``repr`` is a table, in a notebook too.
+
+    Attributes:
+        results: everything, as arrays.
+    """
+
+    results: ByGroup
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The groups."""
+        return self.results.names
+
+    def curve(self, name: str, group: str) -> Curve:
+        """A curve of one group, such as ``curve("cosine", "correct")``, with its interval."""
+        return Curve(*_place(self.results, name, group, self.results.names, "value", "interval"))
+
+    def difference(self, name: str, group: str | None = None) -> Curve:
+        """The difference in a curve between two groups, or of several between ``group`` and the rest."""
+        first = self.results.first
+        if not first:
+            raise UserError("no two groups are large enough to be compared.")
+        wanted = first[0] if group is None and len(first) == 1 else str(group)
+        return Curve(*_place(self.results, name, wanted, first, "difference", "difference_interval"))
+
+    def __repr__(self) -> str:
+        return "\n".join([group_table.headline(self.results), *group_table.as_text(self.results)])
+
+    def _repr_html_(self) -> str:
+        """The findings by group as a table, for a notebook."""
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "N", *group_table.heads(self.results)))
+        rows = []
+        for row in group_table.rows(self.results):
+            cells = [row.label, row.n, *(text + (f"; {below}" if below else "") for text, below in row.cells)]
+            rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+        said = "".join(f"<p>{html.escape(note)}</p>" for note in self.results.notes)
+        return (
+            f"<p>{html.escape(group_table.headline(self.results))}</p><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{''.join(rows)}</tbody></table>{said}"
+        )
+
+
+def _place(
+    found: ByGroup, name: str, group: str, groups: Sequence[str], value: str, ends: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    if name not in found.curves:
+        raise UserError(f"name={name!r}: by group there is {', '.join(found.curves)}.")
+    if group not in groups:
+        raise UserError(f"group={group!r}: there is {', '.join(groups)}.")
+    i, curve = groups.index(group), found.curves[name]
+    low, high = getattr(curve, ends)[:, i]
+    return getattr(curve, value)[i], low, high
+
+
+@dataclass(frozen=True, repr=False)
 class Found(Stream):
     """What was measured of trajectories, beside their controls.
 
@@ -129,6 +187,7 @@ class Found(Stream):
         findings: the paper's claims, each with its value in every stream.
         notes: what a reader must know, in sentences.
         x: the trajectories.
+        by_group: every curve and finding by group of sequences, where ``x`` has at least two groups; else None.
     """
 
     controls: dict[str, Stream]
@@ -136,6 +195,7 @@ class Found(Stream):
     notes: list[str]
     x: Trajectories
     settings: AnalysisConfig
+    by_group: Groups | None = None
 
     def __getitem__(self, name: str) -> Stream:
         """The stream of a control, or ``original``."""
@@ -190,8 +250,9 @@ class Found(Stream):
     def _found(self) -> AnalysisResults:
         _, n_sublayers, n_units = self.x.shape
         return AnalysisResults(
-            self.streams, tuple(self.settings.measures), self.x.sites_per_layer, n_sublayers, n_units
-        )
+            self.streams, tuple(self.settings.measures), self.x.sites_per_layer, n_sublayers, n_units,
+            None if self.by_group is None else self.by_group.results,
+        )  # fmt: skip
 
     def _summary(self) -> dict[str, Any]:
         x = self.x
@@ -211,14 +272,14 @@ class Found(Stream):
             "processes": 1,
             "findings": as_json(self.findings),
             "in_words": self.notes,
+            **({} if self.by_group is None else {"by_group": group_table.as_json(self.by_group.results)}),
             **numbers_of(self._found()),
             "seconds": {"total": 0.0, "parts": {}},
         }
 
     def __repr__(self) -> str:
-        return "\n".join(
-            [f"Found({self.x.label}, {len(self.x)} trajectories)", *as_text(self.findings, list(self.streams))]
-        )
+        lines = [f"Found({self.x.label}, {len(self.x)} trajectories)", *as_text(self.findings, list(self.streams))]
+        return "\n".join([*lines, *([] if self.by_group is None else ["", repr(self.by_group)])])
 
     def _repr_html_(self) -> str:
         """The findings as a table, for a notebook."""
@@ -228,7 +289,8 @@ class Found(Stream):
         for row in self.findings:
             cells = [row.claim or row.statistic, row.paper, *(str(row.values.get(s, "")) for s in streams)]
             rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        return table + ("" if self.by_group is None else self.by_group._repr_html_())
 
 
 def measure(
@@ -254,6 +316,9 @@ def measure(
         nulls: null models of the rotations; default those that the streams allow.
         seed: of shuffles, surrogates and random weights.
         progress: called with the number of sequences after each batch of a control.
+
+    Where ``x`` has groups, ``found.by_group`` has every curve and finding of it by group, with the difference between
+    groups, its interval and a p over permutations of the labels; sequences count as independent there.
 
     Raises:
         UserError: too few sequences, a control that cannot be recorded, a name that is not known.
@@ -299,6 +364,7 @@ def measure(
         n_units=x.shape[2],
         sites_per_layer=sites,
     )
+    labelled, why_not = _labelled(x, settings.keep)
     L.seed_everything(seed, verbose=False)
     collected: dict[str, Collected] = {}
     results: dict[str, ConditionResults] = {}
@@ -316,6 +382,7 @@ def measure(
             largest=None if main is None else main.largest,
             sites_per_layer=sites,
             tokens="last" if stream.positions.is_last else "all" if stream.positions.rule == "all" else "some",
+            keeps=main is None and labelled is not None,
         )
         with quiet(), tempfile.TemporaryDirectory() as folder:
             trainer = L.Trainer(
@@ -337,15 +404,34 @@ def measure(
     found = AnalysisResults(results, tuple(chosen), sites, x.shape[1], x.shape[2])
     found = with_phases(found, seed) if PHASES in chosen else found
     results = found.conditions
+    groups = None
+    if labelled is not None and given_by_group(found.main):
+        groups = Groups(on_cpu(by_group(collected["original"], found, labelled, how)))
     return Found(
         "original",
         results["original"],
         {name: Stream(name, r) for name, r in results.items() if name != "original"},
         [*findings(found), *shape_rows(found)],
-        [*x.notes, *in_words(found, several_tokens=n != len(x)), *shape_in_words(found)],
+        [*x.notes, *in_words(found, several_tokens=n != len(x)), *shape_in_words(found), *why_not],
         x,
         settings,
+        groups,
     )
+
+
+def _labelled(x: Trajectories, keep: int | None) -> tuple[Labelled | None, list[str]]:
+    """The groups of the sequences, each by itself; None, and why, where there are not at least two."""
+    labels = KeptStream(x).sequences.labels
+    if labels is None:
+        return None, []
+    n = len(labels)
+    labelled = Labelled(labels.names, torch.from_numpy(labels.code), torch.arange(n), "sequences")
+    try:
+        labels.check("groups")
+        check_groups(labelled, n if keep is None else min(n, keep))
+    except UserError as error:
+        return None, [f"Nothing is given by group. {str(error)[0].upper()}{str(error)[1:]}"]
+    return labelled, []
 
 
 def _same_rows(control: Trajectories, x: Trajectories) -> Trajectories:

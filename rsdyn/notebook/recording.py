@@ -17,6 +17,7 @@ from rsdyn.lm.blocks import record_blocks
 from rsdyn.lm.given import GivenModel
 from rsdyn.lm.source import LMSource, find_lm
 from rsdyn.stream.recorded import Trajectories
+from rsdyn.stream.text.sequence_labels import labels_from, labels_of
 from rsdyn.stream.text.tokens import Sequences, sequences_of, tokenise_texts
 from rsdyn.stream.trajectories import TrajectoryStream
 
@@ -51,7 +52,7 @@ def record(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     positions: str | int = "last",
-    groups: Sequence[str] | None = None,
+    groups: Sequence[str | None] | None = None,
     sites: Sequence[str] | None = None,
     cache: str | PathLike[str] | None = None,
     dtype: str = "float32",
@@ -78,7 +79,8 @@ def record(
             With ``sites``, the module's inputs: a tensor or a dictionary of keyword arguments.
         tokenizer: of a model object; a named model brings its own.
         positions: which tokens of each sequence: ``last``, ``all``, or how many drawn at random.
-        groups: a label of each text, such as ``correct`` and ``wrong``.
+        groups: a label of each text, such as ``correct`` and ``wrong``; None is no label. They change nothing of what
+            is recorded; :func:`rsdyn.measure` then gives every curve and finding by group too.
         sites: the names of a module's blocks in order; their inputs are the stream, which must be a running sum.
         cache: a folder in which what was recorded is kept, and found again by the same call.
         dtype: what a named model computes in; an object computes in its own.
@@ -128,7 +130,7 @@ def record(
 def read(
     stream: TrajectoryStream,
     origin: Origin | None,
-    groups: tuple[str, ...] | None,
+    groups: tuple[str | None, ...] | None,
     texts: Sequence[str] | None,
     device: str | torch.device | None,
     progress: Callable[[int], object],
@@ -177,15 +179,16 @@ def _default_device() -> str:
 
 
 def _texts_of(
-    texts: Any, groups: Sequence[str] | None, text_column: str, group_column: str | None
-) -> tuple[list[Any], tuple[str, ...] | None]:
+    texts: Any, groups: Sequence[str | None] | None, text_column: str, group_column: str | None
+) -> tuple[list[Any], tuple[str | None, ...] | None]:
     """The texts, or the token ids, as a list, and a label of each."""
     if hasattr(texts, "column_names") and hasattr(texts, "features"):
         for argument, column in (("text_column", text_column), ("group_column", group_column)):
             if column is not None and column not in texts.column_names:
                 raise UserError(f"{argument}={column}: this Dataset has the columns {', '.join(texts.column_names)}.")
         if group_column is not None and groups is None:
-            groups = [str(label) for label in texts[group_column]]
+            labels = labels_of(texts, group_column)
+            groups = [None if code < 0 else labels.names[code] for code in labels.code.tolist()]
         texts = list(texts[text_column])
     if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
         raise TypeError(f"texts: one {type(texts).__name__} is not taken; give {TEXTS}.")
@@ -200,11 +203,21 @@ def _texts_of(
                 raise UserError(f"texts[{number}] is empty. Leave it out.")
         elif not isinstance(text, (list, tuple, np.ndarray, Tensor)):
             raise TypeError(f"texts[{number}] is a {type(text).__name__}; give {TEXTS}.")
-    if groups is not None and len(groups) != len(given):
-        raise UserError(f"groups: {len(groups)} labels for {len(given)} texts. Give one of each.")
-    if groups is not None and any(label is None or label == "" for label in groups):
-        raise UserError("groups: a label is missing. Give one of each text.")
-    return given, None if groups is None else tuple(map(str, groups))
+    return given, _labels(groups, len(given))
+
+
+def _labels(groups: Sequence[str | None] | None, n: int) -> tuple[str | None, ...] | None:
+    """A label of each of ``n`` texts, None where it is missing or blank."""
+    if groups is None:
+        return None
+    if isinstance(groups, (str, bytes)) or not isinstance(groups, Iterable):
+        raise TypeError(f"groups: one {type(groups).__name__} is not taken; give a list, a label of each text.")
+    given = list(groups)
+    if len(given) != n:
+        raise UserError(f"groups: {len(given)} labels for {n} texts. Give one of each.")
+    labels = labels_from(given)
+    labels.check("groups")
+    return tuple(None if code < 0 else labels.names[code] for code in labels.code.tolist())
 
 
 def _tokens_of(texts: list[Any], lm: LMSource | GivenModel, tokenizer: Any, truncate: bool) -> Sequences:
@@ -239,7 +252,7 @@ def _tokens_of(texts: list[Any], lm: LMSource | GivenModel, tokenizer: Any, trun
 
 
 def _record_blocks(
-    model: Any, inputs: Any, sites: Sequence[str], positions: str | int, groups: Sequence[str] | None
+    model: Any, inputs: Any, sites: Sequence[str], positions: str | int, groups: Sequence[str | None] | None
 ) -> Trajectories:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: with sites, give the torch module itself, not {type(model).__name__}.")
@@ -261,7 +274,7 @@ def _record_blocks(
         layers=tuple(range(s)),
         sequence=torch.arange(n).repeat_interleave(len(places)),
         position=places.repeat(n),
-        groups=None if groups is None else tuple(groups),
+        groups=_labels(groups, n),
         label=type(model).__name__,
         certificate=certificate.to_dict(),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,10 +26,26 @@ class Recorded(NamedTuple):
     Attributes:
         x: ``(N, S, D)``, in the cache's dtype.
         sequence: ``(N,)`` int64, the number of each one's sequence in the text.
+        swappable: ``(N,)`` boolean, whose states may be swapped in; None for all.
     """
 
     x: Tensor
     sequence: Tensor
+    swappable: Tensor | None = None
+
+    def of_group(self, members: np.ndarray, words: str) -> Recorded:
+        """The same, of which the states of ``members`` ``(sequences,)`` alone are swapped in.
+
+        Raises ``UserError``, which begins with ``words``, where none of them was recorded.
+        """
+        swappable = torch.from_numpy(members)[self.sequence]
+        if not swappable.any():
+            n = len(self.sequence.unique())
+            raise UserError(
+                f"{words}: none of the first {n} sequences, whose states are there to be swapped in, is of that group. "
+                "Take more (`samples`, `limit`)."
+            )
+        return self._replace(swappable=swappable)
 
 
 def read_trajectories(stream: TrajectoryStream, samples: int, done: Callable[[int], object]) -> Recorded:

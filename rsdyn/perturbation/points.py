@@ -65,7 +65,8 @@ def measure(
         }
         rows = {layer: _usable(trajectories, s, reference.stream[s], prompt) for layer, s in sublayers.items()}
         if number == 0:
-            found.alike = {layer: len(trajectories.sequence) - len(usable) for layer, usable in rows.items()}
+            there = trajectories.sequence if trajectories.swappable is None else trajectories.swappable.nonzero()
+            found.alike = {layer: len(there) - len(usable) for layer, usable in rows.items()}
         if settings.kind != "swap":
             conditions[SWAPPED] = {
                 layer: _swapped(trajectories, rows[layer], s, reference.stream[s], n_points, generator)
@@ -137,7 +138,7 @@ def _through(settings: PerturbConfig, plane: Plane, state: Tensor, s: int, state
 
 
 def _usable(trajectories: Recorded, s: int, state: Tensor, prompt: Prompt) -> Tensor:
-    """The trajectories whose state is not the prompt's own.
+    """The trajectories that may be swapped in, and whose state is not the prompt's own.
 
     At the first sublayer the same token is the same state, but for the cache's rounding, and putting it in would
     perturb nothing. No token of the prompt's own sequence is one.
@@ -147,6 +148,8 @@ def _usable(trajectories: Recorded, s: int, state: Tensor, prompt: Prompt) -> Te
     usable = away > 0.02 * own.norm()
     if prompt.sequence is not None:
         usable &= trajectories.sequence != prompt.sequence
+    if trajectories.swappable is not None:
+        usable &= trajectories.swappable
     return usable.nonzero().flatten()
 
 

@@ -52,6 +52,24 @@ def prompts_of(settings: PerturbConfig, sequences: Sequences, lm: LMSource, *, s
     return [*_written(settings, sequences, lm), *_drawn(settings, sequences, seed)]
 
 
+def groups_in_words(settings: PerturbConfig) -> list[str]:
+    """Which groups prompts and swapped-in states are of, in a sentence; [] where they are of all of the text."""
+    parts = []
+    if settings.prompt_group is not None:
+        parts.append(f"prompts of the text are of group {settings.prompt_group}")
+    if settings.swap_group is not None:
+        parts.append(f"states swapped in are of group {settings.swap_group}")
+    said = "; ".join(parts)
+    return [f"{said[0].upper()}{said[1:]}."] if parts else []
+
+
+def of_group(sequences: Sequences, group: str, argument: str) -> np.ndarray:
+    """Which sequences are of a group, boolean ``(N,)``; ``UserError``, naming ``argument``, where there is none."""
+    if sequences.labels is None:
+        raise UserError(f"{argument}={group}: the sequences have no groups. Name the column that has (`group_column`).")
+    return sequences.labels.members(group, argument)
+
+
 def _written(settings: PerturbConfig, sequences: Sequences, lm: LMSource) -> list[Prompt]:
     key, texts = "prompt", [settings.prompt]
     if settings.prompts is not None:
@@ -79,12 +97,15 @@ def _written(settings: PerturbConfig, sequences: Sequences, lm: LMSource) -> lis
 
 
 def _drawn(settings: PerturbConfig, sequences: Sequences, seed: int) -> list[Prompt]:
-    wanted = settings.from_text
-    if wanted is None:
-        wanted = min(FROM_TEXT, len(sequences)) if settings.prompts is None else 0
-    if wanted > len(sequences):
-        raise UserError(f"from_text={wanted}: the text has {len(sequences)} sequences. Ask for fewer.")
+    wanted, group = settings.from_text, settings.prompt_group
     rows = np.random.default_rng(seed).permutation(len(sequences))
+    if group is not None:
+        rows = rows[of_group(sequences, group, "prompt_group")[rows]]
+    if wanted is None:
+        wanted = min(FROM_TEXT, len(rows)) if settings.prompts is None else 0
+    if wanted > len(rows):
+        of = "the text" if group is None else f"the group {group}"
+        raise UserError(f"from_text={wanted}: {of} has {len(rows)} sequences. Ask for fewer.")
     if sequences.documents is not None:  # sequences of one document are no independent prompts: one of each comes first
         _, first = np.unique(sequences.documents[rows], return_index=True)
         again = np.ones(len(rows), dtype=bool)

@@ -71,6 +71,16 @@ class PerturbConfig:
         "them; intervals are over these. null is 20, or as many as there are; 0 leaves the prompt alone.",
         low=0,
     )
+    prompt_group: str | None = setting(
+        None,
+        "Group of data.group_column that the prompts of perturb.from_text are drawn from; null draws from all of the "
+        "text.",
+    )
+    swap_group: str | None = setting(
+        None,
+        "Group of data.group_column whose states are swapped in, by perturb.kind=swap and as the control of others; "
+        "null takes those of all of the text.",
+    )
     points: int = setting(100, "Points of noise or swap; a grid has its own number.", low=1)
     samples: int = setting(1000, "Sequences of the text that the plane, its range and swaps come from.", low=3)
     steps: int = setting(12, "Sublayers after the injection that the arrows average over.", low=1)

@@ -25,6 +25,7 @@ from rsdyn.figures import interactive
 from rsdyn.figures.analysis import analysis_panels
 from rsdyn.figures.autoencoder import training_panels
 from rsdyn.figures.colours import DARK, LIGHT
+from rsdyn.figures.groups import SECTION
 from rsdyn.figures.jacobians import jacobian_panels
 from rsdyn.figures.panel import Panel, array, brief, counted
 from rsdyn.figures.perturbation import effect_panels, perturbation_panels
@@ -78,6 +79,10 @@ def make_page(runs: Sequence[RunFiles], title: str | None = None) -> str:
         page.add("findings", "Findings", what_ran.findings(runs))
     measured = [run for run in runs if run.measured]
     drawn = _analyses(measured)
+    by_group = [one for one in drawn if one.key.startswith(SECTION)]
+    if tables := what_ran.by_group(measured):
+        page.add("groups", "By group", tables + page.panels(by_group))
+    drawn = [one for one in drawn if one not in by_group]
     for part in ("1", "2"):
         _figure(page, drawn, part)
     _training(page, runs, measured)

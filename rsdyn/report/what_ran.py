@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rsdyn.analysis import group_table
 from rsdyn.figures.panel import brief, counted
 from rsdyn.labels import NAMES
 from rsdyn.report.html import html_table, notes
@@ -139,6 +140,35 @@ def findings(runs: Sequence[RunFiles]) -> str:
     return "".join(parts)
 
 
+def by_group(runs: Sequence[RunFiles]) -> str:
+    """The findings by group of sequences, a table a run that has groups; empty where none has."""
+    parts = []
+    for run in runs:
+        found = run.results.by_group
+        if found is None:
+            continue
+        if len(runs) > 1:
+            parts.append(f"<h3>{escape(run.name)} <small>{escape(run.model)}</small></h3>")
+        names = ["measured", "N", *group_table.heads(found)]
+        body = []
+        for row in group_table.rows(found):
+            cells = "".join(
+                f'<td data-label="{escape(name)}">{_with_below(*_in_two(_minus(text), _minus(below)))}</td>'
+                for name, (text, below) in zip(names[2:], row.cells, strict=True)
+            )
+            kind = ' class="of"' if row.under else ""
+            differs = ' class="differs"' if row.differs else ""
+            body.append(
+                f'<tr{differs}><th scope="row"{kind}>{escape(row.label)}</th>'
+                f'<td data-label="N">{row.n}</td>{cells}</tr>'
+            )
+        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+        parts.append(f"<p>{escape(group_table.headline(found))}</p>")
+        parts.append(f'<table class="findings"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>')
+        parts.append(notes([f"{group_table.HOW} Rows in bold differ at Holm p < 0.05.", *found.notes]))
+    return "".join(parts)
+
+
 def _table(run: RunFiles) -> str:
     conditions = run.summary["conditions"]
     heads = ["measured", "N", *(NAMES.get(c, c) for c in conditions)]
@@ -191,6 +221,17 @@ def _cell(value: dict[str, Any]) -> str:
         below = str(value["reason"])
     elif value.get("first") is not None:
         below = " → ".join(brief(value.get(end)) for end in ("first", "middle", "last"))
+    return _with_below(text, below, escaped=True)
+
+
+def _in_two(text: str, below: str) -> tuple[str, str]:
+    """A value, and below it its interval and what stood below."""
+    value, bracket, ends = text.partition(" [")
+    return value, "; ".join(filter(None, (bracket.strip() + ends, below)))
+
+
+def _with_below(text: str, below: str, *, escaped: bool = False) -> str:
+    text = text if escaped else escape(text)
     return f'<div>{text}<div class="below">{escape(below)}</div></div>' if below else text
 
 
@@ -203,4 +244,9 @@ def _told(value: dict[str, Any]) -> str:
 
         found = float("nan") if value["value"] is None else value["value"]
         text = str(Value(found, value.get("low"), value.get("high")))
+    return _minus(text)
+
+
+def _minus(text: str) -> str:
+    """A text whose numbers have a minus sign in place of a hyphen."""
     return re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text)

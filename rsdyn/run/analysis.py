@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from rsdyn.analysis import jacobian_table
+import torch
+
+from rsdyn.analysis import group_table, jacobian_table
 from rsdyn.analysis.answer import UNTRAINED, answer
+from rsdyn.analysis.by_label import Labelled, by_group, check_groups, given_by_group
 from rsdyn.analysis.checks import check_settings
 from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.findings import findings
@@ -14,6 +18,7 @@ from rsdyn.analysis.jacobians import JacobianResult, claims
 from rsdyn.analysis.left_out import as_json as left_out_json
 from rsdyn.analysis.left_out import as_markdown as left_out_markdown
 from rsdyn.analysis.left_out import without_largest
+from rsdyn.analysis.measure import How
 from rsdyn.analysis.results import AnalysisResults, ConditionResults, on_cpu
 from rsdyn.analysis.seeds import with_seeds
 from rsdyn.analysis.settings import JACOBIAN, OF_STREAM, PHASES, READOUT, AnalysisConfig, needs_streams
@@ -33,7 +38,8 @@ from rsdyn.run.opening import Source, last_tokens
 from rsdyn.run.output import table_columns
 from rsdyn.run.progress import Steps
 from rsdyn.run.run import Run
-from rsdyn.stream.text.groups import SequenceGroups, sequence_groups
+from rsdyn.stream.text.groups import SequenceGroups, clusters_of, sequence_groups
+from rsdyn.stream.text.tokens import Sequences
 from rsdyn.stream.trajectories import TrajectoryStream
 from rsdyn.tracking import show
 
@@ -63,6 +69,8 @@ def groups_of(run: Run, source: Source, n_samples: int) -> SequenceGroups:
     """The groups of sequences that intervals leave out, and a line that says what is measured on what."""
     settings = run.config.analysis
     groups = sequence_groups(source.sequences, n_samples, resample=settings.resample)
+    if source.sequences.labels is not None:
+        check_groups(labelled_of(source.sequences, settings), min(n_samples, settings.keep or n_samples))
     run.say(
         f"Measuring {', '.join(settings.measures)} on the first {n_samples} sequences; intervals leave out "
         f"{groups.words()}"
@@ -72,11 +80,11 @@ def groups_of(run: Run, source: Source, n_samples: int) -> SequenceGroups:
     return groups
 
 
-def n_steps(settings: AnalysisConfig, n_streams: int) -> int:
+def n_steps(settings: AnalysisConfig, n_streams: int, source: Source) -> int:
     """How many steps an analysis has: for each stream its reading and its measures, what compares them, the figures."""
     of_streams = sum(m in OF_STREAM for m in settings.measures)
     compared = sum(m in settings.measures for m in ("rotation", JACOBIAN, READOUT))
-    return n_streams * (1 + of_streams) + compared + 1
+    return n_streams * (1 + of_streams) + compared + (source.sequences.labels is not None) + 1
 
 
 def collected_of(
@@ -106,24 +114,52 @@ def collected_of(
         sites_per_layer=len(stream.lm.site_names),
         tokens="last" if stream.positions.is_last else "all" if stream.positions.rule == "all" else "some",
         texts=source.digests(len(groups.group), data.text_column, strip=data.strip) if compared else None,
+        keeps=main is None and stream.sequences.labels is not None,
     )
 
 
 def gathered(
-    run: Run, stream: TrajectoryStream, results: Mapping[str, ConditionResults], condition_of: Mapping[str, str]
+    run: Run,
+    source: Source,
+    stream: TrajectoryStream,
+    results: Mapping[str, ConditionResults],
+    collected: Mapping[str, Collected],
+    condition_of: Mapping[str, str],
+    steps: Steps,
 ) -> AnalysisResults:
-    """The results of all streams, several of one condition as its spread, off any GPU.
+    """The results of all streams, several of one condition as its spread, and the main one by group, off any GPU.
 
     Args:
         run: whose measures were asked for.
+        source: with the labels of its sequences, if they have any.
         stream: of the first condition.
-        results: of each stream by its name.
+        results, collected: of each stream by its name.
         condition_of: the condition of each.
+        steps: what is told that groups were compared.
     """
+    settings, seed = run.config.analysis, run.config.seed
     merged = with_seeds({name: on_cpu(r) for name, r in results.items()}, condition_of)
-    measures = tuple(m for m in run.config.analysis.measures if m != JACOBIAN)
-    found = AnalysisResults(merged, measures, len(stream.lm.site_names), stream.n_sublayers, stream.n_units)
-    return with_phases(found, run.config.seed) if PHASES in measures else found
+    measures, sites = tuple(m for m in settings.measures if m != JACOBIAN), len(stream.lm.site_names)
+    found = AnalysisResults(merged, measures, sites, stream.n_sublayers, stream.n_units)
+    if PHASES in measures:
+        found = with_phases(found, seed)
+    if source.sequences.labels is None:
+        return found
+    if not given_by_group(found.main):
+        run.say(f"Not by group: {', '.join(settings.measures)}")
+        return found
+    labelled = labelled_of(source.sequences, settings)
+    groups = by_group(next(iter(collected.values())), found, labelled, How(settings, sites, seed), bar=steps.bar)
+    steps.done("groups")
+    return replace(found, by_group=on_cpu(groups))
+
+
+def labelled_of(sequences: Sequences, settings: AnalysisConfig) -> Labelled:
+    """The labels of a corpus, and what its sequences are part of."""
+    labels = sequences.labels
+    assert labels is not None
+    cluster, kind = clusters_of(sequences, len(sequences), resample=settings.resample)
+    return Labelled(labels.names, torch.from_numpy(labels.code), cluster, kind)
 
 
 def panels_of(run: Run, found: AnalysisResults, n_sequences: int, jacobians: JacobianResult | None) -> list[Panel]:
@@ -199,6 +235,12 @@ def ending_of(
     }
     if largest is not None:
         markdown += "\n" + left_out_markdown(largest, conditions[0])
+    groups = None if found is None else found.by_group
+    if groups is not None:
+        summary["by_group"] = group_table.as_json(groups)
+        lines += [""] * bool(lines) + group_table.as_text(groups, table_columns())
+        markdown += "\n" + group_table.as_markdown(groups)
+        said = [*said[: MOST_SENTENCES - 1], group_table.headline(groups)]
     if jacobians is not None:
         claimed = claims(jacobians)
         summary[JACOBIAN] = jacobian_table.as_json(jacobians, claimed)

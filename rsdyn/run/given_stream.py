@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from rsdyn.lm.source import LMSource
 from rsdyn.run.run import Run
 from rsdyn.stream.exchange import load
 from rsdyn.stream.kept import KeptStream
+from rsdyn.stream.text.sequence_labels import MOST_GROUPS
 
 
 def names_a_model(run: Run) -> bool:
@@ -38,9 +39,23 @@ def read_stream(run: Run, lm: LMSource | None) -> KeptStream:
     run.say(f"Stream: {path}: {label}, {stream.lm.n_layers} layers ({sites}) of {stream.n_units} units")
     run.say(f"        {len(x)} trajectories of {stream.n_sequences} sequences, {str(x.tensor.dtype)[6:]}")
     run.say(f"        {'compared with ' + lm.label if lm is not None else 'not compared with a model (lm.name=...)'}")
+    _say_groups(run, stream)
     for note in x.notes:
         run.say(f"        {note}")
     return stream
+
+
+def _say_groups(run: Run, stream: KeptStream) -> None:
+    """Say which groups the file's labels make; labels that make none, which nobody can leave out here, are skipped."""
+    labels = stream.sequences.labels
+    if labels is None:
+        return
+    if 2 <= len(labels.names) <= MOST_GROUPS:
+        without = f"; {labels.n_missing} without a label, in no group" if labels.n_missing else ""
+        run.say(f"        groups: {labels.words()}{without}")
+        return
+    stream.sequences = replace(stream.sequences, labels=None)
+    run.say(f"        its groups are skipped: they have {len(labels.names)} different labels (2 to {MOST_GROUPS} do)")
 
 
 def skip_what_needs_a_model(run: Run) -> None:

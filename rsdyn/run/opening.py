@@ -33,6 +33,7 @@ from rsdyn.stream.cache import default_cache_dir
 from rsdyn.stream.kept import KeptStream
 from rsdyn.stream.text.corpus import Corpus, open_corpus
 from rsdyn.stream.text.documents import document_of
+from rsdyn.stream.text.sequence_labels import SequenceLabels, labels_of
 from rsdyn.stream.text.tokens import Sequences, tokenise
 from rsdyn.stream.trajectories import TrajectoryStream
 
@@ -116,6 +117,7 @@ def _open_rows(run: Run) -> Corpus:
         revision=data.revision,
         text_column=data.text_column,
         document_column=data.document_column or (DOCUMENT_COLUMN if is_embedded else None),
+        group_column=data.group_column,
     )
 
 
@@ -143,6 +145,7 @@ def find_text(run: Run, lm: LMSource) -> Source:
         order=data.order,
         seed=run.config.seed if data.order_seed is None else data.order_seed,
         documents=document_of(corpus.rows, text_column=data.text_column, document_column=document_column),
+        labels=None if data.group_column is None else labels_of(corpus.rows, data.group_column),
         max_tokens=lm.max_tokens,
         truncate=data.truncate,
         vocab_size=lm.vocab_size,
@@ -159,6 +162,9 @@ def find_text(run: Run, lm: LMSource) -> Source:
     for note in (unread, sequences.bos_note, cut):
         if note:
             run.say(f"      {keyed(('data', 'lm'), note)}")
+    if sequences.labels is not None:
+        sequences.labels.check(f"group_column={data.group_column}")
+        say_labels(run, sequences.labels)
     made_from = {
         "lm_revision": lm.commit or lm.revision,
         **({} if lm.quantisation is None else {"lm_quantisation": lm.quantisation}),
@@ -176,6 +182,12 @@ def find_text(run: Run, lm: LMSource) -> Source:
         "positions": data.positions,
     }
     return Source(lm, sequences, text, made_from, rows=corpus)
+
+
+def say_labels(run: Run, labels: SequenceLabels) -> None:
+    """Say which groups the sequences belong to, and how many belong to none."""
+    without = f"; {labels.n_missing} without a label, in no group" if labels.n_missing else ""
+    run.say(f"      groups: {labels.words()}{without}")
 
 
 def open_stream(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from rsdyn.errors import UserError
 from rsdyn.stream.cache import Shard
 from rsdyn.stream.recorded import Trajectories
 from rsdyn.stream.text.positions import kinds
+from rsdyn.stream.text.sequence_labels import labels_from
 from rsdyn.stream.text.tokens import sequences_of
 from rsdyn.stream.trajectories import TrajectoryStream
 
@@ -106,6 +107,8 @@ class KeptStream(TrajectoryStream):
         self.notes = x.notes
         ids = [np.zeros(1, np.int64)] * len(numbers) if x.tokens is None else [x.tokens[i].numpy() for i in numbers]
         self.sequences = sequences_of(ids, bos_id=None)  # of one token each, where nobody knows them
+        if x.groups is not None:
+            self.sequences = replace(self.sequences, labels=labels_from(x.groups[i] for i in numbers))
         self.tokens_are_known = x.tokens is not None
         self.positions: Any = RecordedPositions(renumbered, x.position.numpy())
         self.n_sequences, self.n_sublayers, self.n_units = len(numbers), x.shape[1], x.shape[2]

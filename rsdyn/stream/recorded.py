@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rsdyn.errors import UserError
 from rsdyn.files import publish
+from rsdyn.stream.text.sequence_labels import labels_from
 
 if TYPE_CHECKING:
     import xarray
@@ -34,7 +35,7 @@ class Trajectories:
         sequence: ``(N,)`` int64, the number of each trajectory's sequence.
         position: ``(N,)`` int64, which token of its sequence each is; the first is 0.
         texts: one of each sequence, where it was given as text.
-        groups: a label of each sequence, where they have any.
+        groups: a label of each sequence, where they have any; None is no label.
         label: the model's name.
         certificate: how far what was recorded is from being a running sum, by identity; None where nothing checked it.
         tokens: the token ids of each sequence, int64, where they are known.
@@ -51,7 +52,7 @@ class Trajectories:
     sequence: Tensor
     position: Tensor
     texts: tuple[str, ...] | None = None
-    groups: tuple[str, ...] | None = None
+    groups: tuple[str | None, ...] | None = None
     label: str = "stream"
     certificate: dict[str, Any] | None = None
     tokens: tuple[Tensor, ...] | None = None
@@ -110,7 +111,7 @@ class Trajectories:
         known = [f"{self.label}, {len(set(self.layers))} layers × ({', '.join(dict.fromkeys(self.sites))})"]
         known.append(f"{which} of {sequences} sequences" if sequences != n else f"{which} of {n} sequences")
         if self.groups is not None:
-            known.append(f"groups {', '.join(sorted(set(self.groups)))}")
+            known.append(f"groups {labels_from(self.groups).taken(self.sequence.unique().numpy()).words()}")
         known.append("not certified" if self.certificate is None else "certified as a running sum")
         return f"Trajectories({n} × {s} × {d}, {dtype}: {'; '.join(known)})"
 
@@ -141,7 +142,7 @@ class Trajectories:
             "position": ("trajectory", self.position.numpy()),
         }
         if self.groups is not None:
-            coordinates["group"] = ("trajectory", [self.groups[i] for i in self.sequence.tolist()])
+            coordinates["group"] = ("trajectory", [self.groups[i] or "" for i in self.sequence.tolist()])
         return xarray.DataArray(
             self._numpy(),
             dims=("trajectory", "sublayer", "unit"),
@@ -153,14 +154,15 @@ class Trajectories:
     def to_dsa(self) -> list[np.ndarray]:
         """The trajectories as ``(trials, time, dim)``, an array for each group, or one: what DSA compares.
 
-        Time is depth. The groups come in the order of their names (:attr:`groups`); see ``DSA(X, Y)`` of the package
-        ``dsa-metric`` (Ostrow et al. 2023, arXiv 2306.10168), which takes such a list.
+        Time is depth. The groups come in the order of their names (:attr:`groups`), without the sequences of none; see
+        ``DSA(X, Y)`` of the package ``dsa-metric`` (Ostrow et al. 2023, arXiv 2306.10168), which takes such a list.
         """
         x = self._numpy()
         if self.groups is None:
             return [x]
-        label = np.array([self.groups[i] for i in self.sequence.tolist()])
-        return [x[label == group] for group in np.unique(label)]
+        labels = labels_from(self.groups)
+        code = labels.code[self.sequence.numpy()]
+        return [x[code == group] for group in range(len(labels.names)) if (code == group).any()]
 
     def _numpy(self) -> np.ndarray:
         return (self.tensor.float() if self.tensor.dtype == torch.bfloat16 else self.tensor).numpy()

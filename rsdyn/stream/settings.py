@@ -54,6 +54,13 @@ class DataConfig:
         "Column that says which document a row is from, for intervals that leave out whole documents; null takes the "
         "embedded text's, or the articles that titles as in WikiText open, or else contiguous blocks of the text.",
     )
+    group_column: str | None = setting(
+        None,
+        "Column that says which group a row is of, such as correct and wrong, a language or a task: every curve and "
+        "finding is then given by group too, with the difference between groups. What has no value there is in no "
+        "group.",
+        also=("label_column", "groups", "labels"),
+    )
     l_min: int = setting(100, "Keep sequences of more than so many characters (strict).", low=0, also=("min_length",))
     l_max: int = setting(500, "Keep sequences of fewer than so many characters (strict).", low=2, also=("max_length",))
     strip: bool = setting(

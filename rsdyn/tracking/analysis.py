@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rsdyn.analysis import group_table
 from rsdyn.analysis.finding import Finding
-from rsdyn.analysis.results import AnalysisResults, ConditionResults, Measured
+from rsdyn.analysis.results import AnalysisResults, ByGroup, ConditionResults, Measured
 from rsdyn.tracking.log import Series, Table
 
 Of = Callable[[ConditionResults], Measured | None]
@@ -84,6 +86,8 @@ def summary_numbers(table: Sequence[Finding]) -> dict[str, float]:
 def tables(table: Sequence[Finding], results: AnalysisResults) -> dict[str, Table]:
     """The tables of an analysis: findings, massive units, units by rotation effect size."""
     found = {"findings": findings_table(table)}
+    if results.by_group is not None:
+        found["by_group"] = groups_table(results.by_group)
     if results.main.activations is not None:
         found["massive_units"] = massive_table(results.conditions)
     if results.main.rotation is not None:
@@ -103,6 +107,38 @@ def findings_table(table: Sequence[Finding]) -> Table:
     columns = ["claim", "paper", "statistic", "condition", "value", "low", "high", "first", "middle", "last", "N",
                "in words", "undefined because", "key"]  # fmt: skip
     return Table(columns, rows)
+
+
+def groups_table(found: ByGroup) -> Table:
+    """A row per finding and group, then one per finding and contrast, which has p; ``key`` is the finding's."""
+    rows = []
+    for key, row in found.rows.items():
+        for g, name in enumerate(found.names):
+            v = group_table.value_of(row, g)
+            rows.append([key, row.statistic, name, v.value, v.low, v.high, v.n, None, None])
+        for c, name in enumerate(found.contrasts):
+            v = group_table.difference_of(row, c)
+            rows.append([key, row.statistic, name, v.value, v.low, v.high, None, float(row.p[c]), float(row.p_holm[c])])
+    return Table(["key", "statistic", "group", "value", "low", "high", "N", "p", "Holm"], rows)
+
+
+def group_numbers(found: ByGroup) -> dict[str, float]:
+    """The findings as ``key/group``, those of contrasts as ``key/<first>-<second>`` with ``_p_holm``; no details."""
+    numbers: dict[str, float] = {}
+    for key, row in found.rows.items():
+        if row.detail:
+            continue
+        for g, name in enumerate(found.names):
+            numbers[f"{key}/{in_key(name)}"] = float(row.value[g])
+        for c, (first, second) in enumerate(zip(found.first, found.second, strict=True)):
+            contrast = f"{key}/{in_key(first)}-{in_key(second)}"
+            numbers |= {contrast: float(row.difference[c]), f"{contrast}_p_holm": float(row.p_holm[c])}
+    return numbers
+
+
+def in_key(name: str) -> str:
+    """A group's name as a part of a key: letters, digits and ``_.`` alone."""
+    return re.sub(r"[^\w.]+", "_", name)[:40].strip("_") or "_"
 
 
 def claims_table(found: Mapping[str, Any]) -> Table:

@@ -77,9 +77,19 @@ SECTIONS = {
     "4": "Figure 4A-C: principal components",
     "4D": "Figure 4D: perturbation and recovery",
     "S": "Readout and shape over depth",
+    "G": "By group of sequences",
     "J": "Jacobians over depth",
 }
-SCRIPT = {"1": "analyze", "2": "analyze", "3": "train", "4": "analyze", "4D": "perturb", "S": "analyze", "J": "analyze"}
+SCRIPT = {
+    "1": "analyze",
+    "2": "analyze",
+    "3": "train",
+    "4": "analyze",
+    "4D": "perturb",
+    "S": "analyze",
+    "G": "analyze",
+    "J": "analyze",
+}
 
 # The panels of rsdyn.figures by the section that they stand in: figure and title of each.
 PANELS = {
@@ -157,6 +167,24 @@ PANELS = {
         "phases": "Phases over depth",
         "by_position": "Curves by the token's position",
     },
+    "G": {
+        f"groups_{key}{more}": f"{head}: {words}"
+        for key, words in {
+            "density": "share of active units",
+            "participation": "units that share the mean (participation ratio)",
+            "correlation": "mean correlation",
+            "cosine": "mean cosine",
+            "speed": "mean speed",
+            "relative_speed": "mean speed over the state's norm",
+            "norm": "mean norm of the state",
+            "explained": "variance that common components explain",
+            "curvature": "angle between successive steps, radians",
+            "information": "mean information, nats",
+            "dimensions": "dimensions filled (participation ratio)",
+            "components_90": "components for 90 % of a sublayer's variance",
+        }.items()
+        for more, head in {"": "By group", "_difference": "Difference between groups"}.items()
+    },
     "J": {
         "jacobian_eigenvalues": "Eigenvalues of one text's Jacobians",
         "jacobian_antisymmetric": "Antisymmetric share of the update",
@@ -175,6 +203,7 @@ PANELS = {
 # What a table is, and whose runs have it; train.py has that of massive units where analysis.on_train is on.
 TABLES = {
     "findings": ("The paper's claims beside what was measured", ("analyze",)),
+    "by_group": ("The findings by group of sequences", ("analyze",)),
     "massive_units": ("Massive units", ("analyze", "train")),
     "units_by_rotation": ("Units by rotation effect size", ("analyze",)),
     "perturbation_points": ("Perturbation points", ("perturb",)),

@@ -87,6 +87,8 @@ def analysis(
         log_curves(shared.logger, dashboard_analysis.curves(results.conditions, results.n_units), results.n_sublayers)
         tables = dashboard_analysis.tables(table, results)
         numbers = {"findings": dashboard_analysis.summary_numbers(table)}
+        if results.by_group is not None:
+            numbers["by_group"] = dashboard_analysis.group_numbers(results.by_group)
         numbers["n_massive_units"] = {c: len(r.flags.massive_units) for c, r in results.conditions.items()}
     _panels(shared)
     if "jacobian" in summary:

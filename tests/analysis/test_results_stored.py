@@ -44,7 +44,7 @@ def made(kind, optional, depth=0, seed=None):
         shape = (3, 0, 2) if seed[0] % 5 == 0 else (2, 3)[: seed[0] % 3]
         x = (100 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(DTYPES[seed[0] % 3])
         return x if x.dtype == torch.int64 or not x.numel() else x.flatten().index_fill(0, torch.tensor(0), torch.nan)
-    return {int: 7, float: 0.1 + seed[0], str: f"words of {seed[0]}"}[kind]
+    return {bool: True, int: 7, float: 0.1 + seed[0], str: f"words of {seed[0]}"}[kind]
 
 
 def assert_same(a, b, where=""):

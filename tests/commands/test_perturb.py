@@ -23,6 +23,7 @@ from rsdyn.errors import UserError  # noqa: E402
 from rsdyn.figures.perturbation import perturbation_panels  # noqa: E402
 from rsdyn.lm.source import find_lm  # noqa: E402
 from rsdyn.perturbation.plane import Recorded, read_trajectories  # noqa: E402
+from rsdyn.perturbation.points import _swapped as swapped  # noqa: E402
 from rsdyn.perturbation.points import _usable  # noqa: E402
 from rsdyn.perturbation.prompts import Prompt, layers_of, prompts_of  # noqa: E402
 from rsdyn.report.reading import read_run  # noqa: E402
@@ -270,6 +271,64 @@ def test_the_text_s_prompts_by_default(words):
         assert len(drawn) == n and len(set(drawn)) == min(n, 10)  # another document each, while there are any
     config.perturb.from_text, config.perturb.prompts = None, str(ROOT / "constraints.txt")
     assert all(p.sequence is None for p in prompts_of(config.perturb, source.sequences, source.lm, seed=0))
+
+
+@pytest.fixture(scope="module")
+def of_two_kinds(tmp_path_factory):
+    """Rows of which every other one is spoken, a few of no kind."""
+    file = tmp_path_factory.mktemp("text") / "kinds.jsonl"
+    some = "river letter wind boat wall mill word morning drawer sea village".split()
+    rng = np.random.default_rng(0)
+    rows = [{"text": " ".join(rng.choice(some, 8)), "kind": ("spoken", "written")[i % 2] if i < 36 else None}
+            for i in range(N)]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"data.path": file, "data.l_min": 1, "data.group_column": "kind"}
+
+
+def test_prompts_of_one_group_and_states_of_another(words, of_two_kinds, tmp_path, monkeypatch, capsys):
+    seen = []
+    from rsdyn.perturbation import points
+
+    monkeypatch.setattr(points, "_swapped", lambda trajectories, rows, *more: seen.append(
+        trajectories.sequence[rows]) or swapped(trajectories, rows, *more))  # fmt: skip
+    more = {"perturb.prompt_group": "spoken", "perturb.swap_group": "written", "perturb.from_text": 5}
+    summary, _ = run(words, tmp_path / "run", **of_two_kinds, **more, **{"perturb.kind": "swap"})
+    out = capsys.readouterr().out
+    assert "groups: spoken (18), written (18); 4 without a label, in no group" in out
+    assert "Prompts of the text are of group spoken; states swapped in are of group written." in " ".join(out.split())
+    assert (summary["prompt_group"], summary["swap_group"], summary["n_drawn"]) == ("spoken", "written", 5)
+    config = load_config(argv_of(words, **of_two_kinds, **more, **{"perturb.kind": "swap"}), "perturb")
+    source = find_source(Run("perturb", config, Path(), 0.0))
+    written = source.sequences.labels.members("written", "swap_group")
+    assert seen and all(written[numbers.numpy()].all() for numbers in seen)
+    prompts = prompts_of(config.perturb, source.sequences, source.lm, seed=0)
+    assert all(source.sequences.labels.members("spoken", "prompt_group")[p.sequence] for p in prompts[1:])
+    config.perturb.from_text = None
+    assert len(prompts_of(config.perturb, source.sequences, source.lm, seed=0)) == 1 + 18
+    config.perturb.from_text = 19
+    with pytest.raises(UserError, match="from_text=19: the group spoken has 18 sequences"):
+        prompts_of(config.perturb, source.sequences, source.lm, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"perturb.prompt_group": "sung", "perturb.from_text": 2},
+         "perturb.prompt_group=sung: no sequence of the text is of that group. There is spoken (18), written (18)."),
+        ({"perturb.swap_group": "sung"}, "perturb.swap_group=sung: no sequence of the text is of that group. There is"),
+        ({"perturb.swap_group": "spoken", "perturb.samples": 3, "data.order": "corpus", "seed": 1, "data.limit": 40,
+          "data.group_column": "text"}, "different values in 40 sequences"),
+        ({"perturb.prompt_group": "spoken"}, "perturb.prompt_group=spoken changes nothing with perturb.from_text=0"),
+        ({"perturb.swap_group": "spoken", "data.group_column": "null"}, "swap_group=spoken needs data.group_column"),
+        ({}, "data.group_column=kind (command line) would change nothing without perturb.prompt_group or"),
+        ({"perturb.kind": "skip", "perturb.swap_group": "spoken"}, "perturb.kind=skip"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_mistake_in_a_group_is_one_message(more, said, words, of_two_kinds, tmp_path, capsys):
+    assert perturb.main(argv_of(words, **{**of_two_kinds, **more}, **{"run.dir": tmp_path / "run"})) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error, error
 
 
 def test_points_that_stay_put_are_where_they_were_put(default):

@@ -1,6 +1,7 @@
 """``rsdyn.record``: model objects, names and modules in; trajectories out; what is handed in comes back as it was."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def test_trajectories_are_indexed_saved_and_described(model, tokenizer, tmp_path
         assert part.groups == x.groups
     assert repr(x) == (
         "Trajectories(3 × 32 × 128, float32: model, 16 layers × (resid_pre, resid_mid); 1 token of each of 3 "
-        "sequences; groups a, b; certified as a running sum)"
+        "sequences; groups a (2), b (1); certified as a running sum)"
     )
     again = Trajectories.load(x.save(tmp_path / "x.safetensors"))
     assert torch.equal(again.tensor, x.tensor) and again.texts == x.texts and again.groups == x.groups
@@ -226,8 +227,10 @@ def test_a_wrong_kind_of_argument_is_one_sentence_that_names_what_is_taken(model
         rsdyn.record(model, TEXTS, tokenizer="gpt2")
     with pytest.raises(UserError, match="2 labels for 3 texts"):
         rsdyn.record(model, TEXTS, tokenizer=tokenizer, groups=["a", "b"])
-    with pytest.raises(UserError, match="a label is missing"):
-        rsdyn.record(model, TEXTS, tokenizer=tokenizer, groups=["a", None, "b"])
+    with pytest.raises(UserError, match="groups: none of the 3 sequences has a label"):
+        rsdyn.record(model, TEXTS, tokenizer=tokenizer, groups=[None, "", None])
+    with pytest.raises(TypeError, match="groups: one str is not taken"):
+        rsdyn.record(model, TEXTS, tokenizer=tokenizer, groups="abc")
     for wrong in (0, "first", True):
         with pytest.raises(UserError, match="positions="):
             rsdyn.record(model, TEXTS, tokenizer=tokenizer, positions=wrong)
@@ -328,6 +331,38 @@ def test_measures_are_those_of_the_trajectories(measured):
     assert low is not None and (low <= found.cosine.value).all() and (found.cosine.value <= high).all()
     assert found.correlation.value.shape == (31,) and found.mutual_information.value.shape == (31,)
     assert set(found.rotation.nulls) >= {"layer_shuffle", "token_shuffled", "untrained"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_groups_are_measured_beside_each_other(measured, tmp_path):
+    """Every other sequence is made longer; one has no label."""
+    x, _ = measured
+    longer = x.tensor * (1 + torch.arange(24) % 2)[:, None, None]
+    labels = tuple("long" if i % 2 else "short" for i in range(23))
+    x = replace(x, tensor=longer, groups=(*labels, None), origin=None)
+    found = rsdyn.measure(x, controls=[], measures=["cosine", "velocity"])
+    groups = found.by_group
+    assert groups.names == ("long", "short") and groups.results.sequences.tolist() == [11, 12]
+    speed = (x.tensor[:, 1:] - x.tensor[:, :-1]).norm(dim=-1)
+    curve, apart = groups.curve("speed", "long"), groups.difference("speed")
+    torch.testing.assert_close(curve.value, speed[1:23:2].mean(0).double(), rtol=1e-5, atol=1e-5)
+    assert (curve.low < curve.value).all() and (curve.value < curve.high).all()
+    wanted = (speed[1:23:2].mean(0) - speed[0:23:2].mean(0)).double()
+    torch.testing.assert_close(apart.value, wanted, rtol=1e-4, atol=1e-4)
+    rows = groups.results.rows
+    assert rows["speed_level"].p < 0.01 < rows["cosine_level"].p
+    assert groups.results.over == "sequences" and groups.results.unlabelled == 1
+    assert "By group: " in repr(found) and "long - short" in found._repr_html_()
+    assert "1 sequence has no label" in repr(groups)
+    for wrong, said in ((("speed", "wide"), "group='wide'"), (("sped", "long"), "name='sped': by group there is")):
+        with pytest.raises(UserError, match=said):
+            groups.curve(*wrong)
+    assert "groups_speed" in {panel.key for panel in found.panels}
+    assert "By group</h2>" in found.report(tmp_path / "page.html").read_text()
+    again = rsdyn.measure(Trajectories.load(x.save(tmp_path / "x.npz")), controls=[], measures=["cosine"])
+    torch.testing.assert_close(again.by_group.curve("cosine", "long").value, groups.curve("cosine", "long").value)
+    one = rsdyn.measure(replace(x, groups=("same",) * 24), controls=[], measures=["cosine"])
+    assert one.by_group is None and "Nothing is given by group." in " ".join(one.notes)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -336,7 +336,8 @@ def test_the_layout_has_what_these_runs_log_and_no_key_that_none_does(shown, oth
     runs = [*shown.values(), *(inspect(folder) for folder in other_kinds.values())]
     logged = set().union(*(logged_by(run) for run in runs))
     elsewhere = (*ELSEWHERE, "untrained", "shuffled_keep_last", "_trend/", "innovation_shuffle", "train/batch_loss",
-                 "depth_0.25", "depth_0.75", "depth/norm/", *(f"/{name}" for name in PANELS["S"]))  # fmt: skip
+                 "depth_0.25", "depth_0.75", "depth/norm/", *(f"/{name}" for name in (*PANELS["S"], *PANELS["G"])),
+                 "tables/by_group")  # fmt: skip
     assert_logged(specs("rsdyn"), logged, elsewhere)
 
 

@@ -69,7 +69,7 @@ def rows(found: AnalysisResults) -> list[Row[Correlation]]:
     """How far units correlate from sublayer to sublayer, where, and whether that rises with depth."""
     sites = found.sites_per_layer
     return [
-        Row("correlation_first", "mean correlation, first transition", lambda r: r.mean, lambda c: c[0],
+        Row("correlation_first", "mean correlation, first transition", lambda r: r.mean, lambda c: c[..., 0],
             "units correlate from sublayer to sublayer", "above 0.8 from the start"),
         Row("correlation_first_between_tokens", "between last tokens, each counted once",
             lambda r: r.by_last_token.between if r.by_last_token else None, lambda c: c, under="correlation_first",
@@ -79,7 +79,7 @@ def rows(found: AnalysisResults) -> list[Row[Correlation]]:
         Row("correlation_second_layer_within_tokens", "first transition of the second layer, within last tokens",
             lambda r: r.by_last_token.within if r.by_last_token else None, lambda c: c, under="correlation_first",
             why="among sequences that end in the same token nothing varies there"),
-        Row("correlation_mean", "mean correlation, all transitions", lambda r: r.mean, lambda c: c.nanmean()),
+        Row("correlation_mean", "mean correlation, all transitions", lambda r: r.mean, lambda c: c.nanmean(-1)),
         *trend("correlation", "mean correlation", lambda r: r.mean, sites=sites,
                claim="correlations rise with depth", paper="rise"),
         Row("correlation_within_minus_cross", "mean correlation, within minus cross", lambda r: r.mean,

@@ -124,7 +124,7 @@ def _rows(key: str, curve: Callable[[MutualInformation], Measured | None], sites
             early_fall, under=f"{key}_early_fall",
             why="its estimator needs sequences that end in more different tokens"),
         Row(f"{key}_second_layer_fall", "from the second layer's first transition on", curve,
-            lambda c: second_layer(c, sites) - c[len(c) // 3 :].nanmean(), under=f"{key}_early_fall"),
+            lambda c: second_layer(c, sites) - c[..., c.shape[-1] // 3 :].nanmean(-1), under=f"{key}_early_fall"),
         *trend(key, "mean information", curve, sites=sites),
         Row(f"{key}_within_minus_cross", f"mean information, within minus cross{nats}", curve,
             within_minus_cross, "most at cross-layer transitions", "cross lower", both_sites=True),

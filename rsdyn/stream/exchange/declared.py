@@ -34,7 +34,7 @@ class Declared:
         mask: ``(B, T)``, 0 where a token is padding.
         sequence: ``(N,)``, the sequence of each trajectory; default one each.
         position: ``(N,)``, the token of each trajectory.
-        texts, groups: of each sequence.
+        texts, groups: of each sequence; a group may be None.
     """
 
     axes: tuple[str, ...] | None = None
@@ -46,7 +46,7 @@ class Declared:
     sequence: Any = None
     position: Any = None
     texts: tuple[str, ...] | None = None
-    groups: tuple[str, ...] | None = None
+    groups: tuple[str | None, ...] | None = None
 
     def over(self, other: Declared) -> Declared:
         """This, and what ``other`` says where this says nothing."""
@@ -85,9 +85,10 @@ def declared(where: str, **given: Any) -> Declared:
         if not layers or any(b <= a for a, b in pairwise(layers)) or layers[0] < 0:
             raise UserError(f"{where}: layers={list(layers)}: they are numbers from 0 on that rise, at least one.")
     given |= {"axes": axes, "sites": sites, "layers": layers}
-    for name in ("texts", "groups"):
-        if given.get(name) is not None:
-            given[name] = tuple(map(str, given[name]))
+    if given.get("texts") is not None:
+        given["texts"] = tuple(map(str, given["texts"]))
+    if given.get("groups") is not None:
+        given["groups"] = tuple(None if label is None else str(label) for label in given["groups"])
     return Declared(**given)
 
 

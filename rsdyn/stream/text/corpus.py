@@ -32,7 +32,7 @@ class Corpus(NamedTuple):
     """A text that was opened.
 
     Attributes:
-        rows: with the column of text, and that of documents if one was asked for.
+        rows: with the column of text, and those of documents and of groups if they were asked for.
         unread: what lies beside these rows and was not read, in a sentence; None where that is nothing.
     """
 
@@ -54,10 +54,12 @@ def open_corpus(
     revision: str | None = None,
     text_column: str = "text",
     document_column: str | None = None,
+    group_column: str | None = None,
 ) -> Corpus:
     """Open a corpus and return its rows, with the column `text_column`, kept on disk by `datasets`.
 
-    With `document_column`, which says what document a row is from, they have that column too.
+    With `document_column`, which says what document a row is from, they have that column too, and so with
+    `group_column`, which says what group it is of.
 
     `path` is a file (.txt with one row a line, .json, .jsonl, .parquet, .csv; text in UTF-8, or in what its byte-order
     mark says; .gz, .bz2 and .xz are unpacked) or a folder of such files, among them the Hub's parquet layout; `name` a
@@ -72,7 +74,11 @@ def open_corpus(
     if name is None and revision is not None:
         raise UserError(f"revision={revision} needs `name`, a dataset on the Hub: local files have no revision.")
     unread: list[str] = []
-    wanted = list(dict.fromkeys([text_column, *([] if document_column is None else [document_column])]))
+    asked = {"text_column": text_column, "document_column": document_column, "group_column": group_column}
+    wanted: dict[str, str] = {}  # column -> the setting that names it, the text's first
+    for setting, column in asked.items():
+        if column is not None:
+            wanted.setdefault(column, setting)
     if name is not None:
         key, builder = f"name={name}", _open_hub(name, config, revision, wanted, unread)
     else:
@@ -89,7 +95,7 @@ def open_corpus(
     others = [each for each in builder.info.splits or () if not re.search(rf"(?<!\w){re.escape(each)}(?!\w)", split)]
     if others and name is None:
         unread.append(f"the split{'s' * (len(others) > 1)} {_listed(others)}, beside split={split}")
-    return Corpus(rows.select_columns(wanted), "; ".join(unread) or None)
+    return Corpus(rows.select_columns(list(wanted)), "; ".join(unread) or None)
 
 
 def _prepared(
@@ -135,12 +141,15 @@ def _bar_only(wanted: bool) -> Iterator[None]:
         datasets.enable_progress_bars()
 
 
-def _check_columns(key: str, wanted: Sequence[str], columns: Mapping[str, str]) -> None:
-    """Raise ``UserError`` unless the columns are there: that of text, which holds text, and maybe that of documents."""
-    for setting, column in zip(("text_column", "document_column"), wanted, strict=False):
+def _check_columns(key: str, wanted: Mapping[str, str], columns: Mapping[str, str]) -> None:
+    """Raise ``UserError`` unless the columns are there: that of text, which holds text, and maybe others.
+
+    ``wanted`` has the setting that names each.
+    """
+    for column, setting in wanted.items():
         if column not in columns:
             raise UserError(f"data.{setting}={column} is not in {key}. Columns there: {_listed(columns)}.")
-    text_column, texts = wanted[0], [column for column, kind in columns.items() if "string" in kind]
+    text_column, texts = next(iter(wanted)), [column for column, kind in columns.items() if "string" in kind]
     if text_column not in texts:
         raise UserError(
             f"text_column={text_column} of {key} holds {columns[text_column]}, not text. Columns of text: "
@@ -148,7 +157,7 @@ def _check_columns(key: str, wanted: Sequence[str], columns: Mapping[str, str]) 
         )
 
 
-def _local_text(key: str, files: Mapping[str, Sequence[Path]], wanted: Sequence[str]) -> datasets.DatasetBuilder:
+def _local_text(key: str, files: Mapping[str, Sequence[Path]], wanted: Mapping[str, str]) -> datasets.DatasetBuilder:
     """What reads files of this disk; ``UserError`` where they are damaged, or lack a column."""
     from rsdyn.stream.text.local_files import DamagedError, LocalText, columns_of
 
@@ -162,7 +171,7 @@ def _local_text(key: str, files: Mapping[str, Sequence[Path]], wanted: Sequence[
     except (DamagedError, OSError) as error:
         raise _damaged(key, error, []) from error
     _check_columns(key, wanted, columns)
-    return LocalText(files, wanted, cache_dir=_writable_cache())
+    return LocalText(files, list(wanted), cache_dir=_writable_cache())
 
 
 def _writable_cache() -> str | None:
@@ -186,7 +195,12 @@ def _own_cache() -> str:
 
 
 def _open_local(
-    path: Path, config: str | None, wanted: Sequence[str], *, key: str | None = None, unread: list[str] | None = None
+    path: Path,
+    config: str | None,
+    wanted: Mapping[str, str],
+    *,
+    key: str | None = None,
+    unread: list[str] | None = None,
 ) -> datasets.DatasetBuilder:
     """What reads a file or folder; what of the folder it does not read is added to ``unread``."""
     import datasets
@@ -301,7 +315,7 @@ def _is_config(folder: Path) -> bool:
 
 
 def _open_hub(
-    name: str, config: str | None, revision: str | None, wanted: Sequence[str], unread: list[str]
+    name: str, config: str | None, revision: str | None, wanted: Mapping[str, str], unread: list[str]
 ) -> datasets.DatasetBuilder:
     import datasets
     from huggingface_hub import HfApi
@@ -345,7 +359,7 @@ def _files_without_configs(info: DatasetInfo) -> list[str]:
 
 
 def _open_downloaded(
-    name: str, config: str | None, revision: str | None, wanted: Sequence[str], files: list[str], unread: list[str]
+    name: str, config: str | None, revision: str | None, wanted: Mapping[str, str], files: list[str], unread: list[str]
 ) -> datasets.DatasetBuilder:
     """A dataset on the Hub out of its files, which come into the Hub's own cache; of several configs only one's."""
     from huggingface_hub import snapshot_download
@@ -362,7 +376,7 @@ def _open_downloaded(
 
 
 def _open_offline(
-    name: str, config: str | None, revision: str | None, wanted: Sequence[str]
+    name: str, config: str | None, revision: str | None, wanted: Mapping[str, str]
 ) -> datasets.DatasetBuilder:
     """The dataset as an earlier run left it: prepared by `datasets`, else its files in the Hub's cache.
 

@@ -11,6 +11,7 @@ from rsdyn.dynamics.resampling import FEW_CLUSTERS, block_of, group_of
 from rsdyn.stream.text.tokens import Sequences
 
 Resample = Literal["documents", "sequences"]
+Kind = Literal["documents", "blocks", "sequences"]
 
 
 class SequenceGroups(NamedTuple):
@@ -24,7 +25,7 @@ class SequenceGroups(NamedTuple):
 
     group: Tensor
     n_clusters: int
-    kind: Literal["documents", "blocks", "sequences"]
+    kind: Kind
 
     def of(self, sequence: Tensor) -> Tensor:
         """The group of each of the sequences numbered ``sequence`` ``(m,)``."""
@@ -53,6 +54,18 @@ class SequenceGroups(NamedTuple):
         return f"{self.counted()}{of_text}{several}"
 
 
+def clusters_of(sequences: Sequences, n: int, *, resample: Resample = "documents") -> tuple[Tensor, Kind]:
+    """What each of the first ``n`` sequences is part of, int64 ``(n,)``, and whether it is documents, blocks or itself.
+
+    See :func:`sequence_groups`, whose groups these are put together to.
+    """
+    if resample == "sequences":
+        return torch.arange(n), "sequences"
+    if sequences.documents is not None:
+        return torch.from_numpy(sequences.documents[:n]), "documents"
+    return block_of(torch.from_numpy(sequences.rows[:n])), "blocks"
+
+
 def sequence_groups(sequences: Sequences, n: int | None = None, *, resample: Resample = "documents") -> SequenceGroups:
     """Groups of the first ``n`` sequences (default: all), at most ``dynamics.resampling.MOST_GROUPS``.
 
@@ -64,10 +77,7 @@ def sequence_groups(sequences: Sequences, n: int | None = None, *, resample: Res
     A function of the corpus, (seed, row) and ``n``: the same on every process.
     """
     n = len(sequences) if n is None else min(n, len(sequences))
-    if resample == "sequences":
-        return SequenceGroups(group_of(torch.arange(n)), n, "sequences")
-    if sequences.documents is not None:
-        document = torch.from_numpy(sequences.documents[:n])
-        return SequenceGroups(group_of(document), len(document.unique()), "documents")
-    block = block_of(torch.from_numpy(sequences.rows[:n]))
-    return SequenceGroups(block, int(block.max()) + 1, "blocks")
+    cluster, kind = clusters_of(sequences, n, resample=resample)
+    if kind == "blocks":
+        return SequenceGroups(cluster, int(cluster.max()) + 1, kind)
+    return SequenceGroups(group_of(cluster), len(cluster.unique()), kind)

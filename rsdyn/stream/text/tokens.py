@@ -18,6 +18,7 @@ import numpy as np
 from rsdyn.errors import UserError
 from rsdyn.lm.prefix import ChatFrame, chat_frame, find_bos, refuse_two_bos
 from rsdyn.stream.text.corpus import load_rows
+from rsdyn.stream.text.sequence_labels import SequenceLabels
 
 if TYPE_CHECKING:
     import datasets
@@ -59,6 +60,8 @@ class Sequences:
     """What was put before each, in words; None where nobody knows."""
     chat_template: str = "none"
     """``user`` where each is a user turn of the tokenizer's chat template."""
+    labels: SequenceLabels | None = None
+    """Which group each belongs to; None where they have no labels. They are no part of :attr:`digest`."""
 
     @property
     def rows(self) -> np.ndarray:
@@ -126,6 +129,7 @@ def tokenise(
     order: Literal["random", "corpus"] = "random",
     seed: int = 0,
     documents: np.ndarray | None = None,
+    labels: SequenceLabels | None = None,
     max_tokens: int | None = None,
     truncate: bool = False,
     vocab_size: int | None = None,
@@ -140,7 +144,8 @@ def tokenise(
     With ``order="random"`` rows come in an order that is a function of (seed, row) alone, so that the first N sequences
     are a sample of the whole text, the same rows whatever `limit` is; ``"corpus"`` keeps the order of the text, whose
     neighbours are alike. `documents` ``(n_rows,)`` says which document each row belongs to, -1 where it does not say
-    (:func:`rsdyn.stream.text.documents.document_of`).
+    (:func:`rsdyn.stream.text.documents.document_of`), and `labels` which group
+    (:func:`rsdyn.stream.text.sequence_labels.labels_of`).
 
     Text that spells a special token ("<s>") is taken as text. With `strip` white space at a row's end goes before its
     characters are counted: WikiText's rows end in " \n", so that all of them would end in one token.
@@ -232,6 +237,7 @@ def tokenise(
         fixed=encode.fixed(flat, offsets),
         opened_by=encode.opened_by,
         chat_template=chat_template,
+        labels=None if labels is None else labels.taken(row_of),
     )
     if condition == "original":
         return sequences

@@ -35,6 +35,9 @@ READING = {
     "S": "Steps that have nothing to do with each other are at a right angle. A running sum resembles itself, trained "
     "or not. Early sublayers are read in the last one's basis, so a large KL there may be the lens'. Any curve can be "
     "cut into phases: look at p.",
+    "G": "Groups of data.group_column. A difference is judged by its own interval and p, not by two bands that "
+    "overlap, and by p after Holm's adjustment where many findings are looked at. What depends on how many sequences "
+    "there are is compared at equal N.",
     "J": "Nearly all eigenvalues of a random matrix are complex, and any network whose norm grows has directions that "
     "shrink against it: read each curve beside its nulls.",
     "4D": "Norms grow with depth, so the cosine and the relative distance improve without any contraction. Compare "

@@ -21,7 +21,13 @@ ALONE = {"latent_distance": ("autoencoder",)}  # measures that have fewer
 OF_PERTURB = "[0-9]+_(teleport|noise|swap|stays_put)$"  # which slots of depth these are is a setting
 
 # The section of a table; what stands in none of the figures' sections is in that of the findings.
-TABLE_SECTIONS = {"massive_units": "1", "units_by_rotation": "2", "perturbation_points": "4D", "layer_effects": "4D"}
+TABLE_SECTIONS = {
+    "by_group": "G",
+    "massive_units": "1",
+    "units_by_rotation": "2",
+    "perturbation_points": "4D",
+    "layer_effects": "4D",
+}
 
 LOSSES = ("train/loss", "val/loss")
 ERROR = "val/mse"

@@ -107,14 +107,13 @@ def map_of(grams: Tensor, others: Tensor | None = None) -> Tensor:
     return _products_of(flat, flat if others is None else _flat(others))
 
 
-def _flat(grams: Tensor, order: Tensor | None = None) -> Tensor:
-    """The upper triangles of hollow Gram matrices, centred and of length 1, their samples in another ``order``."""
+def _flat(grams: Tensor) -> Tensor:
+    """The upper triangles of hollow Gram matrices, centred and of length 1."""
     s, n, _ = grams.shape
     above = torch.triu_indices(n, n, 1, device=grams.device)
-    rows, columns = above if order is None else order.to(grams.device)[above]
     flat = torch.empty(s, above.shape[1], dtype=torch.float32, device=grams.device)
     for out, gram in zip(flat, grams, strict=True):
-        centred = _unbiased(gram.to(torch.float64))[rows, columns]
+        centred = _unbiased(gram.to(torch.float64))[above[0], above[1]]
         size = centred.norm()
         out.copy_(centred / torch.where(size > 0, size, torch.nan))
     return flat
@@ -216,9 +215,15 @@ def permuted_map(grams: Tensor, others: Tensor, *, n: int = 5, seed: int = 0) ->
     The samples of the second are permuted, in one order for all its sublayers.
     """
     generator = torch.Generator().manual_seed(seed)
-    flat = _flat(grams)
-    orders = [torch.randperm(grams.shape[-1], generator=generator) for _ in range(n)]
-    return torch.stack([_products_of(flat, _flat(others, order)) for order in orders])
+    size = grams.shape[-1]
+    above = torch.triu_indices(size, size, 1, device=grams.device)
+    flat, centred = _flat(grams), torch.stack([_unbiased(gram.to(torch.float64)).to(gram.dtype) for gram in others])
+    found = []
+    for _ in range(n):
+        order = torch.randperm(size, generator=generator).to(grams.device)
+        rows, columns = order[above]
+        found.append(_products_of(flat, centred[:, rows, columns]))
+    return torch.stack(found)
 
 
 def _hollow_gram(x: Tensor) -> Tensor:

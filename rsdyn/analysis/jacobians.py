@@ -31,6 +31,7 @@ PLANE_TEXTS = 20  # texts whose states span the plane of the linear range
 SIZES = tuple(10 ** (e / 2) for e in range(-6, 1))  # of a displacement, in norms of the state
 DIRECTIONS = ("leading singular", "random", "plane")
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the depth, where the linear range is measured
+SHARE = (0.0, 1.0)
 LINEAR = (0.5, 2.0)  # what a displacement may be over what the Jacobian predicts
 
 Curves = dict[str, np.ndarray]
@@ -299,6 +300,8 @@ class Claim:
         key, claim, paper, statistic: as in :class:`rsdyn.analysis.finding.Finding`.
         of: the number, of a series' curves averaged over texts.
         low, high: it holds when the whole 95 % interval lies between these.
+        span: what the number can be at all; intervals end there.
+        in_steps: a rank correlation, which moves in steps, so that a jackknife takes its spread for none or for much.
         values: by series.
         verdict: ``holds``, ``holds untrained too``, ``only without context`` or ``not``; a claim whose interval reaches
             over its bound is ``not`` shown. Empty where there is nothing to hold.
@@ -312,6 +315,8 @@ class Claim:
     of: Statistic
     low: float = -np.inf
     high: float = np.inf
+    span: tuple[float, float] = (-np.inf, np.inf)
+    in_steps: bool = False
     values: dict[str, Value] = field(default_factory=dict)
     verdict: str = ""
     also: tuple[str, ...] = ()
@@ -349,28 +354,29 @@ def claims_of(n_units: int, sites: int) -> list[Claim]:
     relative: Callable[[Mapping[str, np.ndarray]], np.ndarray] = lambda c: c["exponents"] - c["growth"]  # noqa: E731
     return [
         Claim("complex_share", "nearly all eigenvalues are complex", "about 98 %", "share of complex eigenvalues",
-              lambda c: float(c["complex_share"].mean()), low=0.9),
+              lambda c: float(c["complex_share"].mean()), low=0.9, span=SHARE),
         Claim("complex_excess", "", "", f"the same less that of a random {n_units} x {n_units} matrix ({chance:.3f})",
-              lambda c: float(c["complex_share"].mean()) - chance, low=0.0),
+              lambda c: float(c["complex_share"].mean()) - chance, low=0.0, span=(-chance, 1 - chance)),
         Claim("antisymmetric_early", "early layers are dominated by rotation", "rotation-dominated",
-              "antisymmetric share of G, first third", third("antisymmetric", last=False), low=0.5),
+              "antisymmetric share of G, first third", third("antisymmetric", last=False), low=0.5, span=SHARE),
         Claim("antisymmetric_trend", "and the later, the less", "falls", f"antisymmetric share of G, {depth}",
-              trend("antisymmetric"), high=0.0),
+              trend("antisymmetric"), high=0.0, in_steps=True),
         Claim("antisymmetric_late", "late layers are near-symmetric", "near-symmetric",
-              "antisymmetric share of G, last third", third("antisymmetric", last=True), high=0.25),
+              "antisymmetric share of G, last third", third("antisymmetric", last=True), high=0.25, span=SHARE),
         Claim("henrici_trend", "from non-normal to normal", "falls", f"Henrici's departure of J, {depth}",
-              trend("henrici"), high=0.0),
-        Claim("henrici_update_trend", "", "", f"Henrici's departure of G, {depth}", trend("henrici_update"), high=0.0),
+              trend("henrici"), high=0.0, in_steps=True),
+        Claim("henrici_update_trend", "", "", f"Henrici's departure of G, {depth}",
+              trend("henrici_update"), high=0.0, in_steps=True),
         Claim("bottleneck", "the whole depth is a low-rank bottleneck", "low rank",
               "participation of the product's sigma^2, of D",
-              lambda c: float(c["product_participation"][0]) / n_units, high=0.05),
+              lambda c: float(c["product_participation"][0]) / n_units, high=0.05, span=SHARE),
         Claim("bottleneck_trend", "which builds up with depth", "cumulative",
               f"participation of the product to the end, {depth} of its start",
-              lambda c: float(spearman(torch.from_numpy(c["product_participation"]))), low=0.0),
+              lambda c: float(spearman(torch.from_numpy(c["product_participation"]))), low=0.0, in_steps=True),
         Claim("gain", "", "not given", "ln of the product's largest gain",
               lambda c: float(np.log(c["product_gain"][0]))),
         Claim("expanding", "", "not given", "share of exponents above 0, mean of texts",
-              lambda c: float(c["above_zero"])),
+              lambda c: float(c["above_zero"]), span=SHARE),
         Claim("contracting", "states are pulled together (attractor-like)", "not given",
               "median exponent less the growth of the norm, nats per layer", lambda c: float(np.median(relative(c))),
               high=0.0),
@@ -417,7 +423,7 @@ def _value(result: JacobianResult, series: str, claim: Claim) -> Value:
     value = claim.of(_Means(curves, every))
     if len(groups) < 2:
         return Value(value, n=n)
-    if "rank correlation" in claim.statistic:  # it moves in steps, which a jackknife takes for none or for many
+    if claim.in_steps:
         rng = np.random.default_rng(0)
         draws = [
             np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]) for _ in range(N_DRAWS)
@@ -427,7 +433,8 @@ def _value(result: JacobianResult, series: str, claim: Claim) -> Value:
         return Value(value, float(low), float(high), n=n)
     without = [claim.of(_Means(curves, np.setdiff1d(every, rows))) for rows in groups]
     interval = jackknife(torch.tensor(value, dtype=torch.float64), torch.tensor(without, dtype=torch.float64))
-    return Value(value, float(interval.low), float(interval.high), n=n)
+    least, most = claim.span
+    return Value(value, max(float(interval.low), least), min(float(interval.high), most), n=n)
 
 
 def _verdict(claim: Claim, values: Mapping[str, Value]) -> tuple[str, tuple[str, ...]]:

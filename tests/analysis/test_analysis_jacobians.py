@@ -154,6 +154,10 @@ def test_verdicts(holding, verdict, also):
 def test_a_rotation_that_dies_out_is_seen():
     """Every claim on made-up curves that obey it, with little spread over texts."""
     result, rng = JacobianResult(4, D, 2), np.random.default_rng(0)
+    for _ in range(2):  # two texts that differ: an interval of a share ends where a share does
+        curves = dict.fromkeys(jacobians.CURVES, rng.random(8)) | {"singular": np.zeros(8), "growth": np.array(0.2)}
+        curves |= {"product_gain": np.ones(8), "product_participation": D * rng.random(8)}
+        result.add({"gaussian": curves | {"exponents": rng.normal(size=D)}})
     for _ in range(10):
         noise = 1 + 1e-3 * rng.normal(size=8)
         falling = np.repeat(np.linspace(0.9, 0.1, 4), 2) * noise
@@ -161,6 +165,10 @@ def test_a_rotation_that_dies_out_is_seen():
         curves |= {"product_gain": 9 - falling, "product_participation": 1.0 / falling}
         curves |= {"exponents": np.linspace(0.1, -1, D) + 1e-3 * rng.normal(), "growth": np.array(0.2)}
         result.add({"full": curves})
+    wide = {c.key: c.values["gaussian"] for c in claims(result)}
+    for key in ("complex_share", "antisymmetric_early", "antisymmetric_late", "bottleneck", "expanding"):
+        assert 0 <= wide[key].low < wide[key].value < wide[key].high <= 1
+    assert any(wide[key].low == 0 or wide[key].high == 1 for key in ("antisymmetric_early", "bottleneck"))
     verdicts = {c.key: c.verdict for c in claims(result)}
     bounded = {k: v for k, v in verdicts.items() if k not in ("gain", "expanding")}
     assert set(bounded.values()) == {"holds"}, bounded

@@ -89,7 +89,8 @@ def analysis(
         numbers = {"findings": dashboard_analysis.summary_numbers(table)}
         if results.by_group is not None:
             numbers["by_group"] = dashboard_analysis.group_numbers(results.by_group)
-        numbers["n_massive_units"] = {c: len(r.flags.massive_units) for c, r in results.conditions.items()}
+        if results.main.flags.known:
+            numbers["n_massive_units"] = {c: len(r.flags.massive_units) for c, r in results.conditions.items()}
     _panels(shared)
     if "jacobian" in summary:
         tables |= {"jacobian_claims": dashboard_analysis.claims_table(summary["jacobian"])}

@@ -52,7 +52,9 @@ from rsdyn.stream.trajectories import TrajectoryStream
 from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
 
 RUN = 30
-AT_THIS_N = ("information", "dimension", "components", "explained")  # rows whose estimate depends on N, by their keys
+# rows whose estimate depends on N, by how their keys begin; debiased CKA is without bias for independent sequences, and
+# in runs pairs of one document, which are alike, weigh more the fewer documents there are
+AT_THIS_N = ("information", "dimension", "components", "explained", "similarity")
 PARTS = ([m for m in MEASURES if m != "mutual_information"], ["mutual_information"], [*SHAPE], [READOUT])
 Draw = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 Row = Mapping[str, Any]

@@ -96,3 +96,21 @@ def test_what_was_not_measured_has_no_table():
         "findings", "massive_units", "units_by_rotation"
     }  # fmt: skip
     assert rotation_table({}).rows == []
+
+
+def test_groups_are_a_table_and_numbers_by_name():
+    from every_panel import by_group
+
+    from rsdyn.tracking.analysis import group_numbers, groups_table, in_key
+
+    found = by_group(("right/wrong", "ä b"))
+    numbers = group_numbers(found)
+    row = found.rows["cosine_level"]
+    assert numbers["cosine_level/right_wrong"] == float(row.value[0])
+    assert numbers["cosine_level/right_wrong-ä_b"] == float(row.difference[0])
+    assert numbers["cosine_level/right_wrong-ä_b_p_holm"] == float(row.p_holm[0])
+    assert not any(key.startswith("speed_level") for key in numbers)  # a detail
+    assert in_key("///") == "_" and len(in_key("x" * 99)) == 40
+    table = groups_table(found)
+    assert len(table.rows) == 3 * len(found.rows) and all(len(row) == len(table.columns) for row in table.rows)
+    assert {row[2] for row in table.rows} == {"right/wrong", "ä b", "right/wrong - ä b"}

@@ -45,6 +45,7 @@ from rsdyn.metrics.processes import from_all
 
 LEAST = 10  # sequences of a group that is compared with others
 FEWEST_PERMUTATIONS, MOST_PERMUTATIONS = 1999, 9999
+PER_TEST = 25  # permutations for each row and contrast, so that Holm's p of the smallest can be .04
 ENOUGH = 10  # as large ones after which what is costly is permuted no further
 COSTLY_SUBSETS = 2000  # of permuted labels at most, for what is costly
 MOST_SPECTRUM = 100  # sequences of a group whose dimensions are compared, each an eigenproblem of this size
@@ -151,7 +152,7 @@ def by_group(
     n_tests = len(design.contrasts) * sum(len(rows) for rows in statistics.values())
     known = code >= 0
     exchange = exchange_of(code[known], cluster[known])
-    permutations = min(max(FEWEST_PERMUTATIONS, 20 * n_tests - 1), MOST_PERMUTATIONS) if n_tests else 0
+    permutations = min(max(FEWEST_PERMUTATIONS, PER_TEST * n_tests - 1), MOST_PERMUTATIONS) if n_tests else 0
     labels = code.repeat(1 + permutations, 1)
     if permutations:
         labels[1:, known] = permuted_labels(code[known], cluster[known], permutations, seed=how.seed)

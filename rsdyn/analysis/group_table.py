@@ -30,7 +30,7 @@ class Row(NamedTuple):
         label: what is measured; ``under`` and ``detail`` as in :class:`rsdyn.analysis.finding.Finding`.
         n: on how many trajectories, where that is the same for all compared groups and not all that they have.
         cells: a text for each column, and what stands below it.
-        differs: whether some difference is significant after Holm's adjustment.
+        clear: of each column, whether what it stands for is significant after Holm's adjustment.
     """
 
     key: str
@@ -39,7 +39,12 @@ class Row(NamedTuple):
     detail: bool
     n: str
     cells: list[tuple[str, str]]
-    differs: bool
+    clear: list[bool]
+
+    @property
+    def differs(self) -> bool:
+        """Whether any is."""
+        return any(self.clear)
 
 
 def heads(found: ByGroup) -> list[str]:
@@ -66,7 +71,9 @@ def rows(found: ByGroup) -> list[Row]:
         if two and found.first:
             cells += [(_signed(difference_of(row, 0)), ""), (_p(row.p[0]), ""), (_p(row.p_holm[0]), "")]
         n = str(int(row.n.max())) if row.equal_n and int(row.n.max()) else ""
-        table.append(Row(key, row.statistic, bool(row.under), row.detail, n, cells, bool((row.p_holm < LEVEL).any())))
+        holm = dict(zip(found.first, (row.p_holm < LEVEL).tolist(), strict=True))
+        clear = [any(holm.values())] * len(cells) if two else [holm.get(name, False) for name in found.names]
+        table.append(Row(key, row.statistic, bool(row.under), row.detail, n, cells, clear))
     return table
 
 

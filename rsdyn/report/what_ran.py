@@ -14,6 +14,7 @@ from rsdyn.labels import NAMES
 from rsdyn.report.html import html_table, notes
 from rsdyn.report.reading import RunFiles
 
+BOLD = "What differs at Holm p < 0.05 is bold; of several groups findings.md has the difference and p of every one."
 WHAT = {"train": "training of the autoencoder", "analyze": "analysis", "perturb": "perturbation"}
 
 
@@ -152,20 +153,19 @@ def by_group(runs: Sequence[RunFiles]) -> str:
         names = ["measured", "N", *group_table.heads(found)]
         body = []
         for row in group_table.rows(found):
-            cells = "".join(
-                f'<td data-label="{escape(name)}">{_with_below(*_in_two(_minus(text), _minus(below)))}</td>'
-                for name, (text, below) in zip(names[2:], row.cells, strict=True)
-            )
+            cells = ""
+            for name, (text, below), clear in zip(names[2:], row.cells, row.clear, strict=True):
+                told = _in_two(_minus(text), _minus(below) if clear else "")
+                bold = ' class="clear"' if clear else ""
+                cells += f'<td{bold} data-label="{escape(name)}">{_with_below(*told)}</td>'
             kind = ' class="of"' if row.under else ""
-            differs = ' class="differs"' if row.differs else ""
             body.append(
-                f'<tr{differs}><th scope="row"{kind}>{escape(row.label)}</th>'
-                f'<td data-label="N">{row.n}</td>{cells}</tr>'
+                f'<tr><th scope="row"{kind}>{escape(row.label)}</th><td data-label="N">{row.n}</td>{cells}</tr>'
             )
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
         parts.append(f"<p>{escape(group_table.headline(found))}</p>")
         parts.append(f'<table class="findings"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>')
-        parts.append(notes([f"{group_table.HOW} Rows in bold differ at Holm p < 0.05.", *found.notes]))
+        parts.append(notes([f"{group_table.HOW} {BOLD}", *found.notes]))
     return "".join(parts)
 
 

@@ -143,9 +143,9 @@ def _clear(row: GroupRow) -> float:
 
 
 def as_text(found: ByGroup, width: int | None = None) -> list[str]:
-    """The table for a terminal of ``width`` columns; of several groups the rows alone in which some differ.
+    """The table for a terminal of ``width`` columns; of several groups those alone that differ from the rest.
 
-    Details, and all rows of several groups, are in ``findings.md`` and on the page.
+    Details, and all rows and groups, are in ``findings.md`` and on the page.
     """
     width = shutil.get_terminal_size().columns if width is None else width
     table = [row for row in rows(found) if not row.detail]
@@ -166,11 +166,12 @@ def as_text(found: ByGroup, width: int | None = None) -> list[str]:
             lines.append(left.ljust(label) + cells)
     else:
         if table:
-            lines.append("By group" + (": the findings in which some group differs from the rest" if several else ""))
+            lines.append("By group" + (", what differs from the rest (all of it: findings.md)" if several else ""))
         for row in table:
             lines += wrap(row.label, max(20, width), initial_indent="  ", subsequent_indent="    ")
             told = [f"{name}: {text}" + (f"; {below}" if below else "")
-                    for name, (text, below) in zip(names, row.cells, strict=True)]  # fmt: skip
+                    for name, (text, below), clear in zip(names, row.cells, row.clear, strict=True)
+                    if clear or not (several and found.first)]  # fmt: skip
             if not several and found.first:
                 told[2:] = [f"{told[2]}, p {row.cells[3][0]} (Holm {row.cells[4][0]})"]
             for said in told:

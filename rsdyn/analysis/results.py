@@ -72,6 +72,11 @@ class Counts:
     intervals_over: str = "sequences"
     intervals_note: str = ""
 
+    @property
+    def intervals(self) -> str:
+        """What intervals are over, in a sentence."""
+        return f"In brackets: 95 % intervals, which leave out {self.intervals_over}, in {self.groups} groups."
+
 
 @dataclass(frozen=True, eq=False)
 class Flags:

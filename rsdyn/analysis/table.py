@@ -119,8 +119,8 @@ def _stacked(table: Sequence[Finding], conditions: Sequence[str], cells: Cells, 
     return lines
 
 
-def as_markdown(table: Sequence[Finding], conditions: Sequence[str]) -> str:
-    """The table as ``findings.md`` has it, with the notes below."""
+def as_markdown(table: Sequence[Finding], conditions: Sequence[str], intervals: str = "") -> str:
+    """The table as ``findings.md`` has it, with the notes below; ``intervals`` says what they are over."""
     head, notes = (
         ["claim of the paper", "paper, Llama 3.1 8B", "measured here", "N", *(NAMES.get(c, c) for c in conditions)],
         Notes(),
@@ -135,6 +135,8 @@ def as_markdown(table: Sequence[Finding], conditions: Sequence[str]) -> str:
     below = "".join(f"\n{line}\n" for line in notes.lines())
     if any(v.ends for row in table for v in row.values.values()):
         below += "\nUnder a trend: the first, middle and last value of its curve.\n"
+    if intervals and any(v.low is not None for row in table for v in row.values.values()):
+        below += f"\n{intervals}\n"
     return "\n".join(lines) + "\n" + below
 
 
@@ -174,7 +176,7 @@ def value_json(value: Value) -> dict[str, Any]:
         "last": last,
         "n": value.n,
         "seeds": list(value.seeds),
-        "reason": value.reason or None,
+        "reason": None if value.defined else value.reason or None,
         "unit": value.unit,
         "note": value.note,
         "text": str(value),

@@ -128,15 +128,16 @@ def findings(runs: Sequence[RunFiles]) -> str:
     analyses = [run for run in runs if run.script == "analyze"]
     parts = [
         '<p class="note">What the paper reports is of Llama 3.1 8B and stands beside what was measured here; nothing '
-        "on this page says that a claim holds. In brackets: 95 % intervals over sequences (jackknife; of rank "
+        "on this page says that a claim holds. In brackets: 95 % intervals (jackknife; of rank "
         "correlations, by simulation from it). They do not cover the choice of model or of text. Under a trend: the "
-        "first, middle and last value of its curve. Turns in this table are signed, counter-clockwise positive; the "
-        "figures show clockwise turns.</p>"
+        "first, middle and last value of its curve. Turns are clockwise.</p>"
     ]
     for run in analyses:
         if len(analyses) > 1:
             parts.append(f"<h3>{escape(run.name)} <small>{escape(run.model)}</small></h3>")
-        parts += [_table(run), _without_largest(run)]
+        counts = next(iter(run.summary.get("counts", {}).values()), None)
+        over = [f"Intervals leave out {counts['intervals_over']}, in {counts['groups']} groups."] if counts else []
+        parts += [_table(run), *(f'<p class="note">{escape(line)}</p>' for line in over), _without_largest(run)]
         parts += [f'<p class="note">{escape(line)}</p>' for line in run.summary.get("in_words", [])]
     return "".join(parts)
 
@@ -217,7 +218,7 @@ def _without_largest(run: RunFiles) -> str:
 def _cell(value: dict[str, Any]) -> str:
     """A value with, below it, why it is not defined, or the first, middle and last value of its curve."""
     text, below = escape(_told(value)), ""
-    if value.get("reason"):
+    if value.get("value") is None and value.get("reason"):
         below = str(value["reason"])
     elif value.get("first") is not None:
         below = " → ".join(brief(value.get(end)) for end in ("first", "middle", "last"))

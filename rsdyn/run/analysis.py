@@ -217,7 +217,8 @@ def ending_of(
     notes = [] if found is None else [*in_words(found, several_tokens=several), *shape_in_words(found)]
     notes = [*(() if stream is None else stream.notes), *notes]
     said, lines = answer(table, conditions), as_text(table, conditions, table_columns()) if table else []
-    markdown = as_markdown(table, conditions) if table else ""
+    over = "" if found is None else found.conditions[conditions[0]].counts.intervals
+    markdown = as_markdown(table, conditions, over) if table else ""
     arrays: dict[str, Any] = {} if found is None else flatten(found)
     summary: dict[str, Any] = {
         **source.facts(),

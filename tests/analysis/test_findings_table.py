@@ -6,6 +6,7 @@ import math
 import pytest
 
 from rsdyn.analysis.finding import Finding, Value
+from rsdyn.analysis.results import Counts
 from rsdyn.analysis.table import as_json, as_markdown, as_text, count_of
 
 CONDITIONS = ["original", "token_shuffled", "shuffled_keep_last", "untrained"]
@@ -52,6 +53,19 @@ def test_markdown_holds_every_row_with_n_and_the_reasons_below(table):
     assert "| 300 | -0.500 [-0.600, -0.400]<br>1.000 → 22.50 → 333.25 |" in rows[0]
     assert "&emsp;fitted change" in rows[1] and "mean \\|r\\|" in rows[3].replace("\\|R", "\\|r")
     assert f"(1) {WHY[0].upper()}{WHY[1:]}." in page and "first, middle and last value" in page
+
+
+def test_what_intervals_are_over_is_said_below(table):
+    said = Counts(300, 0, 0, 20, "112 documents").intervals
+    assert said == "In brackets: 95 % intervals, which leave out 112 documents, in 20 groups."
+    assert as_markdown(table, CONDITIONS, said).rstrip().endswith(said)
+    assert said not in as_markdown([table[2]], CONDITIONS, said)  # no row of it has an interval
+
+
+def test_a_reason_is_given_where_there_is_no_number_alone():
+    values = {"a": Value(2.0, reason=WHY), "b": Value(math.nan, reason=WHY)}
+    (row,) = as_json([Finding("x", "velocity", "", "", "x", values)])
+    assert [row["values"][c]["reason"] for c in "ab"] == [None, WHY]
 
 
 def test_json_holds_every_number(table):

@@ -28,12 +28,14 @@ def test_units_to_look_at_twice_are_named():
         "flags/frozen_units": torch.arange(20),
         "flags/constant": torch.zeros(4),
         "flags/few_levels": torch.tensor([0, 2, 0, 1]),
+        "flags/left_out_counts": torch.tensor([1, 2]),
     }
     _, line = flags_in_words(analysis({"original": condition(flags)}, []))
     assert "20 frozen" in line and "7, ...)" in line
     assert "3 unit-sublayers with few levels" in line and "constant" not in line
-    clean = {k: v[:0] if k.endswith("units") else v * 0 for k, v in flags.items()}
+    clean = {k: v[:0] if k.endswith("units") else v if k.endswith("counts") else v * 0 for k, v in flags.items()}
     (line,) = flags_in_words(analysis({"original": condition(clean)}, []))
+    assert flags_in_words(analysis({"original": condition()}, [])) == []  # no unit was looked at
     assert line == "No unit is massive: none has a mean of 100 times the median in original."
 
 

@@ -136,6 +136,8 @@ NEEDS = {
     "data.revision": ["data.name=x"],
     "perturb.space": ["perturb.checkpoint=x"],
     "perturb.checkpoint": ["perturb.space=cae"],
+    "perturb.prompt_group": ["data.group_column=kind"],
+    "perturb.swap_group": ["data.group_column=kind"],
 }
 
 

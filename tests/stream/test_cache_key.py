@@ -45,6 +45,7 @@ IN_KEY = {
 # Settings that change nothing of what is recorded.
 NOT_IN_KEY = {
     "data.document_column": "other",
+    "data.group_column": "other",  # labels are no part of what is recorded
     "data.val_size": 0.2,
     "data.test_size": 2,
     "data.batch_by": "sequence",
@@ -93,8 +94,8 @@ def key_of(files, opened, tmp_path, monkeypatch):
         lm = real_lm(name, **more)
         return lm if revision is None else replace(lm, commit=revision)
 
-    def open_corpus(*, path, name, config, split, revision, text_column, document_column):
-        columns = {"text_column": text_column, "document_column": document_column}
+    def open_corpus(*, path, name, config, split, revision, text_column, document_column, group_column):
+        columns = {"text_column": text_column, "document_column": document_column, "group_column": group_column}
         return real_rows(path=files["text"] if name else path, split=split, **columns)
 
     monkeypatch.setattr(experiment, "find_lm", find_lm)

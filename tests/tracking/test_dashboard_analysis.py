@@ -91,10 +91,9 @@ def test_units_without_an_effect_come_last_and_every_null_comes_early():
 
 def test_what_was_not_measured_has_no_table():
     found = analysis()
-    bare = replace(found, conditions={"original": ConditionResults(found.main.counts, found.main.flags)})
-    assert set(tables([], bare)) == {"findings"} and set(tables([], found)) == {
-        "findings", "massive_units", "units_by_rotation"
-    }  # fmt: skip
+    bare = replace(found, conditions={"original": ConditionResults(found.main.counts, found.main.flags)}, by_group=None)
+    assert set(tables([], bare)) == {"findings"}
+    assert set(tables([], found)) == {"findings", "massive_units", "units_by_rotation", "by_group"}
     assert rotation_table({}).rows == []
 
 

@@ -16,8 +16,9 @@ import time
 import torch
 
 from rsdyn.analysis import by_label
-from rsdyn.analysis.by_label import Labelled, by_group
+from rsdyn.analysis.by_label import by_group
 from rsdyn.analysis.collected import Collected
+from rsdyn.analysis.group_design import Labelled
 from rsdyn.analysis.measure import How
 from rsdyn.analysis.results import AnalysisResults
 from rsdyn.analysis.settings import AnalysisConfig

@@ -57,19 +57,28 @@ def output_file(given: str | Path, option: str) -> Path:
         raise UserError(f"{option} {given} is a folder: name a file in it, as in {option} {path / 'name'}.")
     if not os.path.isdir(path.absolute().parent):
         raise UserError(f"{option} {given}: there is no folder {path.parent}. Make it first, or write elsewhere.")
-    with writing(given, option):
+    with writing(f"{option} {given}"):
         try_to_write(path)
     return path
 
 
+def output_folder(path: str | Path, where: str) -> Path:
+    """A folder, made if it is not there; ``UserError``, naming ``where`` as it was given, if it cannot be written."""
+    folder = Path(path).expanduser()
+    with writing(where):
+        folder.mkdir(parents=True, exist_ok=True)
+        try_to_write(folder / "name")
+    return folder
+
+
 @contextmanager
-def writing(given: str | Path, option: str) -> Iterator[None]:
-    """Raise ``UserError`` where what is written inside, to the file that ``option`` gives, cannot be (a full disk)."""
+def writing(where: str) -> Iterator[None]:
+    """Raise ``UserError``, naming ``where`` as it was given, where what is written inside cannot be (a full disk)."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{option} {given}: cannot be written there ({error.strerror or error}). Choose a file that you may write."
+            f"{where}: cannot be written there ({error.strerror or error}). Choose a place that you may write to."
         ) from error
 
 

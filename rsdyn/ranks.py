@@ -75,11 +75,13 @@ def in_batch_script(env: Mapping[str, str] | None = None) -> bool:
     """Whether this process stands in a SLURM job, but no ``srun`` started it: the line of a batch script itself.
 
     A job of several tasks says ``SLURM_NTASKS=4`` to its script too, and ``SLURM_PROCID=0``; who takes that for a
-    launcher waits for three processes that nobody starts. ``SLURM_STEP_ID`` is set by ``srun`` alone.
+    launcher waits for three processes that nobody starts. ``SLURM_STEP_ID`` is set by ``srun`` alone. Not so where
+    ``torchrun`` started the process, whatever it stands in.
     """
     env = os.environ if env is None else env
     first = all(env.get(name, "") in ("", "0") for name in ("SLURM_PROCID", "SLURM_LOCALID"))
-    return bool(env.get("SLURM_NTASKS")) and first and not env.get("SLURM_STEP_ID")
+    launched = env.get("SLURM_STEP_ID") or env.get("TORCHELASTIC_RUN_ID")
+    return bool(env.get("SLURM_NTASKS")) and first and not launched
 
 
 def _launcher(env: Mapping[str, str]) -> tuple[str, str] | None:

@@ -33,7 +33,8 @@ def findings(value=0.5, untrained=0.1, rows=ROWS):
 
     return tuple(
         Finding(key, measure, claim, paper, f"{key}, measured",
-                {"original": number(value)} | ({} if untrained is None else {"untrained": number(untrained)}), under)
+                {"original": number(value)} | ({} if untrained is None else {"untrained": number(untrained)}), under,
+                both_sites="within" in key)
         for key, measure, claim, paper, under in rows
     )  # fmt: skip
 

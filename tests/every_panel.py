@@ -5,8 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from rsdyn.analysis.by_label import CURVES as CURVES_BY_GROUP
-from rsdyn.analysis.by_label import SINGLE
 from rsdyn.analysis.jacobians import CURVES, DIRECTIONS, PRODUCTS, SERIES, SIZES, JacobianResult, depths_of
 from rsdyn.analysis.left_out import LargestUnits, LeftOut
 from rsdyn.analysis.results import (
@@ -36,6 +34,8 @@ from rsdyn.analysis.results import (
     StepNull,
     Velocity,
 )
+from rsdyn.analysis.subset_curves import CURVES as BY_GROUP
+from rsdyn.analysis.subset_curves import SINGLE
 from rsdyn.analysis.unit_surrogates import TurnHistograms
 from rsdyn.autoencoder.result import Trained
 from rsdyn.dynamics.controls import random_writes, stays_put
@@ -207,7 +207,7 @@ def by_group(names=("a", "b", "c"), *, n: int = S) -> ByGroup:
         return torch.rand(*shape, generator=g, dtype=torch.float64) + 0.1
 
     curves, rows = {}, {}
-    for path, (key, words) in CURVES_BY_GROUP.items():
+    for path, (measure, key, words) in BY_GROUP.items():
         size = 1 if path in SINGLE else n - 1 if path.startswith(("corr", "cos", "vel", "mut")) else n
         size -= 2 * (path == "curvature/angle")
         for more in ("", "_without_massive") if key == "cosine" else ("",):
@@ -215,9 +215,11 @@ def by_group(names=("a", "b", "c"), *, n: int = S) -> ByGroup:
             ends, apart = torch.stack([value - 0.1, value + 0.1]), torch.stack([difference - 0.2, difference + 0.2])
             p = drawn(n_contrasts) / 2
             said = words + more.replace("_", " ")
-            curves[key + more] = GroupCurve(path, said, value, ends, difference, apart, p, counts, key == "dimensions")
+            curves[key + more] = GroupCurve(
+                path, said, value, ends, difference, apart, p, counts, key == "dimensions", bool(more)
+            )
             rows[f"{key}_level{more}"] = GroupRow(
-                path.split("/")[0], said, value[:, 0], ends[..., 0], difference[:, 0], apart[..., 0], p / 99, p / 9,
+                measure, said, value[:, 0], ends[..., 0], difference[:, 0], apart[..., 0], p / 99, p / 9,
                 counts, key == "dimensions", "", key == "speed",
             )  # fmt: skip
     return ByGroup(names, counts, counts // 4, 2, first, second, "documents", "documents", 100, 999, curves, rows,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rsdyn.analysis.finding import Finding, Value, number
+from rsdyn.analysis.settings import UNTRAINED
 from rsdyn.labels import NAMES
 
 MOST = 6
-UNTRAINED = "untrained"
 NULLS = ("innovation_shuffle", "layer_shuffle")  # the one that claims rest on, and the paper's
 
 

@@ -17,8 +17,7 @@ import numpy as np
 from rsdyn.analysis.finding import Finding, Value
 from rsdyn.analysis.model_similarity import ModelSimilarity, similarities
 from rsdyn.analysis.results import Grams
-
-UNTRAINED = "untrained"
+from rsdyn.analysis.settings import UNTRAINED
 
 
 @dataclass(frozen=True)
@@ -400,9 +399,9 @@ def _fingerprint(model: Model) -> tuple[Any, ...]:
 def _is_of_twin_alone(row: Finding) -> bool:
     """Whether the untrained stream's value has nothing of the trained one's in it.
 
-    A null model that is this very stream has, and the similarity with the main one; massive units are the main one's.
+    A null model that is this very stream has.
     """
-    return row.null != UNTRAINED and not row.key.startswith("similarity_with_main") and "without_massive" not in row.key
+    return row.null != UNTRAINED and not row.of_main
 
 
 def _rows(columns: Sequence[Column], first: Facts) -> list[Row]:
@@ -436,7 +435,7 @@ def _cell(row: Finding, column: Column, first: Facts) -> Cell:
 def _why_missing(row: Finding, found: Finding | None, mine: Facts, first: Facts) -> str:
     if found is not None:
         return "not measured of this stream"
-    if "within" in row.key and mine.sites_per_layer == 1:
+    if row.both_sites and mine.sites_per_layer == 1:
         return "one site per layer: no steps within layers"
     if row.measure not in mine.settings.get("analysis.measures", [row.measure]):
         return f"{row.measure.replace('_', ' ')} was not measured"

@@ -72,6 +72,9 @@ class Finding:
         under: key of the row of which this one is a variant; empty for a row of its own.
         detail: whether a terminal, where there is little room, does without it.
         null: the null model that the row is of; empty for what is the stream's own.
+        both_sites: whether it is of steps within layers, which models of one site per layer have not.
+        of_main: whether values of other streams rest on the main one too: massive units that are left out are its own,
+            and it is what they are compared with.
     """
 
     key: str
@@ -83,6 +86,8 @@ class Finding:
     under: str = ""
     detail: bool = False
     null: str = ""
+    both_sites: bool = False
+    of_main: bool = False
 
 
 def number(x: float) -> str:

@@ -65,14 +65,18 @@ def _finding(measure: str, row: Row[Any], found: AnalysisResults) -> list[Findin
     if not there:
         return []
     values = {c: measured(curve, row, r, found.n_units) for c, (r, curve) in there.items()}
-    head = Finding(row.key, measure, row.claim, row.paper, row.statistic, values, row.under, row.detail)
+    head = Finding(
+        row.key, measure, row.claim, row.paper, row.statistic, values, row.under, row.detail, both_sites=row.both_sites
+    )
     rest = of_row(measure, row, found, lambda curve: curve.without_massive)
     if not rest:
         return [head]
     words = f"{row.statistic}, without massive units" if row.under else "without massive units"
     few = {c: measured(curve, row, r, found.n_units) for c, (r, curve) in rest.items()}
     key = f"{row.key}_without_massive"
-    return [head, replace(head, key=key, claim="", paper="", statistic=words, values=few, under=row.under or row.key)]
+    under = row.under or row.key
+    rest_row = replace(head, key=key, claim="", paper="", statistic=words, values=few, under=under, of_main=True)
+    return [head, rest_row]
 
 
 def measured(curve: Measured, row: Row[Any], r: ConditionResults, n_units: int) -> Value:

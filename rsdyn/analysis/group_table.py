@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rsdyn.analysis.finding import Value, number
+from rsdyn.analysis.group_design import LEAST
 from rsdyn.analysis.results import ByGroup, GroupRow
 
 LEVEL = 0.05
@@ -23,13 +24,31 @@ HOW = (
 )
 
 
+class Cell(NamedTuple):
+    """A cell of the table as text: a value, its interval, and what stands below it."""
+
+    value: str
+    interval: str = ""
+    below: str = ""
+
+    @property
+    def text(self) -> str:
+        """The value with its interval."""
+        return f"{self.value} {self.interval}".strip()
+
+    @property
+    def whole(self) -> str:
+        """All of it in one line."""
+        return f"{self.text}; {self.below}" if self.below else self.text
+
+
 class Row(NamedTuple):
     """A row of the table as text.
 
     Attributes:
         label: what is measured; ``under`` and ``detail`` as in :class:`rsdyn.analysis.finding.Finding`.
         n: on how many trajectories, where that is the same for all compared groups and not all that they have.
-        cells: a text for each column, and what stands below it.
+        cells: one for each column.
         clear: of each column, whether what it stands for is significant after Holm's adjustment.
     """
 
@@ -38,7 +57,7 @@ class Row(NamedTuple):
     under: bool
     detail: bool
     n: str
-    cells: list[tuple[str, str]]
+    cells: list[Cell]
     clear: list[bool]
 
     @property
@@ -67,9 +86,12 @@ def rows(found: ByGroup) -> list[Row]:
             if not two and name in found.first:
                 c = found.first.index(name)
                 below = f"{_signed(difference_of(row, c))} from the rest, p {_p(row.p[c])} (Holm {_p(row.p_holm[c])})"
-            cells.append((_told(value_of(row, g), int(row.n[g])), below))
+            value = value_of(row, g)
+            missing = "" if value.defined else "too few sequences" if row.n[g] < LEAST else "not defined"
+            cells.append(Cell(missing or number(value.value), _ends(value), below))
         if two and found.first:
-            cells += [(_signed(difference_of(row, 0)), ""), (_p(row.p[0]), ""), (_p(row.p_holm[0]), "")]
+            less = difference_of(row, 0)
+            cells += [Cell(_sign(less) + number(less.value), _ends(less)), Cell(_p(row.p[0])), Cell(_p(row.p_holm[0]))]
         n = str(int(row.n.max())) if row.equal_n and int(row.n.max()) else ""
         holm = dict(zip(found.first, (row.p_holm < LEVEL).tolist(), strict=True))
         clear = [any(holm.values())] * len(cells) if two else [holm.get(name, False) for name in found.names]
@@ -91,14 +113,16 @@ def difference_of(row: GroupRow, contrast: int) -> Value:
     return Value(float(row.difference[contrast]), low if known else None, high if known else None)
 
 
-def _told(value: Value, n: int) -> str:
-    if value.defined:
-        return str(value)
-    return "too few sequences" if n < 10 else "not defined"
+def _ends(value: Value) -> str:
+    return "" if value.low is None or value.high is None else f"[{number(value.low)}, {number(value.high)}]"
+
+
+def _sign(value: Value) -> str:
+    return "+" if value.defined and value.value > 0 else ""
 
 
 def _signed(value: Value) -> str:
-    return ("+" if value.defined and value.value > 0 else "") + str(value)
+    return _sign(value) + str(value)
 
 
 def _p(p: torch.Tensor) -> str:
@@ -156,24 +180,26 @@ def as_text(found: ByGroup, width: int | None = None) -> list[str]:
     names = heads(found)
     label = max((len(row.label) + 4 * row.under + 2 for row in table), default=0) + 2
     widths = [
-        max(len(names[i]), *(len(row.cells[i][0]) for row in table)) + 2 if table else 0 for i in range(len(names))
+        max(len(names[i]), *(len(row.cells[i].text) for row in table)) + 2 if table else 0 for i in range(len(names))
     ]
     if not several and label + sum(widths) <= width:
         lines.append("By group".ljust(label) + "".join(n.ljust(w) for n, w in zip(names, widths, strict=True)))
         for row in table:
             left = ("    " if row.under else "  ") + row.label
-            cells = "".join(text.ljust(w) for (text, _), w in zip(row.cells, widths, strict=True))
+            cells = "".join(cell.text.ljust(w) for cell, w in zip(row.cells, widths, strict=True))
             lines.append(left.ljust(label) + cells)
     else:
         if table:
             lines.append("By group" + (", what differs from the rest (all of it: findings.md)" if several else ""))
         for row in table:
             lines += wrap(row.label, max(20, width), initial_indent="  ", subsequent_indent="    ")
-            told = [f"{name}: {text}" + (f"; {below}" if below else "")
-                    for name, (text, below), clear in zip(names, row.cells, row.clear, strict=True)
-                    if clear or not (several and found.first)]  # fmt: skip
+            told = [
+                f"{name}: {cell.whole}"
+                for name, cell, clear in zip(names, row.cells, row.clear, strict=True)
+                if clear or not (several and found.first)
+            ]
             if not several and found.first:
-                told[2:] = [f"{told[2]}, p {row.cells[3][0]} (Holm {row.cells[4][0]})"]
+                told[2:] = [f"{told[2]}, p {row.cells[3].text} (Holm {row.cells[4].text})"]
             for said in told:
                 lines += wrap(said, max(20, width), initial_indent="      ", subsequent_indent="        ")
     lines = [line.rstrip() for line in lines]
@@ -188,7 +214,7 @@ def as_markdown(found: ByGroup) -> str:
     lines = ["## By group", "", headline(found), "", "| " + " | ".join(map(_cell, head)) + " |"]
     lines.append("|" + " --- |" * len(head))
     for row in rows(found):
-        cells = [text + (f"<br>{below}" if below else "") for text, below in row.cells]
+        cells = [cell.text + (f"<br>{cell.below}" if cell.below else "") for cell in row.cells]
         all_cells = [("&emsp;" if row.under else "") + row.label, row.n, *cells]
         lines.append("| " + " | ".join(map(_cell, all_cells)) + " |")
     lines += ["", HOW, *(part for note in found.notes for part in ("", note))]

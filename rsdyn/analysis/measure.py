@@ -48,9 +48,9 @@ class Row(Generic[T]):
     Attributes:
         key, statistic, claim, paper, under, detail: as in :class:`~rsdyn.analysis.finding.Finding`.
         curve: what the statistic is of, in a measure's results; None where that was not measured.
-        of: the statistic, of a curve or a number.
+        of: the statistic, of a curve or a number; of many curves ``(..., n)`` at once where it is ranked, or by group.
         both_sites: whether it needs both sites of a layer.
-        ranked: whether it moves in steps, so that its interval is by simulation; ``of`` then takes many curves at once.
+        ranked: whether it moves in steps, so that its interval is by simulation.
         why: why it is undefined, where the row itself knows.
         shown: what of the curve's values are shown beside it as first, middle and last; None shows none.
     """

@@ -608,6 +608,7 @@ class GroupCurve:
         p: ``(C,)`` of a difference this large anywhere over depth; NaN where there is no contrast.
         n: ``(L,)`` int64, on how many trajectories each group's is measured.
         equal_n: whether it depends on how many sequences there are, and is compared at equal N.
+        without_massive: whether massive units are left out of it.
     """
 
     path: str
@@ -619,6 +620,7 @@ class GroupCurve:
     p: Tensor
     n: Tensor
     equal_n: bool = False
+    without_massive: bool = False
 
 
 @dataclass(frozen=True, eq=False)

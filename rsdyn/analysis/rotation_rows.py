@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -59,7 +60,8 @@ def _rows_of(null: str, tests: Tests) -> list[Finding]:
     rows.append(row(beyond_key, most, "units beyond it, p < .05 (chance: 5 %)", beyond, turns_key))
     rows.append(row(f"{beyond_key}_fdr", "", "units beyond it, q < .05", beyond_fdr, turns_key, True))
     if rest:
-        rows.append(row(f"{beyond_key}_without_massive", "", "units beyond it, without massive units", rest, turns_key))
+        few = row(f"{beyond_key}_without_massive", "", "units beyond it, without massive units", rest, turns_key)
+        rows.append(replace(few, of_main=True))
     return rows
 
 

@@ -15,6 +15,7 @@ SHAPE = ("curvature", "dimension", "similarity")  # of trajectories, beside the 
 READOUT = "readout"  # runs the model with its head
 PHASES = "phases"  # of what the other measures give
 MASSIVE = "massive"  # of single tokens, so it says most with data.positions=all
+UNTRAINED = "untrained"  # the condition whose stream is an untrained model's
 JACOBIAN = "jacobian"  # of the model at a text's states: costly, and asked for by name
 OF_STREAM = tuple(name for name in ALL_MEASURES if name not in (READOUT, PHASES))  # made of a stream that is recorded
 

@@ -43,6 +43,7 @@ def _row(
     within: tuple[float, float] = (-math.inf, math.inf),
     ends: bool = False,
     detail: bool = False,
+    of_main: bool = False,
     apart: str = "without massive units",
 ) -> Iterator[Finding]:
     """A number ``to`` of a curve, in every condition; below it the same of what is left ``apart``."""
@@ -55,9 +56,10 @@ def _row(
         if measured.without_massive is not None:
             without[condition] = _value(measured.without_massive, to, r, ends, within)
     if values:
-        yield Finding(key, measure, claim, paper, statistic, values, under=under, detail=detail)
+        yield Finding(key, measure, claim, paper, statistic, values, under=under, detail=detail, of_main=of_main)
     if without:
-        yield Finding(f"{key}_without_massive", measure, "", "", apart, without, under=under or key, detail=detail)
+        under, key = under or key, f"{key}_without_massive"
+        yield Finding(key, measure, "", "", apart, without, under=under, detail=detail, of_main=True)
 
 
 def _value(
@@ -169,7 +171,8 @@ def _similarity(found: AnalysisResults) -> Iterator[Finding]:
                       under="similarity_adjacent")  # fmt: skip
     main = NAMES.get(found.main_name, found.main_name)
     yield from _row(found, "similarity_with_main", "similarity", f"CKA with {main}, mean over depth",
-                    lambda r: r.similarity.with_main if r.similarity else None, _mean, ends=True)  # fmt: skip
+                    lambda r: r.similarity.with_main if r.similarity else None, _mean, ends=True,
+                    of_main=True)  # fmt: skip
 
 
 def _known(values: Tensor) -> Tensor:

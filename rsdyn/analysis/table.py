@@ -158,6 +158,8 @@ def as_json(table: Sequence[Finding]) -> list[dict[str, Any]]:
             "under": row.under,
             "detail": row.detail,
             "null": row.null,
+            "both_sites": row.both_sites,
+            "of_main": row.of_main,
             "values": {c: value_json(v) for c, v in row.values.items()},
         }
         for row in table
@@ -199,6 +201,8 @@ def from_json(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
             row.get("under", ""),
             row.get("detail", False),
             row.get("null", ""),
+            row.get("both_sites", False),
+            row.get("of_main", False),
         )
         for row in rows
     ]

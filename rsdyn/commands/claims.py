@@ -20,7 +20,7 @@ from rsdyn.analysis.claims import N_WHOLE, Claim, Measurements, as_json, as_mark
 from rsdyn.commands.check import quiet_transformers
 from rsdyn.embedded import DOCUMENT_COLUMN
 from rsdyn.errors import UserError
-from rsdyn.files import output_file, write_json, write_text, writing
+from rsdyn.files import output_file, output_folder, write_json, write_text, writing
 from rsdyn.lm.source import find_lm
 from rsdyn.stream.cache import default_cache_dir
 from rsdyn.stream.text.corpus import open_corpus
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in [title, *as_text(table)]:
             print(line)
         if out is not None:
-            with writing(out, "--out"):
+            with writing(f"--out {out}"):
                 if out.suffix == ".json":
                     write_json(out, {"title": title, "claims": as_json(table)})
                 else:
@@ -76,6 +76,8 @@ def test(given: argparse.Namespace) -> tuple[str, list[Claim]]:
     for name, least in (("texts", LEAST_TEXTS), ("seed", 0)):
         if getattr(given, name) < least:
             raise UserError(f"--{name} {getattr(given, name)}: give at least {least}.")
+    cache = given.cache or default_cache_dir()
+    cache = output_folder(cache, f"--cache {cache}")
     source = find_lm(given.model)
     tokenizer = source.tokenizer()
     column = DOCUMENT_COLUMN if given.data is None else None
@@ -101,9 +103,7 @@ def test(given: argparse.Namespace) -> tuple[str, list[Claim]]:
     with tqdm(total=total, desc="texts", dynamic_ncols=True) as bar:
         for series, lm_source in {"trained": source, "untrained": source.without_training(given.seed)}.items():
             lm = lm_source.load(head=series == "trained")
-            stream = TrajectoryStream(
-                lm_source, sequences, cache_dir=given.cache or default_cache_dir(), dtype="float32"
-            )
+            stream = TrajectoryStream(lm_source, sequences, cache_dir=cache, dtype="float32")
             stream.record_with(lm)
             bar.update(len(texts) - stream.n_missing())
             last, _ = stream.read(on_record=bar.update)

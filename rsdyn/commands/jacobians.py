@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from rsdyn.config.schema import Config
 from rsdyn.dynamics.projection import PCA
 from rsdyn.errors import UserError
 from rsdyn.figures.jacobians import jacobian_panels
-from rsdyn.files import publish, try_to_write
+from rsdyn.files import output_folder, publish, writing
 from rsdyn.lm.jacobians import reference_run
 from rsdyn.lm.model import LanguageModel
 from rsdyn.lm.null_models import permuted_weights
@@ -171,10 +170,9 @@ class _Store:
         self.run = run
         self.folder: Path | None = None
         if config.cache.enabled:
-            self.folder = Path(config.cache.dir or default_cache_dir()).expanduser() / "jacobians"
-            with self._writing():  # better now than after the first text
-                self.folder.mkdir(parents=True, exist_ok=True)
-                try_to_write(self.folder / "text")
+            cache = Path(config.cache.dir or default_cache_dir())
+            self.where = f"cache.dir={cache}"
+            self.folder = output_folder(cache / "jacobians", self.where)  # better refused now than after the first text
         version = SINK_VERSION if model == "sink" else VERSION
         self.made_from = [version, source.lm.identity(), model, config.seed]
         if model in ("trained", "sink"):
@@ -206,15 +204,5 @@ class _Store:
         file = io.BytesIO()
         arrays: dict[str, Any] = {f"{s}/{name}": v for s, curves in found.items() for name, v in curves.items()}
         np.savez_compressed(file, **arrays)
-        with self._writing():
+        with writing(self.where):
             publish(self._path(tokens, seed, place), [file.getvalue()])
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"cache.dir={self.folder and self.folder.parent}: cannot write there ({error.strerror or error}). What "
-                "was written before is kept. Give a folder you may write, or cache.enabled=false."
-            ) from error

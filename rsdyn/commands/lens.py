@@ -97,11 +97,11 @@ def fit(given: argparse.Namespace) -> list[str]:
     for place in tqdm(range(state.n, len(used)), initial=state.n, total=len(used), desc="texts", dynamic_ncols=True):
         state.add(text_jacobian(lm, used[place], skip=given.skip))
         if time.monotonic() - saved > SAVE_EVERY:
-            with writing(out, "--out"):
+            with writing(f"--out {out}"):
                 state.save(partial, made_from)
             saved = time.monotonic()
     lens = state.lens()
-    with writing(out, "--out"):
+    with writing(f"--out {out}"):
         lens.save(out)
         state.save(partial, made_from)
     size = out.stat().st_size / 2**20

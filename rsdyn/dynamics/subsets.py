@@ -115,16 +115,6 @@ class Subsets:
         return found
 
 
-def correlations(x: Tensor, members: Tensor) -> Tensor:
-    """Pearson's r ``(P, S - 1, U)`` float64 of each unit with itself one sublayer later, over each subset's members.
-
-    ``x`` is ``(N, S, U)``, ``members`` boolean ``(P, N)``. NaN where a unit is constant in a subset, or it has fewer
-    than two members.
-    """
-    away = x.to(torch.float64) - x.to(torch.float64).mean(0)
-    return _correlations(away, away.square().mean(0).sqrt(), weights_of(members))
-
-
 def _correlations(away: Tensor, spread: Tensor, weight: Tensor) -> Tensor:
     z = away / torch.where(spread > 0, spread, torch.nan)
     first = _mean(weight, z)

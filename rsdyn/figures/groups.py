@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,8 +15,7 @@ from rsdyn.figures.streams import depth_lines
 
 COLOURS = ("cross", "c1", "within", "c2", "c3", "c6", "c5", "c4")
 DASHES = ("solid", "dash", "dot", "dashdot")
-SECTION = "groups_"  # what the keys of these panels begin with
-APART = "_without_massive"
+SECTION = "groups"  # of these panels, and what their keys begin with
 LABELS = {
     "density": "share of units",
     "participation": "units",
@@ -38,35 +38,43 @@ def groups(found: ByGroup | None, *, n_sublayers: int, sites: int) -> list[Panel
         return []
     panels: list[Panel] = []
     for key, curve in found.curves.items():
-        if curve.value.shape[1] > 1 and not key.endswith(APART):
+        if curve.value.shape[1] > 1 and not curve.without_massive:
             panels += _panels(key, curve, found, n_sublayers, sites)
     return panels
 
 
-def look_of_group(place: int, *, apart: bool = False) -> Look:
-    """The look of a group, by its place among the names; ``apart`` of its curve without massive units."""
-    dash = "longdash" if apart else DASHES[place // len(COLOURS) % len(DASHES)]
-    return Look(COLOURS[place % len(COLOURS)], dash)
+def looks_of_groups(names: Sequence[str]) -> list[Look]:
+    """The look of each group: of its name, whatever groups stand beside it, unless one before has taken that look."""
+    every = [Look(colour, dash) for dash in DASHES for colour in COLOURS]
+    looks: list[Look] = []
+    for name in names:
+        first = zlib.crc32(name.encode()) % len(COLOURS)
+        own = [every[(first + k) % len(COLOURS)] for k in range(len(COLOURS))] + every[len(COLOURS) :]
+        looks.append(next((look for look in own if look not in looks), own[0]))
+    return looks
 
 
 def _panels(key: str, curve: GroupCurve, found: ByGroup, n_sublayers: int, sites: int) -> list[Panel]:
-    y, few = LABELS[key], found.curves.get(key + APART)
+    y = LABELS[key]
+    few = next((c for c in found.curves.values() if c.path == curve.path and c.without_massive), None)
+    looks = looks_of_groups(found.names)
     axis = depth_axis(n_sublayers, sites)
     between = curve.value.shape[1] == n_sublayers - 1
     kinds = " Circles are steps within a layer, squares those from layer to layer." if between and sites == 2 else ""
     equal = "; every group at equal N, of larger ones a random part" if curve.equal_n else ""
     sizes = ", ".join(f"{name} {n:,}" for name, n in zip(found.names, curve.n.tolist(), strict=True))
     names = [shown(name) for name in found.names]
-    lines = _lines(names, array(curve.value), array(curve.interval), n_sublayers, sites, range(len(names)))
+    lines = _lines(names, array(curve.value), array(curve.interval), n_sublayers, sites, looks)
     if few is not None:
         apart = [f"{name}, {WITHOUT}" for name in names]
-        lines += _lines(apart, array(few.value), array(few.interval), n_sublayers, sites, range(len(names)), waits=True)
+        lines += _lines(apart, array(few.value), array(few.interval), n_sublayers, sites, looks, waits=True)
     values = array(curve.value)
     where = _where(values.shape[1], n_sublayers, sites)
     told = "; ".join(in_words(n, v, where) for n, v in zip(names, values, strict=True) if np.isfinite(v).any())
     made = [
         Panel(
-            key=f"{SECTION}{key}", title=f"By group: {curve.words}", marks=tuple(lines), x=axis, y=Axis(y),
+            key=f"{SECTION}_{key}", section=SECTION, title=f"By group: {curve.words}", marks=tuple(lines),
+            x=axis, y=Axis(y),
             bands=f"95 % interval over {found.over}",
             caption=Caption(
                 f"The {curve.words} of each group of sequences (trajectories: {sizes}){equal}.{kinds}",
@@ -81,19 +89,20 @@ def _panels(key: str, curve: GroupCurve, found: ByGroup, n_sublayers: int, sites
         return made
     several = len(found.names) > 2
     contrasts = [shown(name) for name in (found.first if several else found.contrasts)]
-    places = [found.names.index(name) for name in found.first]
-    lines = _lines(contrasts, array(curve.difference), array(curve.difference_interval), n_sublayers, sites, places)
+    looks = [looks[found.names.index(name)] for name in found.first]
+    lines = _lines(contrasts, array(curve.difference), array(curve.difference_interval), n_sublayers, sites, looks)
     if few is not None:
         apart = [f"{name}, {WITHOUT}" for name in contrasts]
         lines += _lines(
-            apart, array(few.difference), array(few.difference_interval), n_sublayers, sites, places, waits=True
+            apart, array(few.difference), array(few.difference_interval), n_sublayers, sites, looks, waits=True
         )
     ps = ", ".join(f"{name} {brief(float(p))}" for name, p in zip(contrasts, curve.p, strict=True))
     rest = "Each group less all other labelled sequences" if several else f"The difference {contrasts[0]}"
     told = "; ".join(in_words(n, array(v), where) for n, v in zip(contrasts, curve.difference, strict=True))
     made.append(
         Panel(
-            key=f"{SECTION}{key}_difference",
+            key=f"{SECTION}_{key}_difference",
+            section=SECTION,
             title=f"Difference between groups: {curve.words}",
             marks=(Rule(name="zero", y=0.0, legend=False), *lines),
             x=axis, y=Axis(f"difference, {y}"),
@@ -126,7 +135,7 @@ def _lines(
     ends: np.ndarray,
     n_sublayers: int,
     sites: int,
-    looks: Sequence[int],
+    looks: Sequence[Look],
     *,
     waits: bool = False,
 ) -> list[Mark]:
@@ -135,7 +144,8 @@ def _lines(
     between = n == n_sublayers - 1
     at = np.arange(n) + (0.5 if between else 1.0 if n == n_sublayers - 2 else 0.0)
     where = _where(n, n_sublayers, sites)
-    for i, (name, place) in enumerate(zip(names, looks, strict=True)):
+    for i, (name, look) in enumerate(zip(names, looks, strict=True)):
+        look = Look(look.colour, "longdash") if waits else look
         if not np.isfinite(values[i]).any():
             continue  # too few sequences for it
         low, high = ends[:, i]
@@ -146,7 +156,7 @@ def _lines(
         ]
         marks += depth_lines(
             name, at, values[i], low=low if known else None, high=high if known else None, text=text,
-            sites=sites, between=between, look=look_of_group(place, apart=waits), width=0.8 if waits else 1.0,
+            sites=sites, between=between, look=look, width=0.8 if waits else 1.0,
             waits=waits,
         )  # fmt: skip
     return marks

@@ -326,6 +326,7 @@ class Panel:
     Attributes:
         key: its file's name, its identifier on the page, and its key in W&B.
         figure: of the paper, as ``1E``; of what the paper has not, the figure that it belongs to.
+        section: of the page, where it belongs to no figure and stands with others.
         title: what it shows.
         marks: what is drawn, from back to front.
         x, y: its axes; ``axes`` those of single options of the first control, where they differ.
@@ -346,6 +347,7 @@ class Panel:
     x: Axis
     y: Axis
     figure: str = ""
+    section: str = ""
     caption: Caption = NO_CAPTION
     alt: str = ""
     note: str = ""

@@ -15,11 +15,12 @@ from torch import Tensor
 
 import rsdyn
 from rsdyn.analysis import group_table
-from rsdyn.analysis.by_label import Labelled, by_group, check_groups, given_by_group
+from rsdyn.analysis.by_label import by_group, given_by_group
 from rsdyn.analysis.checks import check_settings
 from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.finding import Finding
 from rsdyn.analysis.findings import findings
+from rsdyn.analysis.group_design import Labelled, check_groups
 from rsdyn.analysis.measure import How
 from rsdyn.analysis.measures.rotation import compare_streams
 from rsdyn.analysis.probe import ResidualStreamProbe
@@ -157,7 +158,7 @@ class Groups:
         head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "N", *group_table.heads(self.results)))
         rows = []
         for row in group_table.rows(self.results):
-            cells = [row.label, row.n, *(text + (f"; {below}" if below else "") for text, below in row.cells)]
+            cells = [row.label, row.n, *(cell.whole for cell in row.cells)]
             rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
         said = "".join(f"<p>{html.escape(note)}</p>" for note in self.results.notes)
         return (

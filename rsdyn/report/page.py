@@ -79,7 +79,7 @@ def make_page(runs: Sequence[RunFiles], title: str | None = None) -> str:
         page.add("findings", "Findings", what_ran.findings(runs))
     measured = [run for run in runs if run.measured]
     drawn = _analyses(measured)
-    by_group = [one for one in drawn if one.key.startswith(SECTION)]
+    by_group = [one for one in drawn if one.section == SECTION]
     if tables := what_ran.by_group(measured):
         page.add("groups", "By group", tables + page.panels(by_group))
     drawn = [one for one in drawn if one not in by_group]
@@ -365,6 +365,6 @@ def whole_page(page: Page, of: str) -> str:
 def write_page(html: str, out: str | Path) -> Path:
     """Write the page whole or not at all; UserError when it cannot be written there."""
     path = output_file(out, "-o")
-    with writing(out, "-o"):
+    with writing(f"-o {out}"):
         write_text(path, html)
     return path

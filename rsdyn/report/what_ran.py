@@ -128,16 +128,15 @@ def findings(runs: Sequence[RunFiles]) -> str:
     analyses = [run for run in runs if run.script == "analyze"]
     parts = [
         '<p class="note">What the paper reports is of Llama 3.1 8B and stands beside what was measured here; nothing '
-        "on this page says that a claim holds. In brackets: 95 % intervals (jackknife; of rank "
-        "correlations, by simulation from it). They do not cover the choice of model or of text. Under a trend: the "
-        "first, middle and last value of its curve. Turns are clockwise.</p>"
+        "on this page says that a claim holds. Intervals are by the jackknife, of rank correlations by "
+        "simulation from it, and do not cover the choice of model or of text. Under a trend: the first, middle and "
+        "last value of its curve. Turns are clockwise.</p>"
     ]
     for run in analyses:
         if len(analyses) > 1:
             parts.append(f"<h3>{escape(run.name)} <small>{escape(run.model)}</small></h3>")
-        counts = next(iter(run.summary.get("counts", {}).values()), None)
-        over = [f"Intervals leave out {counts['intervals_over']}, in {counts['groups']} groups."] if counts else []
-        parts += [_table(run), *(f'<p class="note">{escape(line)}</p>' for line in over), _without_largest(run)]
+        over = notes([run.results.main.counts.intervals]) if run.measured else ""
+        parts += [_table(run), over, _without_largest(run)]
         parts += [f'<p class="note">{escape(line)}</p>' for line in run.summary.get("in_words", [])]
     return "".join(parts)
 
@@ -155,10 +154,10 @@ def by_group(runs: Sequence[RunFiles]) -> str:
         body = []
         for row in group_table.rows(found):
             cells = ""
-            for name, (text, below), clear in zip(names[2:], row.cells, row.clear, strict=True):
-                told = _in_two(_minus(text), _minus(below) if clear else "")
+            for name, cell, clear in zip(names[2:], row.cells, row.clear, strict=True):
+                below = "; ".join(filter(None, (cell.interval, cell.below if clear else "")))
                 bold = ' class="clear"' if clear else ""
-                cells += f'<td{bold} data-label="{escape(name)}">{_with_below(*told)}</td>'
+                cells += f'<td{bold} data-label="{escape(name)}">{_with_below(_minus(cell.value), _minus(below))}</td>'
             kind = ' class="of"' if row.under else ""
             body.append(
                 f'<tr><th scope="row"{kind}>{escape(row.label)}</th><td data-label="N">{row.n}</td>{cells}</tr>'
@@ -223,12 +222,6 @@ def _cell(value: dict[str, Any]) -> str:
     elif value.get("first") is not None:
         below = " → ".join(brief(value.get(end)) for end in ("first", "middle", "last"))
     return _with_below(text, below, escaped=True)
-
-
-def _in_two(text: str, below: str) -> tuple[str, str]:
-    """A value, and below it its interval and what stood below."""
-    value, bracket, ends = text.partition(" [")
-    return value, "; ".join(filter(None, (bracket.strip() + ends, below)))
 
 
 def _with_below(text: str, below: str, *, escaped: bool = False) -> str:

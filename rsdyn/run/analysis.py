@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from rsdyn.analysis import group_table, jacobian_table
-from rsdyn.analysis.answer import UNTRAINED, answer
-from rsdyn.analysis.by_label import Labelled, by_group, check_groups, given_by_group
+from rsdyn.analysis.answer import answer
+from rsdyn.analysis.by_label import by_group, given_by_group
 from rsdyn.analysis.checks import check_settings
 from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.findings import findings
+from rsdyn.analysis.group_design import Labelled, check_groups
 from rsdyn.analysis.jacobians import JacobianResult, claims
 from rsdyn.analysis.left_out import as_json as left_out_json
 from rsdyn.analysis.left_out import as_markdown as left_out_markdown
@@ -21,7 +22,7 @@ from rsdyn.analysis.left_out import without_largest
 from rsdyn.analysis.measure import How
 from rsdyn.analysis.results import AnalysisResults, ConditionResults, on_cpu
 from rsdyn.analysis.seeds import with_seeds
-from rsdyn.analysis.settings import JACOBIAN, OF_STREAM, PHASES, READOUT, AnalysisConfig, needs_streams
+from rsdyn.analysis.settings import JACOBIAN, OF_STREAM, PHASES, READOUT, UNTRAINED, AnalysisConfig, needs_streams
 from rsdyn.analysis.shape import with_phases
 from rsdyn.analysis.shape_rows import shape_in_words, shape_rows
 from rsdyn.analysis.stored import flatten

@@ -16,6 +16,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rsdyn.analysis.subset_curves import CURVES as BY_GROUP
+from rsdyn.analysis.subset_curves import SINGLE
+
 CURVE = "depth/{measure}/{series}"
 CHART = "charts/{key}"
 TABLE = "tables/{name}"
@@ -169,20 +172,8 @@ PANELS = {
     },
     "G": {
         f"groups_{key}{more}": f"{head}: {words}"
-        for key, words in {
-            "density": "share of active units",
-            "participation": "units that share the mean (participation ratio)",
-            "correlation": "mean correlation",
-            "cosine": "mean cosine",
-            "speed": "mean speed",
-            "relative_speed": "mean speed over the state's norm",
-            "norm": "mean norm of the state",
-            "explained": "variance that common components explain",
-            "curvature": "angle between successive steps, radians",
-            "information": "mean information, nats",
-            "dimensions": "dimensions filled (participation ratio)",
-            "components_90": "components for 90 % of a sublayer's variance",
-        }.items()
+        for path, (_, key, words) in BY_GROUP.items()
+        if path not in SINGLE
         for more, head in {"": "By group", "_difference": "Difference between groups"}.items()
     },
     "J": {

@@ -248,11 +248,11 @@ def test_a_cache_that_cannot_be_written_is_refused_before_the_work(words, tmp_pa
     def refuse(path):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("rsdyn.commands.jacobians.try_to_write", refuse)
+    monkeypatch.setattr("rsdyn.files.try_to_write", refuse)
     monkeypatch.setattr("rsdyn.commands.jacobians.measure_text", lambda *a, **k: pytest.fail("measured before"))
     assert run(words, **{"run.dir": tmp_path / "run"}) == 2
     said = capsys.readouterr().err
-    assert re.search("cache.dir=.*: cannot write there .Read-only file system.*cache.enabled=false", said)
+    assert re.search("cache.dir=.*: cannot be written there .Read-only file system", said)
 
 
 def test_the_plan_says_what_it_costs(words, tmp_path, capsys):

@@ -8,8 +8,9 @@ import torch
 from scipy.stats import binom
 
 from rsdyn.analysis import by_label, group_table
-from rsdyn.analysis.by_label import LINEAR, Labelled, by_group, check_groups
+from rsdyn.analysis.by_label import by_group
 from rsdyn.analysis.collected import Collected
+from rsdyn.analysis.group_design import Labelled, check_groups
 from rsdyn.analysis.measure import How
 from rsdyn.analysis.results import AnalysisResults, curves
 from rsdyn.analysis.settings import AnalysisConfig, RotationConfig
@@ -196,4 +197,3 @@ def test_without_massive_units_and_in_a_file_and_back(few_permutations, tmp_path
     assert back.by_group.notes == found.notes and back.by_group.contrasts == ("a - b",)
     assert group_table.as_json(back.by_group) == group_table.as_json(found)
     assert unflatten(flatten(whole)).by_group is None
-    assert set(LINEAR) >= {"norm/mean", "cosine/mean"}

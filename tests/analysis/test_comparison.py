@@ -34,7 +34,7 @@ def test_what_a_twin_owes_to_its_trained_model_does_not_tell_twins_apart():
     def trained(label, likeness):
         own = model(label)
         added = tuple(
-            Finding(key, measure, "", "", key, {"original": Value(0.5), "untrained": Value(likeness)})
+            Finding(key, measure, "", "", key, {"original": Value(0.5), "untrained": Value(likeness)}, of_main=True)
             for key, measure, *_ in more
         )
         return dataclasses.replace(own, findings=(*own.findings, *added))

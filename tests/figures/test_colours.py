@@ -9,6 +9,7 @@ from rsdyn.analysis.jacobians import SERIES
 from rsdyn.analysis.settings import CONDITIONS
 from rsdyn.figures.analysis import analysis_panels
 from rsdyn.figures.colours import DARK, DASHES, LIGHT, LOOKS, look_of
+from rsdyn.figures.groups import looks_of_groups
 from rsdyn.figures.panel import Line
 from rsdyn.figures.streams import Analysis, streams_of
 from rsdyn.labels import NAMES
@@ -64,3 +65,10 @@ def test_of_several_runs_a_colour_is_a_run_and_a_dash_a_condition():
 def test_the_page_has_the_figures_colours():
     css = colours()
     assert all(f"--{name}:{value};" in css for theme in (LIGHT, DARK) for name, value in theme.items())
+
+
+def test_a_group_keeps_its_look_whatever_groups_stand_beside_it():
+    few, more = ("correct", "wrong"), ("correct", "unsure", "wrong")
+    assert looks_of_groups(few) == [look for name, look in zip(more, looks_of_groups(more), strict=True) if name in few]
+    many = [f"group {i}" for i in range(30)]
+    assert len(set(looks_of_groups(many))) == 30 and len({look.colour for look in looks_of_groups(many[:8])}) == 8

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_a_file_that_can_be_written_is_neither_made_nor_changed(tmp_path):
 def test_a_disk_that_fills_or_closes_after_the_work_is_one_line(tmp_path, monkeypatch, number):
     monkeypatch.setattr(files, "_temporary", refuse(number))
     message = f"--out .*cannot be written there .{os.strerror(number)}"
-    with pytest.raises(UserError, match=message) as error, writing(tmp_path / "x.md", "--out"):
+    with pytest.raises(UserError, match=message) as error, writing(f"--out {tmp_path / 'x.md'}"):
         write_text(tmp_path / "x.md", "found")
     assert isinstance(error.value.__cause__, OSError)
 
@@ -55,3 +56,10 @@ def test_commands_say_so_before_they_open_a_model(command, name, tmp_path, monke
     assert command.main(["embedded", "--texts", "5", "--out", str(tmp_path / name)]) == 2
     said = capsys.readouterr()
     assert said.out == "" and "Read-only file system" in said.err and said.err.count("\n") == 1
+
+
+def test_so_does_a_cache_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, "_temporary", refuse(errno.EROFS))
+    assert claims.main(["embedded", "--texts", "5", "--cache", str(tmp_path / "cache")]) == 2
+    said = capsys.readouterr()
+    assert re.search("--cache .*cannot be written there .Read-only file system", said.err) and said.err.count("\n") == 1

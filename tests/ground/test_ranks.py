@@ -50,7 +50,7 @@ def test_launchers_and_whoever_starts_processes_itself_pass(env, n):
 @pytest.mark.parametrize(
     ("env", "batch"),
     [(SBATCH, True), (SRUN, False), (SRUN | {"SLURM_PROCID": "0"}, False), (SBATCH | {"SLURM_STEP_ID": "0"}, False),
-     ({}, False), (TORCHRUN, False)],
+     ({}, False), (TORCHRUN, False), (SBATCH | TORCHRUN, False)],
 )  # fmt: skip
 def test_a_batch_script_is_told_from_what_srun_starts(env, batch):
     assert in_batch_script(env) == batch
@@ -60,3 +60,4 @@ def test_several_machines_need_srun():
     with pytest.raises(UserError, match=r"SLURM_NTASKS=2 .*srun did not start this .*2 machines.*Put srun before"):
         check_ranks(n_processes=2, n_nodes=2, env=SBATCH)
     check_ranks(n_processes=2, n_nodes=2, env=SBATCH | {"SLURM_STEP_ID": "0"})
+    check_ranks(n_processes=4, n_nodes=2, env=SBATCH | TORCHRUN)

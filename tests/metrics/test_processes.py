@@ -1,15 +1,9 @@
 """Work that several processes share, against the same work in one: real processes, forked, over gloo."""
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from two_processes import run_in_two
 
 from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.measures.mutual_information import mutual_information
@@ -23,7 +17,6 @@ from rsdyn.metrics.processes import from_all, n_processes, shared_out
 from rsdyn.metrics.samples import MutualInformation, UnitTrajectories
 from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
 
-ROOT = Path(__file__).parents[2]
 WORLDS = (2, 5)  # five are more than there are sublayers and units
 N, S, D = 40, 4, 3
 EXACT = ("pca/over_depth/dimensions", "pca/over_depth/components_90", "mi/", "beyond")
@@ -169,23 +162,7 @@ for world in t.WORLDS:
 def found(tmp_path_factory):
     """What each process of each world found."""
     folder = tmp_path_factory.mktemp("processes")
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    tests = (ROOT, ROOT / "tests", ROOT / "tests" / "metrics")
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, tests)), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(script), str(folder)],
-        env=env,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        _, said = process.communicate(timeout=150)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # all, should one be waiting for another
-        process.wait()
-    assert process.returncode == 0, said.decode()
+    run_in_two(SCRIPT, folder, seconds=150)
     return {(world, rank): torch.load(folder / f"{world}-{rank}.pt") for world in WORLDS for rank in range(world)}
 
 

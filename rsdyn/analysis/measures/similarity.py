@@ -11,13 +11,13 @@ from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.measure import Measure
 from rsdyn.analysis.over_sequences import with_interval
 from rsdyn.analysis.results import Grams, Measured, Similarity
+from rsdyn.analysis.settings import UNTRAINED
 from rsdyn.dynamics.resampling import group_of
 from rsdyn.dynamics.similarity import LEAST, hollow_grams, map_of, packed, permuted_floor, without_each_group
 from rsdyn.metrics.processes import from_all
 
 N_GROUPS = 20
 KEPT = 400  # sequences whose Gram matrices are kept: 10 MB for 60 sublayers
-WITHOUT_TRAINING = "untrained"  # the stream that is kept beside the main one
 
 
 def similarity(collected: Collected, main: Collected | None = None, *, seed: int, floor: bool = True) -> Similarity:
@@ -35,7 +35,7 @@ def similarity(collected: Collected, main: Collected | None = None, *, seed: int
         adjacent=_pairs(collected, grams[:-1], grams[1:], None if few is None else (few[:-1], few[1:])),
         floor=permuted_floor(grams[:-1], grams[1:], seed=seed) if floor else None,
         map_without_massive=None if few is None else map_of(few),
-        grams=_kept(collected, grams) if main is None or collected.name == WITHOUT_TRAINING else None,
+        grams=_kept(collected, grams) if main is None or collected.name == UNTRAINED else None,
     )
     if main is None:
         return found

@@ -278,7 +278,7 @@ def gguf_errors(name: str, architecture: str) -> Iterator[None]:
 
 
 def gguf_config(file: GGUFFile, name: str) -> Any:
-    """Transformers' config of a GGUF file, with the scaling of positions that transformers leaves out.
+    """The config of a GGUF file as transformers has it, with the scaling of positions that transformers leaves out.
 
     Llama 3.1 and its successors scale the frequencies of their rotary positions; llama.cpp stores the divisors as a
     tensor, which transformers skips without a word. Where they are those of a ``llama3`` scaling it is put into the
@@ -322,7 +322,7 @@ def _lost_positions(name: str, what: str) -> UserError:
 
 
 def gguf_tokenizer(file: GGUFFile, name: str) -> Any:
-    """Transformers' tokenizer of a GGUF file; ``UserError`` where it cannot be built."""
+    """The tokenizer of a GGUF file as transformers has it; ``UserError`` where it cannot be built."""
     from transformers import AutoTokenizer
 
     try:

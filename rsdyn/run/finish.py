@@ -37,7 +37,7 @@ class Recorded:
         """What the language model had to do."""
         n = sum(self.counts)
         if n or not all(isinstance(stream, KeptStream) for stream in self.streams):
-            return f"{n} sequences recorded" if n else "not loaded, all was cached"
+            return f"{n} sequences recorded" if n else "no sequence recorded, all were cached"
         return "not needed: the stream was recorded elsewhere"
 
 

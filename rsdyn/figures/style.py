@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -95,12 +96,22 @@ def _text_width(text: str, size: float) -> float:
     return max(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in text.split("\n"))
 
 
+class _Wrapper(textwrap.TextWrapper):
+    """Breaks what is longer than a line, such as a model's name, behind ``/``, ``_``, ``-`` or ``.`` if it can."""
+
+    def _split(self, text: str) -> list[str]:
+        found = []
+        for chunk in super()._split(text):
+            found += re.findall(r"[^/_.-]*[/_.-]+|[^/_.-]+$", chunk) if len(chunk) > self.width else [chunk]
+        return found
+
+
 def wrapped(text: str, size: float, room: float = ROOM) -> str:
     """The text, broken into lines of at most ``room`` points."""
     lines = []
     for line in text.split("\n"):
         width = _text_width(line or " ", size)
-        lines.append(line if width <= room else textwrap.fill(line, max(1, int(len(line) * room / width * 0.95))))
+        lines.append(line if width <= room else _Wrapper(max(1, int(len(line) * room / width * 0.95))).fill(line))
     return "\n".join(lines)
 
 

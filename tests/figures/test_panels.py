@@ -34,6 +34,7 @@ from rsdyn.figures.panel import (
     in_words,
     log_ticks,
 )
+from rsdyn.figures.style import wrapped
 
 PANELS = every_panel()
 NOT_NAMED = {"resid_pre", "resid_mid", "start", "end", "end (bold)"}  # parts of a path
@@ -294,3 +295,10 @@ def test_every_kind_of_mark_has_both_ways_to_be_drawn():
     kinds = {Line, Band, Rule, Path, Paths, HeatMap, Distribution, Bars, Flow, Said}
     assert kinds == set(static.DRAW) == set(interactive.MAKE)
     assert look_of("within layer").colour == "within" and Caption("x").read_for == "" and BarContainer
+
+
+def test_a_long_name_breaks_behind_its_separators_and_within_a_word_only_where_it_must():
+    assert wrapped("SmolLM2-135M-Instruct.Q4_1 (untrained)", 7, 60) == "SmolLM2-135M-\nInstruct.Q4_1\n(untrained)"
+    assert wrapped("meta-llama/Llama-3.1-8B", 7, 50) == "meta-llama/\nLlama-3.1-8B"
+    assert wrapped("well-read words stay whole", 7, 60).split() == "well-read words stay whole".split()
+    assert wrapped("abcdefghijklmnopqrstuvwxyz", 7, 30).replace("\n", "") == "abcdefghijklmnopqrstuvwxyz"

@@ -209,7 +209,8 @@ def mle(x: Tensor, k: int = 20) -> float:
 def effective_rank(x: Tensor, *, centre: bool = True) -> Tensor:
     """The exponential of the entropy of the singular values' shares (Roy & Vetterli 2007), of ``x`` ``(..., N, D)``.
 
-    1 for a line, ``k`` for ``k`` directions of one size; NaN where nothing varies. A scalar per matrix, float64.
+    1 for a line, ``k`` for ``k`` directions of one size; NaN where nothing varies. A scalar per matrix, float64. Raises
+    ``ValueError`` for another shape, or what is not finite.
     """
     values = torch.linalg.svdvals(_about(x, centre))
     return _entropy(values).exp()
@@ -218,7 +219,8 @@ def effective_rank(x: Tensor, *, centre: bool = True) -> Tensor:
 def matrix_entropy(x: Tensor, *, centre: bool = True) -> Tensor:
     """Von Neumann entropy in nats of the Gram matrix of trace 1, of ``x`` ``(..., N, D)`` (Giraldo et al. 2015).
 
-    The entropy of the shares of variance along the principal components: from 0 to ``log min(N, D)``. Float64.
+    The entropy of the shares of variance along the principal components: from 0 to ``log min(N, D)``; NaN where nothing
+    varies. Float64. Raises as :func:`effective_rank` does.
     """
     return _entropy(torch.linalg.svdvals(_about(x, centre)).square())
 
@@ -236,14 +238,20 @@ def entropy_of_variances(variances: Tensor) -> Tensor:
 def _about(x: Tensor, centre: bool) -> Tensor:
     if x.ndim < 2:
         raise ValueError(f"x of shape {tuple(x.shape)}: give (N, D), samples by units.")
-    x = x.to(torch.float64)
-    return x - x.mean(-2, keepdim=True) if centre else x
+    x = x.detach().to(torch.float64)
+    if not x.isfinite().all():
+        raise ValueError("x: it holds NaN or infinities. Leave those samples or units out.")
+    if not centre or not x.shape[-2]:
+        return x
+    x = x - x[..., :1, :]  # exactly zero where all are equal, which less their mean they need not be
+    return x - x.mean(-2, keepdim=True)
 
 
 def _entropy(weights: Tensor) -> Tensor:
     """Entropy in nats of non-negative weights ``(..., K)`` over their sum; NaN where that is 0."""
     total = weights.sum(-1, keepdim=True)
-    return torch.special.entr(weights / torch.where(total > 0, total, torch.nan)).sum(-1)
+    entropy = torch.special.entr(weights / torch.where(total > 0, total, torch.nan)).sum(-1)
+    return torch.where(total.squeeze(-1) > 0, entropy, torch.nan)
 
 
 def _scikit_dimension() -> Any:

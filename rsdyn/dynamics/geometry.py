@@ -1,6 +1,7 @@
 """Direction and pace of trajectories: what each sequence's stream vector does from one sublayer to the next.
 
-Chunks of sequences are taken to float32 one at a time, so no float32 copy of a bf16 stream is made.
+Chunks of sequences are taken to float32 one at a time, so no float32 copy of a bf16 stream is made. Gradients are not
+followed.
 """
 
 from __future__ import annotations
@@ -124,13 +125,14 @@ def curvature(trajectories: Tensor, units: Tensor | None = None) -> Tensor:
     2023, METHOD section 14). Scaling the steps of a sublayer changes no angle. As twice the arc tangent of half the
     angle, which keeps small angles and those near pi exact where the arc cosine loses them.
 
-    Arguments, dtype and errors are those of :func:`cosine`, but three sublayers are needed; NaN where a step is zero.
+    Arguments, dtype and errors are those of :func:`cosine`, but three sublayers are needed; NaN where a step is zero,
+    or longer than its square can be told.
     """
 
     def measure(x: Tensor) -> Tensor:
         steps = x[:, 1:] - x[:, :-1]
         size = torch.linalg.vector_norm(steps, dim=-1, keepdim=True)
-        ahead = steps / torch.where(size > 0, size, torch.nan)
+        ahead = steps / torch.where((size > 0) & size.isfinite(), size, torch.nan)
         before, after = ahead[:, :-1], ahead[:, 1:]
         apart = torch.linalg.vector_norm(after - before, dim=-1)
         return 2 * torch.atan2(apart, torch.linalg.vector_norm(after + before, dim=-1))
@@ -186,6 +188,7 @@ def _over_chunks(
     """``measure`` of chunks of sequences side by side, ``(N, *more, S - lost)``; ``x`` and ``units`` are checked."""
     if x.ndim != 3:
         raise ValueError(f"trajectories of shape {tuple(x.shape)}: give (N, S, D), sequences by sublayers by units.")
+    x = x.detach()
     n, s, d = x.shape
     if s <= lost:
         raise ValueError(f"trajectories of {s} sublayers: at least {lost + 1} are needed; record more sublayers.")

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_NORMALISED = 0.1  # by which the logarithm of a sum of probabilities may miss 0, in half precision too
+
 
 class Readout(NamedTuple):
     """The readout of each sublayer against the final one.
@@ -40,14 +42,18 @@ def readout(final_log_probs: Tensor, log_probs: Tensor) -> Readout:
         final_log_probs: ``(N, V)``, natural logarithms of probabilities.
         log_probs: ``(N, S, V)``, the same at each sublayer.
 
+    Half precision is computed in float32.
+
     Raises:
-        ValueError: for shapes that do not belong together.
+        ValueError: for shapes that do not belong together, and for what are no logarithms of probabilities, such as
+            logits, probabilities or NaN.
     """
     if final_log_probs.ndim != 2 or log_probs.ndim != 3 or log_probs.shape[::2] != final_log_probs.shape:
         raise ValueError(
             f"final_log_probs {tuple(final_log_probs.shape)} and log_probs {tuple(log_probs.shape)}: give (N, V) and "
             "(N, S, V)."
         )
+    final_log_probs, log_probs = _log_probs("final_log_probs", final_log_probs), _log_probs("log_probs", log_probs)
     probs = final_log_probs.exp()[:, None]
     # a token of probability 0 at the end counts for nothing, whatever it has here
     terms = torch.where(probs > 0, probs * (final_log_probs[:, None] - log_probs), 0.0)
@@ -63,6 +69,19 @@ def readout(final_log_probs: Tensor, log_probs: Tensor) -> Readout:
         agrees=agrees,
         commit=commit_depth(agrees),
     )
+
+
+def _log_probs(name: str, values: Tensor) -> Tensor:
+    values = values.detach()
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    total = values.logsumexp(-1)
+    wrong = ~(total.abs() < _NORMALISED)
+    if wrong.any():
+        raise ValueError(
+            f"{name}: a row of probabilities sums to {float(total[wrong][0].exp()):.4g} and not to 1. Give natural "
+            "logarithms of probabilities, as log_softmax does."
+        )
+    return values
 
 
 def commit_depth(agrees: Tensor) -> Tensor:

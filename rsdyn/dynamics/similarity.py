@@ -28,11 +28,12 @@ def cka(x: Tensor, y: Tensor) -> Tensor:
         constant. The expectation over sequences is that of a sample: no bias from ``N`` or ``D`` is left.
 
     Raises:
-        ValueError: for other shapes, numbers of samples that differ, or fewer than four.
+        ValueError: for other shapes, numbers of samples that differ, fewer than four, or what is not finite.
     """
     for name, value in (("x", x), ("y", y)):
         if value.ndim != 2:
             raise ValueError(f"{name} of shape {tuple(value.shape)}: give (N, D), samples by units.")
+        _check_finite(name, value)
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} samples and y {len(y)}: they must be the same samples, row by row.")
     a, b = centred_gram(x), centred_gram(y)
@@ -54,6 +55,7 @@ def cka_map(x: Tensor, y: Tensor | None = None) -> Tensor:
     for name, value in (("x", x), ("y", x if y is None else y)):
         if value.ndim != 3:
             raise ValueError(f"{name} of shape {tuple(value.shape)}: give (N, S, D), samples by sublayers by units.")
+        _check_finite(name, value)
     if y is not None and len(x) != len(y):
         raise ValueError(f"x has {len(x)} samples and y {len(y)}: they must be the same samples, row by row.")
     a = _flat_grams(x)
@@ -230,7 +232,8 @@ def _hollow_gram(x: Tensor) -> Tensor:
     """Products of all pairs of different states ``(N, D)``, about their mean, which the estimator does not see."""
     if len(x) < LEAST:
         raise ValueError(f"x has {len(x)} samples: the debiased estimator needs at least {LEAST}.")
-    x = x.to(torch.float64)
+    x = x.detach().to(torch.float64)
+    x = x - x[0]  # exactly zero where all are equal, which less their mean they need not be
     x = x - x.mean(0)
     return (x @ x.T).fill_diagonal_(0)
 
@@ -245,6 +248,11 @@ def _flat_grams(x: Tensor) -> Tensor:
         size = found.norm()
         out[k] = (found / torch.where(size > 0, size, torch.nan)).to(torch.float32)
     return out
+
+
+def _check_finite(name: str, x: Tensor) -> None:
+    if not x.isfinite().all():
+        raise ValueError(f"{name}: it holds NaN or infinities. Leave those samples, sublayers or units out.")
 
 
 def _aligned(product: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:

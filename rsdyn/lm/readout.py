@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rsdyn.dynamics.readout import Readout, commit_depth
-from rsdyn.errors import UserError
+from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.lm.lens import JacobianLens
 from rsdyn.lm.model import LanguageModel
 
@@ -142,11 +142,14 @@ def stream_readout(lm: LanguageModel, states: Tensor, final: Tensor, lens: Lens)
         lm: with its head.
         states: ``(N, S, D)``, at the sublayers from 0 on.
         final: ``(N, D)``, behind the last layer.
-        lens: how they are read; NaN, and rank -1, where it does not.
+        lens: how they are read; NaN, and rank -1, where it does not, and where what it reads is beyond the model's
+            number format.
 
     Returns:
         As :func:`rsdyn.dynamics.readout.readout`; ``commit`` is over the sublayers that the lens reads, ``S`` where
         the top token is not the final one at the last of them. On the CPU.
+
+    Raises ``NonFiniteError`` where the model's own distribution is NaN, as half precision can make it.
     """
     n, s, _ = states.shape
     reads = [k for k in range(s) if lens.reads(k)]
@@ -157,6 +160,11 @@ def stream_readout(lm: LanguageModel, states: Tensor, final: Tensor, lens: Lens)
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
         end = lm.log_probs(final[rows].to(lm.device, lm.dtype))
+        if end.isnan().any():
+            raise NonFiniteError(
+                f"readout: the next-token distribution of {lm.name} is NaN in {lm.dtype}. Compute in a wider type "
+                "(dtype=float32)."
+            )
         top, probs = end.argmax(-1), end.exp()
         sure = torch.linalg.vecdot(probs, end.clamp(min=torch.finfo(end.dtype).min))  # of p log p
         for k in reads:
@@ -180,6 +188,7 @@ def _compare(logits: Tensor, top: Tensor, probs: Tensor, sure: Tensor) -> tuple[
     logits = (logits - highest).clamp_(min=-1e4)  # of a probability below any number; 0 x inf would be NaN
     weights = logits.exp()
     total = weights.sum(1)
+    rank = torch.where(total.isfinite(), rank, -1)  # to NaN nothing is larger
     log_total = total.log()
     entropy = log_total - torch.linalg.vecdot(weights, logits) / total
     kl = sure - torch.linalg.vecdot(probs, logits) + log_total

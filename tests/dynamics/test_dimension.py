@@ -183,3 +183,23 @@ def test_entropies_of_variances_are_those_of_the_states():
     rank, entropy = dimension.rank_of_variances(variances), dimension.entropy_of_variances(variances)
     assert float(rank) == pytest.approx(float(dimension.effective_rank(x)), rel=1e-5)
     assert float(entropy) == pytest.approx(float(dimension.matrix_entropy(x)), rel=1e-6)
+
+
+@pytest.mark.parametrize("of", [dimension.effective_rank, dimension.matrix_entropy])
+def test_rank_and_entropy_of_what_has_none(of):
+    equal = torch.randn(1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand(37, -1)
+    for nothing in (
+        equal,
+        equal[:1],
+        torch.ones(0, 8),
+        torch.ones(5, 0),
+    ):  # a mean of 37 is not to the bit what each is
+        assert of(nothing).isnan()
+    for wrong in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="NaN or infinities"):
+            of(torch.full((5, 3), wrong))
+    with pytest.raises(ValueError, match=r"give \(N, D\)"):
+        of(torch.ones(3))
+    whole = planted(40, 3, 6).mul(100).round()
+    assert float(of(whole.long())) == pytest.approx(float(of(whole)), rel=1e-9)
+    assert float(of(whole.half())) == pytest.approx(float(of(whole.half().double())), rel=1e-9)

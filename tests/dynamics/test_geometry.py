@@ -246,3 +246,18 @@ def test_shapes_that_have_none_are_refused(measure):
         measure(torch.randn(4, 5))
     with pytest.raises(ValueError, match="sublayers"):
         measure(torch.randn(4, 2 if measure is geometry.curvature else 1, 5))
+
+
+def test_steps_too_long_for_their_square_have_no_angle(x):
+    """In float32 the square of 1e25 is infinite: no angle, where one of 0 would be told of any path."""
+    found = geometry.curvature((x * 1e25).float())
+    assert found.isnan().all()
+    np.testing.assert_allclose(geometry.curvature(x * 1e25).numpy(), geometry.curvature(x).numpy(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("measure", [geometry.curvature, geometry.straightness, geometry.path_length, cosine])
+def test_whole_numbers_one_sequence_and_what_is_being_trained(measure, x):
+    whole = (100 * x).round()
+    np.testing.assert_allclose(measure(whole.long()).numpy(), measure(whole).numpy(), rtol=1e-5)
+    np.testing.assert_allclose(measure(x[:1]).numpy(), measure(x)[:1].numpy())
+    assert not measure(x.clone().requires_grad_()).requires_grad

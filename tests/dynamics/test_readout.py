@@ -56,3 +56,24 @@ def test_a_token_that_cannot_come_counts_for_nothing():
 def test_shapes_that_do_not_belong_together():
     with pytest.raises(ValueError, match=r"give \(N, V\) and \(N, S, V\)"):
         readout(drawn(6, 30), drawn(6, 5, 29))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(
+    "wrong", [lambda x: x.exp(), lambda x: x + 1, lambda x: x * torch.nan], ids=["probabilities", "logits", "NaN"]
+)
+def test_what_are_no_logarithms_of_probabilities_is_refused(which, wrong):
+    """Each would give numbers that look like a readout: of NaN at the end a KL of 0, of NaN here agreement."""
+    given = [drawn(6, 30), drawn(6, 5, 30, seed=1)]
+    given[which] = wrong(given[which])
+    with pytest.raises(ValueError, match=("final_log_probs" if which == 0 else "^log_probs") + ": a row .* not to 1"):
+        readout(*given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    final, here = drawn(6, 30).to(dtype), drawn(6, 5, 30, seed=1).to(dtype)
+    found, exact = readout(final, here), readout(final.double(), here.double())
+    assert found.kl.dtype == torch.float32
+    torch.testing.assert_close(found.kl, exact.kl.float(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.commit, exact.commit)

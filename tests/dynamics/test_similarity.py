@@ -156,3 +156,22 @@ def test_packed_pairs_are_those_of_as_many_samples():
     assert not unpacked(packed(constant), 10).any() and map_of(constant, gram).isnan().all()
     with pytest.raises(ValueError, match="45 columns: 11 samples have 55"):
         unpacked(packed(gram), 11)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused(wrong):
+    x = drawn(20, 3, 4)
+    broken = x.clone()
+    broken[5, 1, 2] = wrong
+    with pytest.raises(ValueError, match="y: it holds NaN or infinities"):
+        cka(x[:, 0], broken[:, 1])
+    with pytest.raises(ValueError, match="x: it holds NaN or infinities"):
+        cka_map(broken)
+
+
+def test_any_number_format_and_equal_states_that_are_not_exact():
+    x, y = (1000 * drawn(30, 6)).round(), drawn(30, 5, seed=1)
+    assert float(cka(x.long(), y)) == pytest.approx(float(cka(x, y)), abs=1e-12)
+    assert float(cka(x.half(), y)) == pytest.approx(float(cka(x.half().double(), y)), abs=1e-12)
+    equal = drawn(1, 6, seed=2).expand(31, -1)  # whose mean is not to the bit what each is
+    assert cka(equal, drawn(31, 5)).isnan() and cka(equal, equal).isnan()

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from rsdyn.dynamics.readout import readout
-from rsdyn.errors import UserError
+from rsdyn.errors import NonFiniteError, UserError
 from rsdyn.lm.lens import JacobianLens
 from rsdyn.lm.readout import AffineLens, LogitLens, open_lens, stream_readout, top_tokens
 from rsdyn.lm.source import find_lm
@@ -109,3 +109,17 @@ def test_a_model_without_its_head_cannot_be_read(sequences):
     states = bare.record(sequences[:1], final=True)
     with pytest.raises(ValueError, match="loaded without its LM head"):
         stream_readout(bare, states[:, :-1], states[:, -1], LogitLens())
+
+
+def test_what_is_beyond_the_number_format_is_not_read(lm, states, monkeypatch):
+    """One sublayer whose logits overflow neither agrees nor commits; a model that ends in NaN says so."""
+    plain = stream_readout(lm, states[:, :-1], states[:, -1], LogitLens())
+    wild = {"weight": torch.eye(128).expand(32, -1, -1).clone(), "bias": torch.zeros(32, 128)}
+    wild["bias"][4, 0] = torch.inf
+    found = stream_readout(lm, states[:, :-1], states[:, -1], AffineLens(**wild))
+    assert found.rank[:, 4].tolist() == [-1] * 4 and not found.agrees[:, 4].any()
+    assert found.kl[:, 4].isnan().all() and found.probability[:, 4].isnan().all() and found.entropy[:, 4].isnan().all()
+    assert torch.equal(found.kl[:, 5:], plain.kl[:, 5:])
+    monkeypatch.setattr(lm, "log_probs", lambda x: torch.full((len(x), lm.config.vocab_size), torch.nan))
+    with pytest.raises(NonFiniteError, match=r"distribution of embedded .*is NaN in torch\.float32"):
+        stream_readout(lm, states[:, :-1], states[:, -1], LogitLens())

@@ -100,7 +100,7 @@ class _Wrapper(textwrap.TextWrapper):
     """Breaks what is longer than a line, such as a model's name, behind ``/``, ``_``, ``-`` or ``.`` if it can."""
 
     def _split(self, text: str) -> list[str]:
-        found = []
+        found: list[str] = []
         for chunk in super()._split(text):
             found += re.findall(r"[^/_.-]*[/_.-]+|[^/_.-]+$", chunk) if len(chunk) > self.width else [chunk]
         return found

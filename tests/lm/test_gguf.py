@@ -235,6 +235,25 @@ def test_other_quantised_formats_are_refused_in_one_line(settings, method, folde
     assert "\n" not in str(caught.value)
 
 
+def test_config_tokenizer_and_weights_take_one_reader_which_is_given_back(file, monkeypatch):
+    import gguf
+
+    made, make = [], gguf.GGUFReader
+
+    def counted(path, *args, **options):
+        made.append(path)
+        return make(path, *args, **options)
+
+    monkeypatch.setattr(gguf, "GGUFReader", counted)
+    lm = find_lm(str(file))
+    lm.tokenizer()
+    lm.load()
+    assert made == [str(lm.gguf.path)]
+    assert gguf.GGUFReader is counted and not lm.gguf._readers
+    lm.load()
+    assert len(made) == 2
+
+
 # -- the package with SmolLM2 ------------------------------------------------------------------------------------------
 
 

@@ -177,11 +177,12 @@ def shape(n: int, curve, *, main: bool) -> dict[str, object]:
     return {
         "curvature": Curvature(curve(n - 2, 1, 2), *[number] * 4, nulls, over_tokens=curve(n, 1, 2),
                                by_position=torch.rand(5, n - 2)),
-        "dimension": Dimension(*[curve(n, 1, 20) for _ in range(6)], torch.zeros(n, dtype=torch.int64)),
+        "dimension": Dimension(*[curve(n, 1, 20) for _ in range(6)], torch.zeros(n, dtype=torch.int64),
+                               {"twonn": torch.rand(5, n)}, 30),
         "similarity": Similarity(torch.rand(n, n), curve(n - 1), torch.rand(5, n - 1) / 50 if main else None, None,
-                                 None if main else curve(n)),
+                                 None if main else curve(n), by_position=torch.rand(5, n - 1)),
         "readout": ReadoutResults("logit lens", *[curve(n, n=20) for _ in range(5)], number,
-                                  torch.linspace(0, 1, n + 1)),
+                                  torch.linspace(0, 1, n + 1), by_position={"kl": torch.rand(5, n)} if main else {}),
         "phases": PhaseResults(("cosine/mean", "curvature/angle"), 2, places, places, places, torch.rand(2),
                                torch.tensor([0.3, 0.01]), torch.rand(2, 9)),
     }  # fmt: skip

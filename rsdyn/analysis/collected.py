@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from rsdyn.analysis.measure import PerSequence
 from rsdyn.analysis.measures import OF_STREAM, measure_of
 from rsdyn.dynamics.geometry import Pace
+from rsdyn.dynamics.massive import POSITIONS, position_range
 from rsdyn.dynamics.moments import Comoments, Covariance, Moments, massive_ratios, merge_comoments, merge_covariance
 from rsdyn.dynamics.projection import PCA
 from rsdyn.dynamics.resampling import MOST_GROUPS
 from rsdyn.errors import UserError
-from rsdyn.metrics.processes import shared_out
+from rsdyn.metrics.processes import from_all, shared_out
 from rsdyn.metrics.running import (
     Correlation,
     CurvesOfUnits,
@@ -36,6 +37,7 @@ from rsdyn.stream.text.groups import SequenceGroups
 from rsdyn.stream.trajectory_datamodule import TrajectoryBatch
 
 MASSIVE = 100.0  # a unit is massive from so many times the median on (METHOD section 5)
+KEPT_AT_POSITIONS = 200  # trajectories of each range of positions, for measures that need several states at once
 LEFT_OUT = (0, 1, 2, 4, 8, 16)  # of the largest units, in the curves of each finding (METHOD section 0.10)
 
 
@@ -186,6 +188,10 @@ class Collected(nn.Module):
         self.per_sequence = {name: curve for measure in asked for name, curve in measure.per_sequence.items()}
         self.over_positions = tokens != "last" and bool(set(measures) & {"cosine", "velocity", "curvature"})
         self.over_tokens = tokens == "all" and "curvature" in measures
+        at_positions = tokens != "last" and bool(set(measures) & {"dimension", "similarity"})
+        ranges = range(len(POSITIONS)) if at_positions else ()
+        self.kept_at = Metrics({str(k): UnitTrajectories(KEPT_AT_POSITIONS) for k in ranges})
+        self.shares_at: list[UnitShare | None] = []
         second = bool(self.per_sequence) or "pca" in measures or self.over_positions
         self.n_passes = 0 if not asked else 2 if second and not once else 1
         self.comoments = Grouped(lambda: Correlation(n_sublayers, n_units), self.n_groups)
@@ -262,6 +268,10 @@ class Collected(nn.Module):
             self.covariances.update(x, group % 2)  # two halves that share no document
         if self.kept is not None:
             self.kept.update(x, sequence if batch.number is None else batch.number)
+        if self.kept_at and batch.position is not None:
+            at, number = position_range(batch.position), sequence if batch.number is None else batch.number
+            for k in at.unique().tolist():
+                self.kept_at[str(k)].update(x[at == k], number[at == k])
         for each in self.second.values():  # where there is no other pass
             each.update(x, group)
 
@@ -425,6 +435,13 @@ class Collected(nn.Module):
             with self.kept.sync_context():
                 self.share = UnitTrajectories.compute(self.kept)
             self.kept.reset()
+        for kept in self.kept_at.values():
+            share = None
+            if any(from_all(bool(kept.values), "cpu")):
+                with kept.sync_context():
+                    share = UnitTrajectories.compute(kept)
+            self.shares_at.append(share)
+            kept.reset()
 
     @property
     def pca(self) -> PCA | None:

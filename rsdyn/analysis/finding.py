@@ -18,6 +18,7 @@ class Value:
         reason: why it is not defined, in words; empty where it is.
         unit: what stands behind the number, such as `` %``.
         note: what stands behind the interval.
+        whole: whether it is a count.
     """
 
     value: float
@@ -29,6 +30,7 @@ class Value:
     reason: str = ""
     unit: str = ""
     note: str = ""
+    whole: bool = False
 
     @property
     def defined(self) -> bool:
@@ -36,7 +38,7 @@ class Value:
         return self.value == self.value
 
     def __str__(self) -> str:
-        text = number(self.value) + self.unit
+        text = (f"{self.value:.0f}" if self.whole and self.defined else number(self.value)) + self.unit
         if self.low is not None and self.high is not None and self.low == self.low:
             text += f" [{number(self.low)}, {number(self.high)}]"
         return text + self.note

@@ -9,6 +9,7 @@ from typing import Any
 from rsdyn.analysis.finding import number
 from rsdyn.analysis.findings import of_row, rows
 from rsdyn.analysis.results import AnalysisResults
+from rsdyn.analysis.shape_rows import WITHOUT_LARGEST, shape_rows
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,30 @@ def without_largest(results: AnalysisResults) -> LargestUnits:
         values = {c: [float(row.of(x)) for x in curves] for c, curves in there.items() if curves is not None}
         if values:
             found.append(LeftOut(row.key, measure, row.statistic, row.under, values))
+    found += _of_shape(results)
     units, ratios = flags.largest_units.tolist(), flags.largest_ratios.tolist()
     return LargestUnits(flags.left_out_counts.tolist(), units, ratios, found)
 
 
+def _of_shape(results: AnalysisResults) -> list[LeftOut]:
+    """The rows of curvature and dimension that are measured without the largest units too."""
+    known, found = {row.key: row for row in shape_rows(results)}, []
+    for key, (of, to) in WITHOUT_LARGEST.items():
+        left = {c: m.left_out for c, r in results.conditions.items() if (m := of(r)) is not None}
+        values = {c: [float(to(x)) for x in curves] for c, curves in left.items() if curves is not None}
+        if values:
+            row = known[key]
+            found.append(LeftOut(key, row.measure, row.statistic, row.under, values))
+    return found
+
+
 def as_markdown(found: LargestUnits, condition: str) -> str:
-    """The part of ``findings.md``: which units are largest, and the findings of one condition without them."""
+    """The part of ``findings.md``: which units are largest, and the findings of one condition without them.
+
+    Empty where none of its findings is measured without them.
+    """
+    if not any(condition in row.values for row in found.rows):
+        return ""
     named = ", ".join(f"{u} ({number(ratio)})" for u, ratio in zip(found.units, found.ratios, strict=True))
     lines = [
         "## Without the largest units",

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from rsdyn.analysis.over_sequences import mean_of
 from rsdyn.analysis.results import Example, Measured, ReadoutResults
+from rsdyn.dynamics.massive import POSITIONS, position_range
 from rsdyn.dynamics.readout import Readout
 from rsdyn.lm.model import LanguageModel
 from rsdyn.lm.readout import Lens, stream_readout, top_tokens
+from rsdyn.stream.text.tokens import token_order
 
 TOP = 5  # tokens at each sublayer of an example
 AT_ONCE = 64  # sequences whose trajectories are held together; the head's weights are read once for each sublayer
@@ -23,20 +25,56 @@ def read_sequences(
     sequences: Sequence[np.ndarray],
     lens: Lens,
     *,
+    positions: Sequence[np.ndarray] | None = None,
     batch_tokens: int = 1024,
     done: Callable[[int], object] = lambda n: None,
 ) -> Readout:
-    """Record the last tokens of some sequences up to the end of the depth, and read each sublayer; on the CPU.
+    """Record some tokens of some sequences up to the end of the depth, and read each sublayer; on the CPU.
 
-    In the model's own precision: what is cached has been rounded, and lacks the end.
+    In the model's own precision: what is cached has been rounded, and lacks the end. ``positions`` are the tokens of
+    each sequence, one after another in what is returned; default the last.
     """
     parts = []
-    for start in range(0, len(sequences), AT_ONCE):
-        some = sequences[start : start + AT_ONCE]
-        states = lm.record(some, final=True, batch_tokens=batch_tokens)
+    n = AT_ONCE if positions is None else max(1, AT_ONCE // max(map(len, positions), default=1))
+    for start in range(0, len(sequences), n):
+        some = sequences[start : start + n]
+        at = None if positions is None else positions[start : start + n]
+        states = lm.record(some, positions=at, final=True, batch_tokens=batch_tokens)
         parts.append(stream_readout(lm, states[:, :-1], states[:, -1], lens))
         done(len(some))
     return Readout(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def with_one_of_each_range(sequence: np.ndarray, index: int, seed: int) -> np.ndarray:
+    """The last token of sequence number ``index``, and behind it one of each range of positions that it reaches.
+
+    Of each range it is the token whose turn comes first (:class:`rsdyn.stream.text.positions.Positions`).
+    """
+    turns = token_order(seed, index, len(sequence))
+    ranges = position_range(torch.from_numpy(turns)).numpy()
+    return np.array([len(sequence) - 1, *(turns[ranges == k][0] for k in np.unique(ranges))])
+
+
+def by_position(found: Readout, position: Tensor) -> dict[str, Tensor]:
+    """Means of the curves of :class:`ReadoutResults` over the tokens of each range of positions, ``(P, S)`` each.
+
+    ``position`` ``(n,)`` is that of each token of ``found``. Where the lens does not read, and in a range without
+    tokens, they are NaN.
+    """
+    ranges = position_range(position)
+
+    def means(values: Tensor) -> Tensor:
+        return torch.stack([values[ranges == k].nanmean(0) for k in range(len(POSITIONS))])
+
+    return {name: means(values) for name, values in _curves(found).items()}
+
+
+def _curves(found: Readout) -> dict[str, Tensor]:
+    """``(n, S)`` float64 each, NaN where the lens does not read."""
+    rank = found.rank.to(torch.float64)
+    values = {"kl": found.kl, "entropy": found.entropy, "rank": rank.log1p(), "probability": found.probability,
+              "agreement": found.agrees}  # fmt: skip
+    return {name: value.to(torch.float64).masked_fill(rank < 0, torch.nan) for name, value in values.items()}
 
 
 def example(
@@ -55,24 +93,21 @@ def example(
 
 
 def readout_results(
-    found: Readout, group: Tensor, lens: Lens, examples: dict[str, Example] | None = None
+    found: Readout,
+    group: Tensor,
+    lens: Lens,
+    examples: dict[str, Example] | None = None,
+    by_position: dict[str, Tensor] | None = None,
 ) -> ReadoutResults:
     """Means over sequences, with intervals that leave out groups ``(N,)`` of them."""
-    unread = found.rank < 0
     n = len(found.kl)
-
-    def measured(values: Tensor) -> Measured:
-        return mean_of(values.to(torch.float64).masked_fill(unread, torch.nan), group, n=n)
-
+    curves: dict[str, Measured] = {name: mean_of(values, group, n=n) for name, values in _curves(found).items()}
     places = torch.arange(found.kl.shape[1] + 1)
     return ReadoutResults(
         lens=lens.name,
-        kl=measured(found.kl),
-        entropy=measured(found.entropy),
-        rank=measured(found.rank.to(torch.float64).log1p()),
-        probability=measured(found.probability),
-        agreement=measured(found.agrees),
+        **curves,
         commit=mean_of(found.commit.to(torch.float64), group, n=n),
         committed=(found.commit[:, None] <= places).to(torch.float64).mean(0),
         examples=examples or {},
+        by_position=by_position or {},
     )

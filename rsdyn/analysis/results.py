@@ -448,6 +448,9 @@ class Dimension:
         matrix_entropy: von Neumann entropy of the Gram matrix, in nats.
         twonn, mle: intrinsic dimensions by nearest neighbours.
         repeated: int64, states that repeat others and are left out of these two.
+        by_position: ``(P, S)`` of each of them by range of positions, from ``n_by_position`` tokens of each range; NaN
+            where a range has fewer. Empty where positions are not known.
+        n_by_position: the same number for all ranges, since these depend on it.
     """
 
     participation: Measured
@@ -457,6 +460,8 @@ class Dimension:
     twonn: Measured
     mle: Measured
     repeated: Tensor
+    by_position: dict[str, Tensor] = field(default_factory=dict)
+    n_by_position: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -485,6 +490,7 @@ class Similarity:
         floor: ``(n, S - 1)`` the same where sequences do not belong together.
         with_main: ``(S,)`` of each sublayer with that of the main stream, for the same sequences; None of that stream.
         grams: for a comparison of models; of the main stream and an untrained model, at last tokens of a known text.
+        by_position: ``(P, S - 1)`` ``adjacent`` by range of positions; None where positions are not known.
     """
 
     map: Tensor
@@ -493,6 +499,7 @@ class Similarity:
     map_without_massive: Tensor | None = None
     with_main: Measured | None = None
     grams: Grams | None = None
+    by_position: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -551,6 +558,8 @@ class ReadoutResults:
         commit: ``()`` the first sublayer from which the top token stays, mean; ``S`` where it changes at the end.
         committed: ``(S + 1,)`` share of sequences that have committed by each sublayer.
         examples: single sequences, by number.
+        by_position: ``(P, S)`` of each curve by range of positions, at one token of each sequence that reaches the
+            range; NaN where none does. Empty where last tokens alone are measured, and of other streams than the main.
     """
 
     lens: str
@@ -562,6 +571,7 @@ class ReadoutResults:
     commit: Measured
     committed: Tensor
     examples: dict[str, Example] = field(default_factory=dict)
+    by_position: dict[str, Tensor] = field(default_factory=dict)
 
 
 # -- what was found of a stream and of a run ---------------------------------------------------------------------------

@@ -15,6 +15,9 @@ from rsdyn.dynamics.resampling import jackknife
 from rsdyn.labels import NAMES
 
 GEOMETRY = "arXiv 2606.09287"
+DIMENSION = "arXiv 2405.15471"
+CLUSTERS = "arXiv 2109.08406"
+LENS = "nostalgebraist 2020"
 STRAIGHT = "Hosseini & Fedorenko 2023"
 STEPS = {
     "shuffled_steps": "steps shuffled over depth",
@@ -45,16 +48,20 @@ def _row(
     detail: bool = False,
     of_main: bool = False,
     apart: str = "without massive units",
+    shown: Callable[[Tensor], Tensor] = lambda curve: curve,
 ) -> Iterator[Finding]:
-    """A number ``to`` of a curve, in every condition; below it the same of what is left ``apart``."""
+    """A number ``to`` of a curve, in every condition; below it the same of what is left ``apart``.
+
+    With ``ends`` the first, middle and last of its values stand beside it, as ``shown`` makes them.
+    """
     values, without = {}, {}
     for condition, r in found.conditions.items():
         measured = of(r)
         if measured is None:
             continue
-        values[condition] = _value(measured, to, r, ends, within)
+        values[condition] = _value(measured, to, r, ends, within, shown)
         if measured.without_massive is not None:
-            without[condition] = _value(measured.without_massive, to, r, ends, within)
+            without[condition] = _value(measured.without_massive, to, r, ends, within, shown)
     if values:
         yield Finding(key, measure, claim, paper, statistic, values, under=under, detail=detail, of_main=of_main)
     if without:
@@ -68,12 +75,13 @@ def _value(
     r: ConditionResults,
     ends: bool,
     within: tuple[float, float],
+    shown: Callable[[Tensor], Tensor],
 ) -> Value:
     value, low, high = to(measured.value), None, None
     if measured.groups is not None and len(measured.groups) > 1:
         interval = jackknife(value, torch.stack([to(curve) for curve in measured.groups]))
         low, high = max(float(interval.low), within[0]), min(float(interval.high), within[1])
-    around = ends_of(measured.value) if ends and measured.value.ndim else None
+    around = ends_of(shown(measured.value)) if ends and measured.value.ndim else None
     n = r.counts.trajectories if measured.n is None else measured.n
     reason = "" if value.isfinite() else "the curve is undefined somewhere"
     seeds = () if measured.seeds is None else tuple(float(to(curve)) for curve in measured.seeds)
@@ -86,11 +94,13 @@ def _null_value(test: StepNull) -> Value:
 
 
 def _nulls(found: AnalysisResults, key: str, measure: str, of: Callable[[ConditionResults], dict[str, StepNull]],
-           words: str, under: str) -> Iterator[Finding]:  # fmt: skip
+           words: str, under: str, *, detail: bool = False) -> Iterator[Finding]:  # fmt: skip
     for null, said in STEPS.items():
         values = {c: _null_value(of(r)[null]) for c, r in found.conditions.items() if null in of(r)}
         if values:
-            yield Finding(f"{key}_{null}", measure, "", "", f"{words}, {said}", values, under=under, null=null)
+            yield Finding(
+                f"{key}_{null}", measure, "", "", f"{words}, {said}", values, under=under, detail=detail, null=null
+            )
 
 
 # -- curvature ---------------------------------------------------------------------------------------------------------
@@ -113,21 +123,11 @@ def _curvature(found: AnalysisResults) -> Iterator[Finding]:
     yield from _row(found, "straightness_scaled", "curvature", "steps scaled by their sublayer's RMS",
                     lambda r: r.curvature.scaled_straightness if r.curvature else None,
                     under="straightness")  # fmt: skip
-    squared = {
-        c: Value(r.curvature.straightness_nulls["rotated_steps"].value)
-        for c, r in found.conditions.items() if r.curvature and r.curvature.straightness_nulls
-    }  # fmt: skip
-    if squared:
-        yield Finding("straightness_squared", "curvature", "", "", "squared, mean over sequences", squared,
-                      under="straightness")  # fmt: skip
-    yield from _nulls(
-        found,
-        "straightness_squared",
-        "curvature",
-        lambda r: r.curvature.straightness_nulls if r.curvature else {},
-        "squared",
-        "straightness",
-    )
+    yield from _squared(found, "straightness_squared", "squared",
+                        lambda r: r.curvature.straightness_nulls if r.curvature else {})  # fmt: skip
+    yield from _squared(found, "straightness_scaled_squared", "steps scaled, squared",
+                        lambda r: r.curvature.scaled_straightness_nulls if r.curvature else {},
+                        detail=True)  # fmt: skip
     yield from _row(found, "path_length", "curvature", "length of the way, activation units",
                     lambda r: r.curvature.length if r.curvature else None, detail=True)  # fmt: skip
     yield from _row(
@@ -136,8 +136,18 @@ def _curvature(found: AnalysisResults) -> Iterator[Finding]:
         lambda r: r.curvature.over_tokens if r.curvature else None,
         lambda curve: torch.rad2deg(curve[len(curve) // 2] - curve[0]),
         claim="sentences grow straighter from the first to the middle layers, untrained models' do not",
-        paper=f"{STRAIGHT}: falls", ends=True, apart="without massive units and position 0",
+        paper=f"{STRAIGHT}: falls", ends=True, shown=torch.rad2deg, apart="without massive units and position 0",
     )  # fmt: skip
+
+
+def _squared(found: AnalysisResults, key: str, words: str, of: Callable[[ConditionResults], dict[str, StepNull]],
+             *, detail: bool = False) -> Iterator[Finding]:  # fmt: skip
+    """The squared straightness, which is what null models are of, and what they give."""
+    value = {c: Value(of(r)["rotated_steps"].value) for c, r in found.conditions.items() if of(r)}
+    if value:
+        yield Finding(key, "curvature", "", "", f"{words}, mean over sequences", value, under="straightness",
+                      detail=detail)  # fmt: skip
+    yield from _nulls(found, key, "curvature", of, words, "straightness", detail=detail)
 
 
 # -- dimension, similarity, readout, phases ----------------------------------------------------------------------------
@@ -147,11 +157,25 @@ def _mean(curve: Tensor) -> Tensor:
     return curve.nanmean()
 
 
+def _middle_third(curve: Tensor) -> Tensor:
+    """The mean over the middle third of the depth, over that of the two other thirds."""
+    third = len(curve) // 3
+    inner, outer = curve[third : len(curve) - third], torch.cat([curve[:third], curve[len(curve) - third :]])
+    return inner.nanmean() / outer.nanmean()
+
+
 def _dimension(found: AnalysisResults) -> Iterator[Finding]:
+    yield from _row(
+        found, "dimension_middle", "dimension", "intrinsic dimension (TwoNN), middle third of the depth over the rest",
+        lambda r: r.dimension.twonn if r.dimension else None, _middle_third,
+        claim="intrinsic dimension has a phase of high values in the middle of the depth",
+        paper=f"{DIMENSION}: in five models",
+    )  # fmt: skip
     for name, words in {
         "twonn": "intrinsic dimension (TwoNN), mean over depth",
         "mle": "intrinsic dimension (maximum likelihood), mean over depth",
         "participation": "participation ratio of each sublayer, mean over depth",
+        "components_90": "components for 90 % of a sublayer's variance, mean over depth",
         "effective_rank": "effective rank of each sublayer, mean over depth",
         "matrix_entropy": "matrix entropy of each sublayer, nats, mean over depth",
     }.items():
@@ -159,7 +183,35 @@ def _dimension(found: AnalysisResults) -> Iterator[Finding]:
                         lambda r, name=name: getattr(r.dimension, name) if r.dimension else None, _mean, ends=True)  # type: ignore[misc]  # fmt: skip
 
 
+def _clusters(of: Tensor) -> Value:
+    """How much more alike the sublayers of each half of the depth are than those of different halves."""
+    half = len(of) // 2
+    apart = torch.zeros(of.shape, dtype=torch.bool)
+    apart[:half, half:] = apart[half:, :half] = True
+    inside = ~apart & ~torch.eye(len(of), dtype=torch.bool)
+    within, between = (of.cpu()[part].nanmean() for part in (inside, apart))
+    return Value(float(within - between), note=f" ({number(float(within))} less {number(float(between))})")
+
+
 def _similarity(found: AnalysisResults) -> Iterator[Finding]:
+    maps = {
+        "": ("", {c: r.similarity.map for c, r in found.conditions.items() if r.similarity}),
+        "_without_massive": ("without massive units", {
+            c: r.similarity.map_without_massive for c, r in found.conditions.items()
+            if r.similarity and r.similarity.map_without_massive is not None
+        }),
+    }  # fmt: skip
+    for more, (apart, known) in maps.items():
+        if not known:
+            continue
+        yield Finding(
+            f"similarity_clusters{more}", "similarity",
+            "" if apart else "earlier and later layers are two clusters, alike within and not between",
+            "" if apart else f"{CLUSTERS}: fine-tuned encoders",
+            apart or "CKA of sublayers, within a half of the depth less between halves",
+            {c: _clusters(of) for c, of in known.items()},
+            under="similarity_clusters" if apart else "", detail=bool(apart), of_main=bool(apart),
+        )  # fmt: skip
     yield from _row(found, "similarity_adjacent", "similarity", "CKA of successive sublayers, mean over depth",
                     lambda r: r.similarity.adjacent if r.similarity else None, _mean, ends=True)  # fmt: skip
     floor = {
@@ -181,11 +233,15 @@ def _known(values: Tensor) -> Tensor:
 
 def _readout(found: AnalysisResults) -> Iterator[Finding]:
     n = found.n_sublayers
+    yield from _row(
+        found, "readout_kl", "readout", "KL(final || sublayer), nats, at the middle of the depth",
+        lambda r: r.readout.kl if r.readout else None, _middle, ends=True,
+        claim="what layers say approaches the final distribution step by step, and is near it long before the end",
+        paper=f"{LENS}: GPT-2",
+    )  # fmt: skip
     yield from _row(found, "readout_commit", "readout",
                     f"first sublayer from which the top token stays the final one, of {n}",
                     lambda r: r.readout.commit if r.readout else None, within=(0, n))  # fmt: skip
-    yield from _row(found, "readout_kl", "readout", "KL(final || sublayer), nats, at the middle of the depth",
-                    lambda r: r.readout.kl if r.readout else None, _middle, ends=True)  # fmt: skip
     yield from _row(found, "readout_entropy", "readout", "entropy of a sublayer's distribution, nats, at the middle",
                     lambda r: r.readout.entropy if r.readout else None, _middle, ends=True, detail=True)  # fmt: skip
     yield from _row(
@@ -209,7 +265,7 @@ def _phases(found: AnalysisResults) -> Iterator[Finding]:
     values = {}
     for condition, r in found.conditions.items():
         if r.phases is not None:
-            values[condition] = Value(float(r.phases.n), note=f" ({_places(r.phases)})")
+            values[condition] = Value(float(r.phases.n), note=f" ({_places(r.phases)})", whole=True)
     if values:
         yield Finding(
             "phases", "phases", "layers fall into three phases, in all models",
@@ -227,6 +283,16 @@ def _places(found: PhaseResults) -> str:
         places.append(f"{at}" + (f" [{low}, {high}]" if low >= 0 else ""))
     return f"{which} {', '.join(places)}; p {number(float(found.p[k - 1]))}"
 
+
+WITHOUT_LARGEST: dict[str, tuple[Of, Callable[[Tensor], Tensor]]] = {
+    "curvature": (lambda r: r.curvature.mean_angle if r.curvature else None, lambda angle: angle),
+    "straightness": (lambda r: r.curvature.straightness if r.curvature else None, lambda share: share),
+    **{
+        f"dimension_{name}": (lambda r, name=name: getattr(r.dimension, name) if r.dimension else None, _mean)  # type: ignore[misc]
+        for name in ("participation", "components_90", "effective_rank", "matrix_entropy")
+    },
+}
+"""Of which rows the curves without each number of the largest units are kept, and what the row is of them."""
 
 # -- in words ----------------------------------------------------------------------------------------------------------
 
@@ -250,7 +316,7 @@ def shape_in_words(found: AnalysisResults) -> list[str]:
         said = f" At {at} sublayers up to {int(repeated.max())} states repeat others and are left out." if at else ""
         words.append(
             "Intrinsic dimensions by nearest neighbours fall short of high ones with any number of sequences at hand "
-            f"(here {r.counts.trajectories}): compare them at equal N.{said}"
+            f"(here {r.dimension.twonn.n or r.counts.trajectories}): compare them at equal N.{said}"
         )
     if r.readout is not None:
         massive = " The final norm divides by massive units: where they are, what is read of the others is made small."

@@ -181,6 +181,7 @@ def value_json(value: Value) -> dict[str, Any]:
         "reason": None if value.defined else value.reason or None,
         "unit": value.unit,
         "note": value.note,
+        "whole": value.whole,
         "text": str(value),
     }
 
@@ -220,4 +221,5 @@ def _value_from(value: Mapping[str, Any]) -> Value:
         value.get("reason") or "",
         value.get("unit", " %" if re.match(r"\S+ %", str(value.get("text"))) else ""),
         value.get("note", ""),
+        value.get("whole", False),
     )

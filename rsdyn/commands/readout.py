@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rsdyn.analysis.readout import example, read_sequences, readout_results
+from rsdyn.analysis.readout import by_position, example, read_sequences, readout_results, with_one_of_each_range
 from rsdyn.analysis.results import ReadoutResults
 from rsdyn.dynamics.readout import Readout
 from rsdyn.errors import UserError
@@ -38,12 +38,15 @@ def check_readout(run: Run, source: Source) -> Lens:
 def measure_readout(
     run: Run, source: Source, streams: Mapping[str, TrajectoryStream], groups: SequenceGroups, steps: Steps
 ) -> dict[str, ReadoutResults]:
-    """Read the last tokens of each stream's first sequences; models one after another, sequences over processes."""
+    """Read the last tokens of each stream's first sequences; models one after another, sequences over processes.
+
+    Where other tokens than the last are measured, one of each range of positions too, of the first stream.
+    """
     config = run.config
     settings, lens = config.analysis.readout, check_readout(run, source)
     rank = torch.distributed.get_rank() if n_processes() > 1 else 0
     tokenizer = source.lm.tokenizer()
-    found = {}
+    found: dict[str, ReadoutResults] = {}
     n = min(settings.samples, len(groups.group))
     with steps.bar("readout", n * len(streams), "sequences") as done:
         for name, stream in streams.items():
@@ -51,16 +54,28 @@ def measure_readout(
             lm = stream.lm.load(dtype=config.lm.dtype, device=device_of(config), head=True)
             mine = list(range(n))[rank :: n_processes()]
             texts = [np.asarray(stream.sequences[i]) for i in range(n)]
-            options: Any = {"batch_tokens": config.lm.batch_tokens, "done": done}
+            at = [np.array([len(text) - 1]) for text in texts]
+            if not found and not stream.positions.is_last:
+                at = [with_one_of_each_range(text, i, stream.positions.seed) for i, text in enumerate(texts)]
+            options: Any = {"batch_tokens": config.lm.batch_tokens, "done": done, "positions": [at[i] for i in mine]}
             parts = from_all(read_sequences(lm, [texts[i] for i in mine], lens, **options) if mine else None, "cpu")
             examples = {str(i): example(lm, texts[i], lens, tokenizer.decode) for i in range(min(settings.examples, n))}
-            whole = _in_order([part for part in parts if part is not None], n)
-            found[name] = readout_results(whole, groups.of(torch.arange(n)), lens, examples)
+            whole = _in_order([part for part in parts if part is not None], [len(tokens) for tokens in at])
+            last = np.cumsum([0, *(len(tokens) for tokens in at[:-1])])
+            others = np.setdiff1d(np.arange(len(whole.kl)), last)
+            position = torch.from_numpy(np.concatenate(at)[others])
+            by_range = by_position(_rows(whole, others), position) if len(others) else None
+            found[name] = readout_results(_rows(whole, last), groups.of(torch.arange(n)), lens, examples, by_range)
             del lm
     return found
 
 
-def _in_order(parts: list[Readout], n: int) -> Readout:
-    """What each process read of every W-th sequence, in the sequences' order."""
-    order = torch.cat([torch.arange(n)[rank :: len(parts)] for rank in range(len(parts))]).argsort()
+def _in_order(parts: list[Readout], counts: list[int]) -> Readout:
+    """What each process read of every W-th sequence, ``counts`` tokens of each, in the sequences' order."""
+    rows = torch.arange(sum(counts)).split(counts)
+    order = torch.cat([row for rank in range(len(parts)) for row in rows[rank :: len(parts)]]).argsort()
     return Readout(*(torch.cat(values)[order] for values in zip(*parts, strict=True)))
+
+
+def _rows(found: Readout, rows: np.ndarray) -> Readout:
+    return Readout(*(values[torch.from_numpy(rows)] for values in found))

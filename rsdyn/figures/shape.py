@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from rsdyn.analysis.results import ConditionResults, Measured, PhaseResults, curves
+from rsdyn.analysis.results import ConditionResults, Dimension, Measured, PhaseResults, ReadoutResults, curves
 from rsdyn.dynamics.massive import range_names
 from rsdyn.figures.colours import Look
 from rsdyn.figures.over_depth import depth_axis, sublayer_names
 from rsdyn.figures.panel import (
     Axis,
+    Band,
     Caption,
     Control,
     HeatMap,
@@ -32,6 +33,21 @@ from rsdyn.figures.streams import Stream, curve_panel, pick, places, sequences_i
 
 RANGES = ("ink", "c1", "c3", "c4", "c6")  # of positions, in their order
 CURVES = ("ink", "c1", "c2", "c3", "c4", "c5", "c6")  # that are looked at for phases together, in their order
+READOUTS = {
+    "kl": "KL(final || here) (nats)",
+    "agreement": "share whose top token is final",
+    "entropy": "entropy of the readout (nats)",
+    "probability": "probability of the final top token",
+}
+DIMENSIONS = {
+    "twonn": "intrinsic dimension (TwoNN)",
+    "mle": "intrinsic dimension (likelihood)",
+    "participation": "participation ratio",
+    "components_90": "components for 90 %",
+    "effective_rank": "effective rank",
+    "matrix_entropy": "matrix entropy (nats)",
+}
+PLACE = "95 % of its places"
 RIGHT_ANGLE = "independent steps (π/2)"
 SHUFFLED = "steps shuffled over depth"
 
@@ -76,6 +92,14 @@ def _readout(streams: Sequence[Stream]) -> list[Panel]:
                "Entropy of each sublayer's distribution", "where the model is sure, rightly or not."),
         *curve("probability", "Probability of the final top token", Axis("probability", limits=(0, 1), percent=True),
                "Probability of the final top token at each sublayer", "how sharp the final answer is at each depth."),
+        *curve_panel(
+            "readout_rank", "", "Rank of the final top token", some,
+            lambda r: _changed(r.readout.rank, torch.exp) if r.readout else None, Axis("rank (1 is first)", "log"),
+            Caption(
+                f"Rank of the final top token at each sublayer, geometric mean, {of}.",
+                "how far from the top the final answer is where it is not there yet.", basis,
+            ),
+        ),
         _committed(some, of),
     ]  # fmt: skip
 
@@ -138,7 +162,7 @@ def _curvature(streams: Sequence[Stream]) -> list[Panel]:
     panels = [replace(panel, note="") for panel in panels]  # the ends, which have no angle, are not lost
     return panels + curve_panel(
         "curvature_tokens", "", "Angle over tokens", streams,
-        lambda r: _in_degrees(r.curvature.over_tokens) if r.curvature else None, Axis("angle (degrees)"),
+        lambda r: _changed(r.curvature.over_tokens, torch.rad2deg) if r.curvature else None, Axis("angle (degrees)"),
         Caption(
             "The angle between successive differences of neighbouring tokens' states at each sublayer, mean over "
             "tokens. Rule: 120 degrees, what independent states give.",
@@ -149,13 +173,14 @@ def _curvature(streams: Sequence[Stream]) -> list[Panel]:
     )  # fmt: skip
 
 
-def _in_degrees(measured: Measured | None) -> Measured | None:
+def _changed(measured: Measured | None, to: Callable[[torch.Tensor], torch.Tensor]) -> Measured | None:
+    """A curve in other units, by a function that keeps the order of numbers."""
     if measured is None:
         return None
     changed: dict[str, Any] = {
-        name: torch.rad2deg(value) for name in ("value", "interval") if (value := getattr(measured, name)) is not None
+        name: to(value) for name in ("value", "interval") if (value := getattr(measured, name)) is not None
     }
-    return replace(measured, without_massive=_in_degrees(measured.without_massive), **changed)
+    return replace(measured, without_massive=_changed(measured.without_massive, to), **changed)
 
 
 # -- dimension, similarity ---------------------------------------------------------------------------------------------
@@ -170,6 +195,7 @@ def _dimension(streams: Sequence[Stream]) -> list[Panel]:
         ("twonn", "Intrinsic dimension, TwoNN", "dimension", "how many directions the states vary in nearby.", by_n),
         ("mle", "Intrinsic dimension, maximum likelihood", "dimension", "the same over 20 neighbours.", by_n),
         ("participation", "Participation ratio", "dimensions", spectrum, flat),
+        ("components_90", "Components for 90 % of the variance", "components", spectrum, flat),
         ("effective_rank", "Effective rank", "dimensions", spectrum, flat),
         ("matrix_entropy", "Matrix entropy", "entropy (nats)", spectrum, flat),
     ):
@@ -250,9 +276,7 @@ def _phases(streams: Sequence[Stream]) -> list[Panel]:
     known = {name: measured for name, measured in curves(stream.found) if name in found.curves}
     marks: list[Mark] = []
     shown = max(found.n, 1)
-    for i in range(shown):
-        at = float(found.places[shown - 1, i]) - 0.5
-        marks.append(Rule(name="change points" if found.n else "best change point", x=at * stream.sites, legend=i == 0))
+    lines: list[Mark] = []
     for i, name in enumerate(found.curves):
         value = array(known[name].value)
         n = len(value) // stream.sites
@@ -260,13 +284,21 @@ def _phases(streams: Sequence[Stream]) -> list[Panel]:
         layers = layers[np.isfinite(layers)]
         spread = float(layers.std()) or 1.0
         told = tuple(f"layer {k}<br>{brief(v)}" for k, v in enumerate(layers))
-        marks.append(
+        lines.append(
             Line(name=name.replace("/", " "), x=np.arange(len(layers)) * stream.sites,
                  y=(layers - layers.mean()) / spread, look=Look(CURVES[i], "solid"), text=told)
         )  # fmt: skip
+    drawn = np.concatenate([line.y for line in lines if isinstance(line, Line)])
+    for i in range(shown):
+        at, low, high = ((float(t[shown - 1, i]) - 0.5) * stream.sites for t in (found.places, found.low, found.high))
+        if 0 < low < high:
+            ends = np.array([1.0, 1.0])
+            marks.append(Band(name=PLACE, x=np.array([low, high]), low=drawn.min() * ends, high=drawn.max() * ends,
+                              look=Look("c2", "solid"), legend=i == 0))  # fmt: skip
+        marks.append(Rule(name="change points" if found.n else "best change point", x=at, legend=i == 0))
     return [
         Panel(
-            key="phases", figure="", title="Phases over depth", marks=tuple(marks),
+            key="phases", figure="", title="Phases over depth", marks=(*marks, *lines),
             x=depth_axis(stream.n_sublayers, stream.sites), y=Axis("curve, standardised over layers"),
             caption=Caption(
                 f"The curves of {stream.label} that were analysed together, averaged over each layer and standardised. "
@@ -280,10 +312,26 @@ def _phases(streams: Sequence[Stream]) -> list[Panel]:
 
 
 def _said(found: PhaseResults) -> str:
-    p = brief(float(found.p[max(found.n, 1) - 1]))
+    k = max(found.n, 1)
+    p, where = brief(float(found.p[k - 1])), []
+    for i in range(k):
+        at, low, high = (int(t[k - 1, i]) for t in (found.places, found.low, found.high))
+        where.append(f"layer {at}" + (f" [{low}, {high}]" if low >= 0 else ""))
+    told = ", ".join(where)
+    told += "; in brackets: 95 % interval over documents" if "[" in told else ""
     if found.n:
-        return f"Rules: {counted(found.n, 'change point')} beyond curves of the same trend and spectrum (p {p})"
-    return f"Rule: the best change point, which curves of the same trend and spectrum reach as well (p {p})"
+        return f"Rules: {counted(found.n, 'change point')} beyond curves of the same trend and spectrum ({told}; p {p})"
+    return f"Rule: the best change point ({told}), which curves of the same trend and spectrum reach as well (p {p})"
+
+
+def _part(measure: str, name: str) -> Callable[[ConditionResults], torch.Tensor | None]:
+    """A curve by position of a measure that has several."""
+
+    def of(r: ConditionResults) -> torch.Tensor | None:
+        found: ReadoutResults | Dimension | None = getattr(r, measure)
+        return None if found is None else found.by_position.get(name)
+
+    return of
 
 
 def _by_position(streams: Sequence[Stream]) -> list[Panel]:
@@ -292,7 +340,10 @@ def _by_position(streams: Sequence[Stream]) -> list[Panel]:
         "cosine": ("cosine of successive states", lambda r: r.cosine.by_position if r.cosine else None),
         "relative": ("step / norm of the state", lambda r: r.velocity.relative_by_position if r.velocity else None),
         "angle": ("angle between steps (radians)", lambda r: r.curvature.by_position if r.curvature else None),
-    }
+        **{f"readout_{name}": (words, _part("readout", name)) for name, words in READOUTS.items()},
+        **{f"dimension_{name}": (words, _part("dimension", name)) for name, words in DIMENSIONS.items()},
+        "similarity": ("CKA with the next sublayer", lambda r: r.similarity.by_position if r.similarity else None),
+    }  # fmt: skip
     known = {name: (label, array(curves)) for name, (label, of) in wanted.items()
              if (curves := of(stream.found)) is not None}  # fmt: skip
     if not known:
@@ -300,20 +351,22 @@ def _by_position(streams: Sequence[Stream]) -> list[Panel]:
     marks: list[Mark] = []
     x_axis = depth_axis(stream.n_sublayers, stream.sites)
     for name, (_, values) in known.items():
-        shift = 1.0 if values.shape[1] == stream.n_sublayers - 2 else 0.5
+        shift = (stream.n_sublayers - values.shape[1]) / 2
         for k, words in enumerate(range_names()):
             if np.isfinite(values[k]).any():
                 marks.append(Line(name=f"position {words}", when={"measure": name}, look=Look(RANGES[k], "solid"),
                                   x=np.arange(values.shape[1]) + shift, y=values[k]))  # fmt: skip
     options = tuple((name, label) for name, (label, _) in known.items())
+    n = stream.found.dimension.n_by_position if stream.found.dimension is not None else 0
+    of_n = f" Dimensions are those of {n:,} tokens of each range." if n else ""
     return [
         Panel(
             key="by_position", figure="", title="Curves by the token's position", marks=tuple(marks),
             x=x_axis, y=Axis(options[0][1]), axes={name: (x_axis, Axis(label)) for name, label in options},
-            own_axes=True, columns=1,
+            own_axes=True, columns=1 if len(options) < 4 else 4,
             controls=(Control("measure", "curve", options, options[0][0], shown=tuple(name for name, _ in options)),),
             caption=Caption(
-                f"Means over the tokens of {stream.label} at position 0, 1 to 3, 4 to 15, 16 to 63 and beyond.",
+                f"Over the tokens of {stream.label} at position 0, 1 to 3, 4 to 15, 16 to 63 and beyond.{of_n}",
                 "whether what is said of last tokens holds for others.",
                 "differences at position 0 as findings on text: it is the same token everywhere, and often massive.",
             ),

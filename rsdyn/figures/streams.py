@@ -133,6 +133,18 @@ def sequences_in_words(streams: Sequence[Stream]) -> str:
     return " and ".join(dict.fromkeys(f"{s.n_sequences:,} ({s.analysis.name})" for s in streams)) + " sequences"
 
 
+def _measured_on(streams: Sequence[Stream], of: Of) -> str:
+    """On what a curve was measured: sequences, or some of them, or some of their tokens."""
+    first, words = streams[0], sequences_in_words(streams)
+    measured, n_trajectories = of(first.found), first.found.counts.trajectories
+    if measured is None or len({s.n_sequences for s in streams}) > 1:
+        return words
+    n = n_trajectories if measured.n is None else measured.n
+    if n_trajectories > first.n_sequences:
+        return f"{n:,} tokens of {words}"
+    return words if n == first.n_sequences or not n_trajectories else f"{n:,} of {words}"
+
+
 def depth_lines(
     name: str,
     at: np.ndarray,
@@ -240,7 +252,7 @@ def curve_panel(
         streams: all of them.
         of: what is drawn of a stream's results, such as ``lambda r: r.cosine and r.cosine.mean``.
         y: the axis of its values.
-        caption: with ``{sequences}`` for how many sequences it is of.
+        caption: with ``{sequences}`` for what it was measured on, such as ``60 sequences``.
         per: what a stream's values are divided by, and whether they are without massive units.
         behind: further marks, drawn behind.
         wide_log: whether the axis is logarithmic where the values span more than a factor of 50.
@@ -255,7 +267,7 @@ def curve_panel(
         y = Axis(y.label, "log")
     lost = sum(int((~np.isfinite(v)).sum()) for v in drawn)
     note = f"{lost} of {sum(map(len, drawn))} values cannot be drawn" if lost else ""
-    told = [part.format(sequences=sequences_in_words(some)) for part in caption]
+    told = [part.format(sequences=_measured_on(some, of)) for part in caption]
     return [
         Panel(key=key, figure=figure, title=title, marks=(*behind, *marks), x=over_depth(some), y=y, note=note,
               bands=INTERVAL, caption=Caption(*told), alt="Lines over depth. " + "; ".join(words) + ".")

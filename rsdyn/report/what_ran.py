@@ -205,6 +205,8 @@ def _without_largest(run: RunFiles) -> str:
         for row in found["rows"]
         if condition in row["values"]
     ]
+    if not rows:
+        return ""
     units = ", ".join(f"{u} ({brief(x)} times)" for u, x in zip(found["units"], found["ratios"], strict=True))
     heads = ["largest units left out", *map(str, found["counts"])]
     words = (

@@ -95,3 +95,25 @@ def test_words_name_the_unit_and_the_block_that_writes_it():
     probe.extremes.reset()
     probe.extremes.update(x, None, None)
     assert massive_in_words(measured(probe), 1)[-1].endswith(" positions=all shows them.")
+
+
+def test_findings_name_the_largest_activation_of_each_class_beside_the_published_claim():
+    from rsdyn.analysis.collected import Collected
+    from rsdyn.analysis.measures.massive import massive as measured
+    from rsdyn.analysis.measures.massive import rows
+    from rsdyn.analysis.results import AnalysisResults, ConditionResults, Counts, Flags
+
+    x, kind, position = planted()
+    probe = Collected(n_sublayers=S, n_units=D, measures=["massive"])
+    probe.extremes.update(x, kind, position)
+    found = measured(probe)
+    none = torch.zeros(0, dtype=torch.int64)
+    of = ConditionResults(Counts(90, 3, 3, 1), Flags(*[none] * 11), massive=found)
+    first, sinks, others = rows(AnalysisResults({"original": of}, ("massive",), 2, S, D))
+    assert first.paper.startswith("arXiv 2402.17762") and first.claim and not sinks.claim and not others.claim
+    value = first.values["original"]
+    here = x[kind == BOS][:, 5:10].double().abs()
+    ratios = 1000 / here.mean(0).median(-1).values
+    assert value.value == pytest.approx(float(ratios.max()), rel=1e-6) and value.n == 3
+    assert f"(unit 7, 1000 at sublayer {5 + int(ratios.argmax())})" in str(value)
+    assert "unit 3, 50.00" in str(sinks.values["original"]) and others.values["original"].value < 20

@@ -3,14 +3,16 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from rsdyn.analysis.collected import Collected
+from rsdyn.analysis.left_out import without_largest
 from rsdyn.analysis.measure import How
 from rsdyn.analysis.over_sequences import mean_of
 from rsdyn.analysis.phases import phases_of
-from rsdyn.analysis.readout import readout_results
+from rsdyn.analysis.readout import by_position, readout_results, with_one_of_each_range
 from rsdyn.analysis.results import AnalysisResults, ConditionResults, Counts, Curvature, Flags, Measured
 from rsdyn.analysis.settings import AnalysisConfig
 from rsdyn.analysis.shape import check_shape
@@ -149,6 +151,61 @@ def test_curves_by_position_and_over_tokens():
     assert found.by_position[3:].isnan().all()
 
 
+def test_dimension_and_similarity_by_position_are_those_of_as_many_tokens_of_each_range():
+    """Against the functions themselves on the tokens whose numbers come first; a range of few tokens has none."""
+    lengths = torch.randint(18, 30, (40,), generator=torch.Generator().manual_seed(2))
+    sequence = torch.arange(40).repeat_interleave(lengths)
+    position = torch.cat([torch.arange(n) for n in lengths.tolist()])
+    x = drawn(len(sequence), S, D, seed=3).cumsum(1)
+    collected = Collected(n_sublayers=S, n_units=D, measures=("dimension", "similarity"), tokens="all")
+    number = torch.randperm(len(sequence), generator=torch.Generator().manual_seed(4)) * 1000
+    for rows in torch.arange(len(sequence)).split(97):
+        collected.first_pass(TrajectoryBatch(x[rows], sequence[rows], position=position[rows], number=number[rows]))
+    collected.between_passes()
+    collected.finish()
+    settings = AnalysisConfig(measures=["dimension", "similarity"])
+    found = measure_stream(collected, How(settings), torch.float32)
+    ranges = [(0, 0), (1, 3), (4, 15), (16, 63)]
+    n = int((position == 0).sum())  # the range with the fewest tokens
+    assert found.dimension.n_by_position == n == 40
+    for k, (first, last) in enumerate(ranges):
+        here = ((position >= first) & (position <= last)).nonzero().flatten()
+        states = x[here[number[here].argsort()]][:n]
+        for s in (0, 5):
+            at = {name: float(curve[k, s]) for name, curve in found.dimension.by_position.items()}
+            assert at["twonn"] == pytest.approx(dimension.twonn(states[:, s]), rel=1e-4)
+            assert at["mle"] == pytest.approx(dimension.mle(states[:, s]), rel=1e-4)
+            assert at["effective_rank"] == pytest.approx(float(dimension.effective_rank(states[:, s])), rel=1e-3)
+            assert at["matrix_entropy"] == pytest.approx(float(dimension.matrix_entropy(states[:, s])), rel=1e-3)
+            variances = torch.linalg.svdvals((states[:, s] - states[:, s].mean(0)).double()).square()
+            assert at["participation"] == pytest.approx(float(dimension.participation(variances)), rel=1e-3)
+            assert at["components_90"] == float(dimension.components_for(variances))
+            near = float(cka(states[:, s], states[:, s + 1]))
+            assert float(found.similarity.by_position[k, s]) == pytest.approx(near, abs=1e-5)
+    for curve in (*found.dimension.by_position.values(), found.similarity.by_position):
+        assert curve.shape[0] == 5 and curve[4].isnan().all()  # no sequence is so long
+    last = probed(x, ("dimension", "similarity"), sequence=torch.arange(len(x)))
+    assert not last.shares_at and shape_of(last, ("dimension",))["dimension"].by_position == {}
+
+
+def test_rows_say_on_how_many_trajectories_they_are(x):
+    """What is kept, not all that was read."""
+    collected = Collected(n_sublayers=S, n_units=D, measures=("curvature", "dimension"), keep=25)
+    batch = TrajectoryBatch(x, torch.arange(N))
+    collected.first_pass(batch)
+    collected.between_passes()
+    collected.finish()
+    settings = AnalysisConfig(measures=["curvature", "dimension"])
+    found = replace(ConditionResults(counts(), flags()), **{
+        name: getattr(measure_stream(collected, How(settings), torch.float32), name) for name in settings.measures
+    })  # fmt: skip
+    rows = {row.key: row.values["original"] for row in shape_rows(results(found, tuple(settings.measures)))}
+    for key in ("curvature", "curvature_without_massive", "straightness", "path_length", "dimension_twonn",
+                "dimension_twonn_without_massive", "dimension_participation"):  # fmt: skip
+        assert rows[key].n == 25, key
+    assert "(here 25)" in " ".join(shape_in_words(results(found)))
+
+
 # -- readout, phases, rows ---------------------------------------------------------------------------------------------
 
 
@@ -183,6 +240,28 @@ def test_a_readout_leaves_out_where_the_lens_does_not_read():
     assert float(found.commit.value) == 3.5 and found.committed.tolist() == [0, 0, 0, 0.5, 1]
 
 
+def test_a_readout_by_position_is_a_mean_over_the_tokens_of_each_range():
+    rows = torch.arange(12.0).view(6, 2)
+    read = Readout(rows, rows + 1, rows.long(), rows / 12, rows > 3, torch.zeros(6, dtype=torch.int64))
+    read.rank[5] = -1  # not read
+    found = by_position(read, torch.tensor([0, 2, 3, 0, 70, 16]))
+    assert set(found) == {"kl", "entropy", "rank", "probability", "agreement"}
+    assert found["kl"].nan_to_num(-1).tolist() == [[3, 4], [3, 4], [-1, -1], [-1, -1], [8, 9]]
+    assert found["agreement"][0].tolist() == [0.5, 0.5]
+    torch.testing.assert_close(found["rank"][4], torch.tensor([8.0, 9.0], dtype=torch.float64).log1p())
+
+
+def test_of_each_range_one_token_is_read_the_same_each_time():
+    text = np.arange(40)
+    found = with_one_of_each_range(text, 7, seed=3)
+    assert found[0] == 39 and found[1] == 0
+    assert [int(p) for p in np.digitize(found[1:], [1, 4, 16, 64])] == [0, 1, 2, 3]
+    assert found.tolist() == with_one_of_each_range(text, 7, seed=3).tolist()
+    others = {tuple(with_one_of_each_range(text, i, seed=3)) for i in range(30)}
+    assert len(others) > 20
+    assert with_one_of_each_range(text[:1], 0, seed=0).tolist() == [0, 0]
+
+
 def three_phases(seed=0):
     """A condition whose curves change their level at layers 5 and 11 of 16."""
     level = torch.tensor([0.2, 0.9, 0.5]).repeat_interleave(torch.tensor([10, 12, 10]))
@@ -198,7 +277,7 @@ def test_phases_of_a_stream_that_has_three():
     assert found.curves == ("curvature/angle",) and found.n == 2
     assert found.places[1, :2].tolist() == [5, 11] == found.low[1, :2].tolist() == found.high[1, :2].tolist()
     rows = {row.key: row for row in shape_rows(results(replace(three_phases(), phases=found), ("phases",)))}
-    assert "at layer 5 [5, 5], 11 [11, 11]" in str(rows["phases"].values["original"])
+    assert str(rows["phases"].values["original"]).startswith("2 (at layer 5 [5, 5], 11 [11, 11]; p ")
 
 
 def test_phases_need_curves_and_layers():
@@ -218,6 +297,28 @@ def test_rows_and_words(x, shapes):
         assert key in rows, key
     value = rows["curvature"].values["original"]
     assert value.low < value.value < value.high and value.n == N
+    assert str(rows["dimension_middle"].paper).startswith("arXiv 2405.15471")
+    twonn = shapes["dimension"].twonn.value
+    thirds = twonn[2:6].nanmean() / torch.cat([twonn[:2], twonn[6:]]).nanmean()
+    assert rows["dimension_middle"].values["original"].value == pytest.approx(float(thirds))
+    of = shapes["similarity"].map.numpy()
+    upper = [(i, j) for i in range(S) for j in range(i)]
+    within = np.nanmean([of[i, j] for i, j in upper if (i < S // 2) == (j < S // 2)])
+    between = np.nanmean([of[i, j] for i, j in upper if (i < S // 2) != (j < S // 2)])
+    assert rows["similarity_clusters"].values["original"].value == pytest.approx(within - between)
+    assert rows["similarity_clusters_without_massive"].under == "similarity_clusters"
+    largest = {row.key: row for row in without_largest(found).rows}
+    assert set(largest) - {"cosine_trend", "cosine_change"} == {
+        "curvature", "straightness", "dimension_participation", "dimension_components_90",
+        "dimension_effective_rank", "dimension_matrix_entropy",
+    }  # fmt: skip
+    few = torch.arange(D) != 7
+    assert largest["curvature"].values["original"][1] == pytest.approx(
+        float(geometry.curvature(x.double(), few).mean()), rel=1e-6
+    )
+    assert largest["dimension_effective_rank"].statistic == rows["dimension_effective_rank"].statistic
+    claims = [row.measure for row in shape_rows(found) if row.claim]
+    assert claims == ["curvature", "dimension", "similarity"]  # each measure's rows stand under a claim of its own
     text = " ".join(shape_in_words(found))
     assert "at a right angle, 1.571" in text and "1 sublayers up to 59 states repeat others" in text
 

@@ -110,6 +110,40 @@ def test_every_token_gives_curves_by_position_and_over_tokens(words, tmp_path):
     assert "angle over tokens, degrees" in (tmp_path / "all" / "findings.md").read_text()
 
 
+def test_every_measure_by_position_is_the_same_for_two_processes(words, tmp_path):
+    """One token of each range is read of each sequence; of some ranges there are too few, of others none."""
+    options = {"data.positions": "all", "data.limit": 23, "analysis.conditions": "original",
+               "analysis.measures": "[curvature,dimension,similarity,massive,readout]"}  # fmt: skip
+    folder, _ = run_analyze(words, tmp_path / "one", **options)
+    one = arrays_of(folder)
+    two = arrays_of(run_analyze(words, tmp_path / "two", **options, **{"trainer.devices": 2})[0])
+    names = [name for name in one if "by_position" in name]
+    dimensions = ("twonn", "mle", "participation", "components_90", "effective_rank", "matrix_entropy")
+    readouts = ("kl", "entropy", "rank", "probability", "agreement")
+    wanted = {f"original/dimension/by_position/{name}" for name in dimensions}
+    wanted |= {f"original/readout/by_position/{name}" for name in readouts}
+    assert wanted | {"original/similarity/by_position", "original/curvature/by_position"} <= set(names)
+    for name in (n for n in names if "n_by_position" not in n):
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-4, err_msg=name)
+        finite = np.isfinite(one[name]).all(-1).tolist()
+        assert finite[1:4] == [True] * 3 or ("twonn" in name or "mle" in name), name
+    # at position 0 each sequence has BOS, of which nothing varies, and the readout of one token is read 23 times
+    assert np.isnan(one["original/dimension/by_position/twonn"][0]).all()
+    lone = one["original/readout/by_position/probability"][0]
+    assert np.isfinite(lone).all() and ((lone > 0) & (lone < 1)).all()
+    findings = (tmp_path / "one" / "findings.md").read_text()
+    assert "arXiv 2402.17762" in findings and "## Without the largest units" in findings
+    row = next(line for line in findings.splitlines() if "angle over tokens, degrees" in line)
+    first = float(row.split("<br>")[1].split(" ")[0])
+    assert 100 < first < 140  # degrees, as the row itself
+
+
+def test_a_table_without_rows_is_not_shown(words, tmp_path):
+    options = {"analysis.measures": "massive", "analysis.conditions": "original"}
+    folder, _ = run_analyze(words, tmp_path / "run", **options)
+    assert "Without the largest units" not in (folder / "findings.md").read_text()
+
+
 def test_a_lens_that_knows_nothing_says_the_same_everywhere(words, tmp_path):
     """Weight 0 and bias 0: after the norm the head gives every token alike, log V nats."""
     save_file({"weight": torch.zeros(6, 32, 32), "bias": torch.zeros(6, 32)}, tmp_path / "zero.safetensors")

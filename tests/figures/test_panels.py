@@ -302,3 +302,14 @@ def test_a_long_name_breaks_behind_its_separators_and_within_a_word_only_where_i
     assert wrapped("meta-llama/Llama-3.1-8B", 7, 50) == "meta-llama/\nLlama-3.1-8B"
     assert wrapped("well-read words stay whole", 7, 60).split() == "well-read words stay whole".split()
     assert wrapped("abcdefghijklmnopqrstuvwxyz", 7, 30).replace("\n", "") == "abcdefghijklmnopqrstuvwxyz"
+
+
+def test_choices_of_several_axes_have_no_label_in_common():
+    panel = every_panel()["by_position"]
+    labels = [panel.axes_at(choice)[1].label for choice in panel.choices()]
+    assert len(set(labels)) == len(labels) > 3
+    assert "intrinsic dimension (TwoNN)" in labels and "KL(final || here) (nats)" in labels
+    figure = static.draw(panel)
+    assert figure.get_supylabel() == "" and figure.get_supxlabel() == "layer"
+    heads = [axes.get_title().replace("\n", " ") for axes in figure.axes]
+    assert set(labels) <= set(heads)

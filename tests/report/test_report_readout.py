@@ -38,8 +38,10 @@ def test_without_examples_there_is_no_table():
 
 def test_panels_of_no_figure_of_the_paper_are_those_of_shape():
     assert {k for k, p in every_panel().items() if not p.figure and not k.startswith(("jacobian", "groups_"))} == {
-        "readout_kl", "readout_agreement", "readout_entropy", "readout_probability", "readout_committed", "curvature",
-        "curvature_tokens", "dimension_twonn", "dimension_mle", "dimension_participation", "dimension_effective_rank",
+        "readout_kl", "readout_agreement", "readout_entropy", "readout_probability", "readout_rank",
+        "readout_committed", "curvature", "curvature_tokens", "dimension_twonn", "dimension_mle",
+        "dimension_participation",
+        "dimension_components_90", "dimension_effective_rank",
         "dimension_matrix_entropy", "similarity_map", "similarity_adjacent", "similarity_with_main", "phases",
         "by_position",
     }  # fmt: skip

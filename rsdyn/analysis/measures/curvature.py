@@ -43,9 +43,9 @@ def curvature(collected: Collected, *, sites_per_layer: int, seed: int) -> Curva
     left_out = _left_out(collected, usable)
 
     def measured(of: Callable[[StepProducts], Tensor], *, counted: bool = False) -> Measured:
-        without = None if few is None else mean_of(of(few), group)
+        without = None if few is None else mean_of(of(few), group, n=len(group))
         by_count = torch.stack([of(p).nanmean(0) for p in left_out]) if counted else None
-        return mean_of(of(products), group, without_massive=without, left_out=by_count)
+        return mean_of(of(products), group, without_massive=without, left_out=by_count, n=len(group))
 
     def scaled(p: StepProducts) -> Tensor:
         return straightness_of(p, scale if p is products else step_sizes(p))

@@ -8,6 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from rsdyn.analysis.by_position import over_sublayers, states_by_range
 from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.measure import Measure
 from rsdyn.analysis.measures.pca import spectra_of
@@ -18,6 +19,12 @@ from rsdyn.dynamics.resampling import group_of
 from rsdyn.metrics.processes import from_all
 from rsdyn.threads import side_by_side
 
+BY_SPECTRUM: dict[str, Callable[[Tensor], Tensor]] = {
+    "participation": of_states.participation,
+    "components_90": of_states.components_for,
+    "effective_rank": of_states.rank_of_variances,
+    "matrix_entropy": of_states.entropy_of_variances,
+}
 N_GROUPS = 10  # whose neighbours are looked for again, each in a table of distances
 
 
@@ -27,22 +34,22 @@ def dimension(collected: Collected, *, intervals: bool = True) -> Dimension:
     ``intervals`` of the two by nearest neighbours take a search per group of sequences, as long as all the rest.
     """
     assert collected.share is not None
-    spectra = spectra_of(collected, collected.share)
+    spectra, n = spectra_of(collected, collected.share), len(collected.share.number)
 
     def by_spectrum(of: Callable[[Tensor], Tensor]) -> Measured:
-        without = None if spectra.without_massive is None else Measured(of(spectra.without_massive))
+        without = None if spectra.without_massive is None else Measured(of(spectra.without_massive), n=n)
         left_out = of(spectra.left_out)
-        return with_interval(of(spectra.all), of(spectra.groups), without_massive=without, left_out=left_out)
+        return with_interval(of(spectra.all), of(spectra.groups), without_massive=without, left_out=left_out, n=n)
 
     twonn, mle, repeated = _by_neighbours(collected, intervals)
+    at, n_at = _by_position(collected)
     return Dimension(
-        participation=by_spectrum(of_states.participation),
-        components_90=by_spectrum(of_states.components_for),
-        effective_rank=by_spectrum(of_states.rank_of_variances),
-        matrix_entropy=by_spectrum(of_states.entropy_of_variances),
+        **{name: by_spectrum(of) for name, of in BY_SPECTRUM.items()},
         twonn=twonn,
         mle=mle,
         repeated=repeated,
+        by_position=at,
+        n_by_position=n_at,
     )
 
 
@@ -62,6 +69,7 @@ def _by_neighbours(collected: Collected, intervals: bool) -> tuple[Measured, Mea
         for found in side_by_side(one, range(x.shape[1]), x.device):
             mine.append(found)
             done(1)
+    n = len(share.number)
     of_all = list(chain.from_iterable(from_all(mine, "cpu")))
     every, few = [pair[0] for pair in of_all], [pair[1] for pair in of_all if pair[1] is not None]
 
@@ -69,9 +77,24 @@ def _by_neighbours(collected: Collected, intervals: bool) -> tuple[Measured, Mea
         value = torch.tensor([getattr(d, name) for d in every], dtype=torch.float64)
         groups = torch.stack([getattr(d, f"{name}_groups") for d in every], dim=1)
         rest = torch.tensor([getattr(d, name) for d in few], dtype=torch.float64)
-        return with_interval(value, groups, without_massive=Measured(rest) if few else None)
+        return with_interval(value, groups, without_massive=Measured(rest, n=n) if few else None, n=n)
 
     return measured("twonn"), measured("mle"), torch.tensor([d.repeated for d in every])
+
+
+def _by_position(collected: Collected) -> tuple[dict[str, Tensor], int]:
+    """Each of the dimensions ``(P, S)`` of the states of each range of positions, and of how many they are."""
+    states = states_by_range(collected)
+    known = [len(x) for x in states if x is not None]
+    if not known:
+        return {}, 0
+
+    def of(x: Tensor) -> list[float]:
+        variances, near = of_states.spectrum(of_states.centred(x)), of_states.intrinsic_dimension(x)
+        return [*(float(measure(variances)) for measure in BY_SPECTRUM.values()), near.twonn, near.mle]
+
+    found = over_sublayers(states, of, collected.n_sublayers)
+    return dict(zip((*BY_SPECTRUM, "twonn", "mle"), found.unbind(-1), strict=True)), known[0]
 
 
 MEASURE = Measure(lambda collected, how: dimension(collected, intervals=how.main is None), keeps_samples=True)

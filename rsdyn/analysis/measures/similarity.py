@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rsdyn.analysis.by_position import states_by_range
 from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.measure import Measure
 from rsdyn.analysis.over_sequences import with_interval
@@ -36,6 +37,7 @@ def similarity(collected: Collected, main: Collected | None = None, *, seed: int
         floor=permuted_floor(grams[:-1], grams[1:], seed=seed) if floor else None,
         map_without_massive=None if few is None else map_of(few),
         grams=_kept(collected, grams) if main is None or collected.name == UNTRAINED else None,
+        by_position=_by_position(collected),
     )
     if main is None:
         return found
@@ -47,6 +49,23 @@ def similarity(collected: Collected, main: Collected | None = None, *, seed: int
     mine, their_rows = both.nonzero().flatten(), torch.searchsorted(theirs, ours[both])
     grams, others = grams[:, mine][:, :, mine], _grams(main, ~main.unusable)[:, their_rows][:, :, their_rows]
     return replace(found, with_main=_pairs(collected, grams, others, None, mine))
+
+
+def _by_position(collected: Collected) -> Tensor | None:
+    """``(P, S - 1)``, of each sublayer with the next, over the tokens of each range of positions."""
+    states = states_by_range(collected)
+    if all(x is None for x in states):
+        return None
+    found = []
+    for x in states:
+        mine = None if x is None else hollow_grams(x)
+        parts = [part for part in from_all(mine, collected.unusable.device) if part is not None]
+        if not parts:
+            found.append(torch.full((collected.n_sublayers - 1,), torch.nan, dtype=torch.float64))
+            continue
+        grams = torch.cat(parts)
+        found.append(without_each_group(grams[:-1], grams[1:], torch.zeros(grams.shape[-1]))[0])
+    return torch.stack(found)
 
 
 def _kept(collected: Collected, grams: Tensor) -> Grams | None:

@@ -15,13 +15,18 @@ NO_BETTER = 0.01  # explained variance, in the space of the loss, up to which it
 # a variance across the line of less than a tenth of that along it. A line is a line whatever the bottleneck, so the
 # threshold does not grow with K: streams whose leading component has most of the variance fill few dimensions rightly.
 LINE = 1.2
+ALMOST = 0.95  # share of the explained variance that latents on a line have without leaving it
 
 
 def collapse_reasons(results: Mapping[str, Any]) -> list[str]:
     """Say in what ways an autoencoder collapsed; an empty list when it did not.
 
     Args:
-        results: of the test: ``latent_spread``, ``r2_cae``, ``latent_participation`` and ``mean_latents`` ``(S, K)``.
+        results: of the test: ``latent_spread``, ``r2_cae``, ``latent_participation`` and ``mean_latents`` ``(S, K)``;
+            and ``r2_line``, where it was measured.
+
+    How many dimensions latents fill depends on how they are scaled, which their decoder can undo; what is explained
+    with the latents put on their line does not, and is told beside it where the line is not all that there is.
 
     One latent is a line by construction, and cannot collapse to one.
     """
@@ -32,7 +37,10 @@ def collapse_reasons(results: Mapping[str, Any]) -> list[str]:
     if not spread >= STILL:
         reasons.append(f"its latents barely move (their spread is {spread:.1e} of the data's)")
     elif n_latent > 1 and not filled >= LINE:
-        reasons.append(f"its latents lie on a line ({dimensions_filled(filled, n_latent)})")
+        on_it = float(results.get("r2_line", explained))
+        thin = "nearly " * (explained - on_it > (1 - ALMOST) * abs(explained))
+        but = f", though on it alone they would explain {on_it:.3f} and not {explained:.3f}" if thin else ""
+        reasons.append(f"its latents {thin}lie on a line ({dimensions_filled(filled, n_latent)}){but}")
     if not explained > NO_BETTER:
         reasons.append(f"it is no better than the mean (explained variance {explained:.3f})")
     return reasons

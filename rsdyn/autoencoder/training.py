@@ -31,6 +31,8 @@ from rsdyn.metrics.samples import FirstSequences
 from rsdyn.private import LeanModule, resumes_within_epoch
 from rsdyn.stream.datamodule import ResidualStreamDataModule, VectorBatch
 
+RECONSTRUCTIONS = ("cae", "pca", "line", "cae_raw", "pca_raw")  # line: with the latents put on their first component
+
 
 class LitAutoencoder(LeanModule):
     """Train a :class:`CompressingAutoencoder` on stream vectors; test it beside PCA with as many components.
@@ -237,12 +239,12 @@ class LitAutoencoder(LeanModule):
     def on_test_start(self) -> None:
         shape = (self.n_sublayers, self.autoencoder.widths[0])
         n_latent = self.autoencoder.widths[-1]
-        self._pca, self._pca_raw, train = self._fit_pca(n_latent)
+        self._pca, self._pca_raw, self._line, train = self._fit_pca(n_latent)
         self._massive = massive_units(train.mean)
         self._n_constant = int(pool(train).constant.sum())
         self._data = StreamMoments(*shape).to(self.device)
         self._data_raw = StreamMoments(*shape).to(self.device)
-        self._errors = {name: SquaredError(*shape).to(self.device) for name in ("cae", "pca", "cae_raw", "pca_raw")}
+        self._errors = {name: SquaredError(*shape).to(self.device) for name in RECONSTRUCTIONS}
         self._latents = StreamMoments(self.n_sublayers, n_latent).to(self.device)
         self._latent_covariance = StreamCovariance(n_latent).to(self.device)
         self._distances = StreamMoments(self.n_sublayers - 1).to(self.device)
@@ -264,6 +266,7 @@ class LitAutoencoder(LeanModule):
         for name, found, target in (
             ("cae", reconstruction, x),
             ("pca", self._pca.reconstruct(x), x),
+            ("line", self.autoencoder.decoder(self._line.reconstruct(latents).to(latents.dtype)), x),
             ("cae_raw", self.autoencoder.unstandardise(reconstruction, batch.sublayer), raw),
             ("pca_raw", self._pca_raw.reconstruct(raw), raw),
         ):
@@ -294,6 +297,7 @@ class LitAutoencoder(LeanModule):
             "latent_samples": samples,
             "latent_sample_sequences": numbers,
         }
+        out["r2_line"] = explained_variance(errors.pop("line"), data)[-1]
         for name, moments in (("cae", data), ("pca", data), ("cae_raw", raw), ("pca_raw", raw)):
             own, about_global, overall = explained_variance(errors[name], moments)
             _, _, without = explained_variance(errors[name], moments, ~self._massive)
@@ -314,21 +318,26 @@ class LitAutoencoder(LeanModule):
         scalars = {k: v for k, v in out.items() if isinstance(v, Tensor) and v.ndim == 0}
         self.log_dict({f"test/{k}": v.to(torch.float32) for k, v in scalars.items()}, sync_dist=True)
 
-    def _fit_pca(self, n_components: int) -> tuple[PCA, PCA, Moments]:
-        """PCA of the training split, in the autoencoder's space and in raw activations, and the split's moments."""
-        states: dict[str, Covariance | None] = {"space": None, "raw": None}
+    def _fit_pca(self, n_components: int) -> tuple[PCA, PCA, PCA, Moments]:
+        """PCA of the training split, and its moments.
+
+        In the autoencoder's space, in raw activations, and of the latents, of these one component: their line.
+        """
+        states: dict[str, Covariance | None] = {"space": None, "raw": None, "latents": None}
         for batch in self._datamodule.whole_sequences("train"):
             raw = batch.x.to(self.device, torch.float32)
             parts = {"raw": raw, "space": self.autoencoder.standardise(raw, batch.sublayer.to(self.device))}
+            parts["latents"] = self.autoencoder.encoder(parts["space"].to(self.dtype)).to(torch.float32)
             for name, x in parts.items():
                 before, new = states[name], covariance(x)
                 states[name] = new if before is None else merge_covariance(before, new)
         found = []
-        for state in states.values():
+        for name, state in states.items():
             assert state is not None
-            found.append(PCA.from_covariance(self._sum_covariance(state), n_components).to(self.device))
+            n = 1 if name == "latents" else n_components
+            found.append(PCA.from_covariance(self._sum_covariance(state), n).to(self.device))
         statistics = self._sum_moments(self._datamodule.train_statistics(complete=True))
-        return found[0], found[1], statistics
+        return found[0], found[1], found[2], statistics
 
     # -- over processes ------------------------------------------------------------------------------------------------
 

@@ -168,6 +168,8 @@ def _training_table(run: RunFiles) -> str:
             ("explained variance, raw activations", "r2_cae_raw", "r2_pca_raw")]  # fmt: skip
     if summary.get("standardise", "none") != "none":
         rows.append((f"explained variance, standardised ({summary['standardise']})", "r2_cae", "r2_pca"))
+    if n_latent > 1 and "r2_line" in test:
+        rows.append(("the same with the latents put on their longest axis", "r2_line", ""))
     n_massive = len(test.get("massive_units", []))
     if n_massive:
         rows.append(

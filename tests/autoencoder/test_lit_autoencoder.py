@@ -312,10 +312,42 @@ def test_latents_on_a_line_are_called_collapsed_and_what_they_fill_is_numpys():
     assert float(module.results["latent_participation"]) == pytest.approx(1, abs=1e-6) == filled()
     assert module.results["collapsed"]
     assert "its latents lie on a line (they fill 1.000 of 2 dimensions)" in module.results["collapse"]
+    assert float(module.results["r2_line"]) == pytest.approx(float(module.results["r2_cae"]), abs=1e-5)
 
 
-def of_test(n_latent=2, spread=0.5, explained=0.6, filled=1.9):
-    return {
+def test_latents_that_are_scaled_and_scaled_back_fill_less_and_lie_on_no_line():
+    """The decoder begins with a linear map, so the network computes the same: only what the latents fill is another."""
+    trainer, module, data = fit(curve(), epochs=8)
+    trainer.test(module, datamodule=data, verbose=False)
+    before = module.results
+    last, first = module.autoencoder.encoder[-1], module.autoencoder.decoder[0]
+    for values in (last.weight.data[1], last.bias.data[1:]):
+        values *= 1e-3
+    first.weight.data[:, 1] *= 1e3
+    trainer.test(module, datamodule=data, verbose=False)
+    found = module.results
+    assert float(found["r2_cae"]) == pytest.approx(float(before["r2_cae"]), abs=1e-4)
+    assert float(found["latent_participation"]) < 1.001
+
+    def explained(latents, x):
+        return 1 - float((module.autoencoder.decoder(latents) - x).square().sum() / (x - x.mean(0)).square().sum())
+
+    with torch.no_grad():
+        encoded = {
+            part: module.autoencoder.standardise(curve()[data.splits[part]].reshape(-1, D)) for part in data.splits
+        }
+        z = {part: module.autoencoder.encoder(x) for part, x in encoded.items()}
+        mean = z["train"].mean(0)
+        axis = torch.from_numpy(np.linalg.svd((z["train"] - mean).double().numpy())[2][0]).float()
+        on_line = mean + ((z["test"] - mean) @ axis)[:, None] * axis
+        expected = explained(on_line, encoded["test"])
+    assert float(found["r2_line"]) == pytest.approx(expected, abs=1e-3)
+    assert expected < 0.9 * float(found["r2_cae"])
+    assert found["collapse"][0].startswith("its latents nearly lie on a line")
+
+
+def of_test(n_latent=2, spread=0.5, explained=0.6, filled=1.9, line=None):
+    return ({} if line is None else {"r2_line": torch.tensor(line)}) | {
         "mean_latents": torch.zeros(S, n_latent), "latent_spread": torch.tensor(spread),
         "r2_cae": torch.tensor(explained), "latent_participation": torch.tensor(filled),
     }  # fmt: skip
@@ -327,6 +359,10 @@ def of_test(n_latent=2, spread=0.5, explained=0.6, filled=1.9):
         ({}, []),
         ({"filled": 1.21}, []),
         ({"filled": 1.19}, ["lie on a line (they fill 1.190 of 2 dimensions)"]),
+        ({"filled": 1.19, "line": 0.59}, ["its latents lie on a line (they fill 1.190 of 2 dimensions)"]),
+        ({"filled": 1.19, "line": 0.2},
+         ["its latents nearly lie on a line (they fill 1.190 of 2 dimensions), though on it alone they would explain "
+          "0.200 and not 0.600"]),
         ({"n_latent": 1, "filled": 1.0}, []),  # one latent is a line by construction
         ({"n_latent": 3, "filled": 1.1}, ["lie on a line (they fill 1.100 of 3 dimensions)"]),
         ({"n_latent": 16, "filled": 1.5}, []),  # a plane is no line, whatever the bottleneck

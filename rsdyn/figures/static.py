@@ -187,9 +187,9 @@ def _draw_into(figure: Figure | SubFigure, panel: Panel) -> None:
             if not below and shared and flows:
                 axes.tick_params(labelbottom=True)
     if several:  # what all are called; where they differ, their heads say it
-        x, y = ({axis.label for axis in axes} for axes in zip(*map(panel.axes_at, choices), strict=True))
-        figure.supxlabel(x.pop() if len(x) == 1 else "", fontsize=8)
-        figure.supylabel(y.pop() if len(y) == 1 else "", fontsize=8)
+        across, down = ({axis.label for axis in axes} for axes in zip(*map(panel.axes_at, choices), strict=True))
+        figure.supxlabel(across.pop() if len(across) == 1 else "", fontsize=8)
+        figure.supylabel(down.pop() if len(down) == 1 else "", fontsize=8)
     elif panel.note:
         grid[0, 0].set_title(wrapped(panel.note, 7, WIDTH * 72 - 60), fontsize=7, color=DARK, loc="left", pad=4)
     known = [bar for bar in bars if bar is not None]

@@ -36,11 +36,17 @@ def walk(g: torch.Generator) -> Tensor:
     return path(normal(g, N, S - 1, D) * SIZES[:, None])
 
 
+def rotation(g: torch.Generator) -> Tensor:
+    """Uniform over all; the Q of a QR decomposition alone is not, and two of them share a direction."""
+    q, r = torch.linalg.qr(normal(g, D, D))
+    return q * r.diagonal().sign()
+
+
 def turned(g: torch.Generator) -> Tensor:
     """Steps that sequences largely share, each sublayer's turned by a rotation of its own."""
     steps = normal(g, N, S - 1, D) * torch.linspace(3, 0.1, D) + 3 * normal(g, 1, 1, D)
     for s in range(S - 1):
-        steps[:, s] = steps[:, s] @ torch.linalg.qr(normal(g, D, D))[0]
+        steps[:, s] = steps[:, s] @ rotation(g)
     return path(steps * SIZES[:, None])
 
 

@@ -38,6 +38,16 @@ def test_against_the_published_formula():
     assert float(cka(x, y)) == pytest.approx(wanted, rel=1e-9)
 
 
+def test_against_a_published_implementation():
+    """The numbers of google-research/representation_similarity (Kornblith et al. 2019), ``debiased=True``."""
+    i, j = torch.arange(24, dtype=torch.float64)[:, None], torch.arange(7, dtype=torch.float64)
+    x = (i * (1 + j**2) + j).sin() * (1 + j)
+    y = (i * (3 + 2 * j[:5])).cos() + 0.3 * x[:, :5]
+    z = (i * torch.tensor([5.0, 11, 17]) + 1).cos()
+    assert float(cka(x, y)) == pytest.approx(0.14897399165348772, rel=1e-9)
+    assert float(cka(x, z)) == pytest.approx(-0.06768429748306685, rel=1e-9)
+
+
 def test_rotated_shifted_and_scaled_copies_are_the_same():
     x = drawn(60, 12)
     q, _ = torch.linalg.qr(drawn(12, 12, seed=2))

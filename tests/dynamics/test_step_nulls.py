@@ -37,7 +37,8 @@ def turned(generator):
     """Steps that sequences largely share, each sublayer's turned by a rotation of its own."""
     steps = normal(generator, N, S - 1, D) * torch.linspace(3, 0.1, D) + 3 * normal(generator, 1, 1, D)
     for s in range(S - 1):
-        steps[:, s] = steps[:, s] @ torch.linalg.qr(normal(generator, D, D))[0]
+        q, r = torch.linalg.qr(normal(generator, D, D))
+        steps[:, s] = steps[:, s] @ (q * r.diagonal().sign())  # uniform; q alone is not
     return path(steps * SIZES[:, None])
 
 

@@ -91,7 +91,7 @@ def check_settings(
                 f"rotation.units: {wrong[0]} is not a unit of this model, whose units are 0 to {n_units - 1}."
             )
     kept = min(n_trajectories, settings.keep or n_trajectories)
-    check_shape(measures, n_trajectories=kept, n_sublayers=n_sublayers)
+    check_shape(measures, n_trajectories=kept, n_sublayers=n_sublayers, sites_per_layer=sites_per_layer)
     most = min(n_units, n_trajectories * n_sublayers - 1)
     if "pca" in measures and settings.components is not None and settings.components > most:
         raise UserError(

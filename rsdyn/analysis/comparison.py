@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from rsdyn.analysis.finding import Finding, Value
+from rsdyn.analysis.model_dynamics import ModelDynamics, dynamics_between
 from rsdyn.analysis.model_similarity import ModelSimilarity, similarities
-from rsdyn.analysis.results import Grams
+from rsdyn.analysis.results import DepthStates, Grams
 from rsdyn.analysis.settings import UNTRAINED
 
 
@@ -77,6 +78,7 @@ class Model:
         findings: with values by condition; ``conditions`` has the first one, which the model's column is of, in front.
         curves: by condition, then by the measure's path.
         grams: by condition, what the similarity with other models is made of; of those that have it.
+        states: by condition, what the dynamical distance from other models is made of; of those that have it.
         series: the training that it is a checkpoint of, and
         step: the step of it; None for a model by itself.
         about: where it comes from, for ``comparison.json``.
@@ -88,6 +90,7 @@ class Model:
     conditions: tuple[str, ...] = ()
     curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
     grams: Mapping[str, Grams] = field(default_factory=dict)
+    states: Mapping[str, DepthStates] = field(default_factory=dict)
     series: str = ""
     step: int | None = None
     failure: str = ""
@@ -120,6 +123,10 @@ class Column:
     @property
     def grams(self) -> Grams | None:
         return self.model.grams.get(self.condition)
+
+    @property
+    def states(self) -> DepthStates | None:
+        return self.model.states.get(self.condition)
 
 
 @dataclass(frozen=True)
@@ -197,6 +204,8 @@ class Comparison:
         failed: the models of which there is nothing, with the reason of each.
         similar: each pair of columns whose sequences are of the same texts, and
         not_similar: which are not compared in this way, and why.
+        dynamics: each pair of columns whose dynamics over depth are compared, where that was asked for, and
+        no_dynamics: which are not, and why.
     """
 
     columns: tuple[Column, ...]
@@ -206,6 +215,8 @@ class Comparison:
     failed: Mapping[str, str]
     similar: tuple[ModelSimilarity, ...] = ()
     not_similar: tuple[str, ...] = ()
+    dynamics: tuple[ModelDynamics, ...] = ()
+    no_dynamics: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -340,6 +351,8 @@ def compare(models: Sequence[Model]) -> Comparison:
     of_series = {one.name: one.labels for one in series}
     trained_first = sorted(columns, key=lambda column: column.is_twin)
     similar, unlike = similarities({c.label: c.grams for c in trained_first if c.grams is not None})
+    dynamics, apart = dynamics_between({c.label: c.states for c in trained_first if c.states is not None})
+    asked = any(_measured("dsa", column) for column in columns)
     return Comparison(
         tuple(columns),
         tuple(rows),
@@ -347,31 +360,40 @@ def compare(models: Sequence[Model]) -> Comparison:
         tuple(series),
         failed,
         tuple(similar),
-        (*_without_grams(columns), *unlike),
+        (*_without(columns, "similarity", lambda column: column.grams), *unlike),
+        tuple(dynamics),
+        (*_without(columns, "dsa", lambda column: column.states), *apart) if asked else (),
     )
 
 
-def _without_grams(columns: Sequence[Column]) -> list[str]:
-    """Which columns cannot be compared state by state, and why, those of one reason together."""
+def _without(columns: Sequence[Column], measure: str, kept: Callable[[Column], object]) -> list[str]:
+    """Which columns lack what a measure keeps of their states to compare, and why, those of one reason together."""
     reasons: dict[str, list[str]] = {}
     for column in columns:
-        if column.grams is None and column.model.facts is not None:
-            reasons.setdefault(_why_no_grams(column.model.facts), []).append(column.label)
+        if kept(column) is None and column.model.facts is not None:
+            reasons.setdefault(_why_nothing_kept(measure, column), []).append(column.label)
     return [f"{listed(labels)}: {reason}" for reason, labels in reasons.items()]
 
 
-def _why_no_grams(facts: Facts) -> str:
-    if "similarity" not in facts.settings.get("analysis.measures", ()):
-        return "similarity is not among the measures"
+def _why_nothing_kept(measure: str, column: Column) -> str:
+    facts = column.model.facts
+    assert facts is not None
+    if not _measured(measure, column):
+        return f"{measure} is not among the measures"
     if facts.positions != "last":
         return f"models are compared at last tokens, and these trajectories are of others ({facts.positions})"
-    return "the run keeps no similarities of single sequences: another version made it, or its text is not known"
+    kept = "similarities" if measure == "similarity" else "states"
+    return f"the run keeps no {kept} of single sequences: another version made it, or its text is not known"
+
+
+def _measured(measure: str, column: Column) -> bool:
+    return column.model.facts is not None and measure in column.model.facts.settings.get("analysis.measures", ())
 
 
 def _columns(models: Sequence[Model]) -> list[Column]:
     """A column per model, and behind the last of those that share an untrained twin one for that.
 
-    Models of one shape have one twin where seeds and text are the same: its numbers are equal to the last digit.
+    Models of one shape have one twin where seeds and text are the same: its numbers are equal but for rounding.
     """
     columns: list[Column] = []
     twins: dict[tuple[Any, ...], list[str]] = {}
@@ -391,7 +413,7 @@ def _columns(models: Sequence[Model]) -> list[Column]:
 
 def _fingerprint(model: Model) -> tuple[Any, ...]:
     rows = [row for row in model.findings if UNTRAINED in row.values and _is_of_twin_alone(row)]
-    values = [(row.key, row.values[UNTRAINED].value) for row in rows]
+    values = [(row.key, float(f"{row.values[UNTRAINED].value:.9g}")) for row in rows]
     shape = (model.facts.n_sublayers, model.facts.n_units) if model.facts is not None else ()
     return (shape, *((key, value) for key, value in values if value == value))
 

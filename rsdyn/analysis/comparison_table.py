@@ -9,11 +9,13 @@ from typing import Any
 
 from rsdyn.analysis.comparison import Cell, Column, Comparison, Row, Series, listed
 from rsdyn.analysis.finding import Finding, Value, number
+from rsdyn.analysis.model_dynamics import ALPHA, SHUFFLES, ModelDynamics
 from rsdyn.analysis.model_similarity import ModelSimilarity
 from rsdyn.analysis.results import Measured
 from rsdyn.analysis.table import as_markdown as findings_as_markdown
 from rsdyn.analysis.table import as_text as findings_as_text
 from rsdyn.analysis.table import value_json
+from rsdyn.dynamics.dynamical_similarity import COMPONENTS, DELAYS, ITERATIONS
 
 LAYOUT = 1  # of comparison.json
 ALSO_LEADING = ("turns_of_random_walk", "turns_innovation_shuffle", "turns_innovation_shuffle_z", "turns_layer_shuffle")
@@ -94,6 +96,7 @@ def as_markdown(comparison: Comparison) -> str:
     for series in comparison.series:
         parts += _section(f"Over training: {series.name}", [training_markdown(comparison, series)])
     parts += _section("Similarity between models", similarity_markdown(comparison))
+    parts += _section("Dynamics of the models over depth", dynamics_markdown(comparison))
     parts += _section("Every other row", [more.strip()] if more else [])
     return "\n\n".join(parts) + "\n"
 
@@ -312,6 +315,95 @@ def _similarity_json(pair: ModelSimilarity) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# -- dynamics of models over depth -------------------------------------------------------------------------------------
+
+DYNAMICS = (
+    "Dynamical Similarity Analysis (arXiv 2306.10168, package dsa-metric): a linear map from each layer's states to "
+    f"the next one's, in {COMPONENTS} components of each model's own stream, and the angle between two such maps under "
+    "the best rotation, in radians: 0 where one model moves as a turned and scaled copy of the other. A step is a "
+    "layer, so a deeper model takes smaller ones."
+)
+DYNAMICS_READ = (
+    "Told apart: no rotation brings the two nearer than halves of one model's sequences are. Order: of "
+    f"{SHUFFLES} orders of one model's steps, how few come as near as the order it has (p, of each pair by itself, the "
+    "larger of the two models'); above .05 the distance is what running sums of such steps have in any order."
+)
+DYNAMICS_HEADS = (
+    "models", "sequences", "layers", "distance", "no rotation below", "halves of one model up to",
+    "steps in another order, median", "p of the order", "told apart",
+)  # fmt: skip
+APART = {True: "yes", False: "no", None: "cannot tell"}
+
+
+def dynamics_rows(comparison: Comparison) -> list[list[str]]:
+    """A row of words per pair of models, under :data:`DYNAMICS_HEADS`."""
+    return [
+        [
+            " and ".join(pair.labels),
+            str(pair.n),
+            " and ".join(map(str, pair.n_layers)),
+            number(pair.distance),
+            number(pair.at_least),
+            number(pair.floor),
+            number(float(pair.shuffled.median(1).values.amin())),
+            number(pair.p),
+            APART[pair.told_apart],
+        ]
+        for pair in comparison.dynamics
+    ]
+
+
+def dynamics_answer(comparison: Comparison) -> list[str]:
+    """What the distances say, in one sentence or two; none where there are none."""
+    twins = {column.label for column in comparison.columns if column.is_twin}
+    trained = [pair for pair in comparison.dynamics if not twins & set(pair.labels)]
+    if not trained:
+        return []
+    apart = [pair.told_apart for pair in trained].count(True)
+    ordered = sum(pair.order_shared for pair in trained)
+    nearer = f"{ordered} {'is' if ordered == 1 else 'are'} nearer to each other"
+    n = f"{len(trained)} pair{'s' * (len(trained) != 1)} of models"
+    sentences = [
+        f"Of {n}, {apart} differ{'s' * (apart == 1)} in dynamics over depth by more than halves of one model's "
+        f"sequences; {nearer} than to the same steps in another order (p at most .05, which chance alone gives "
+        f"{ALPHA * len(trained):.1f} of them)."
+    ]
+    if not ordered:
+        sentences.append("So the distances say how large steps are, layer by layer, and nothing of their order.")
+    return sentences
+
+
+def dynamics_markdown(comparison: Comparison) -> list[str]:
+    """The parts of the section; none where nobody asked for it."""
+    parts = []
+    if rows := dynamics_rows(comparison):
+        lines = ["| " + " | ".join(DYNAMICS_HEADS) + " |", "|" + " --- |" * len(DYNAMICS_HEADS)]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        parts = [*dynamics_answer(comparison), DYNAMICS, DYNAMICS_READ, "\n".join(lines)]
+    if missing := no_dynamics(comparison):
+        parts.append("\n".join(f"- {line}" for line in missing))
+    return parts
+
+
+def no_dynamics(comparison: Comparison) -> list[str]:
+    """Which models' dynamics are not compared, a sentence each."""
+    return [f"Dynamics not compared: {line}." for line in comparison.no_dynamics]
+
+
+def _dynamics_json(pair: ModelDynamics) -> dict[str, Any]:
+    return {
+        "models": list(pair.labels),
+        "n_sequences": pair.n,
+        "n_layers": list(pair.n_layers),
+        "distance": pair.distance,
+        "at_least": pair.at_least,
+        "floor": pair.floor,
+        "shuffled_median": [float(x) for x in pair.shuffled.median(1).values],
+        "p": pair.p,
+        "told_apart": pair.told_apart,
+    }
+
+
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +420,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "rows": [_row_json(row) for row in comparison.rows],
         "similarity": [_similarity_json(pair) for pair in comparison.similar],
         "not_similar": list(comparison.not_similar),
+        "dynamics": {
+            "components": COMPONENTS, "delays": DELAYS, "iterations": ITERATIONS, "orders": SHUFFLES,
+            "pairs": [_dynamics_json(pair) for pair in comparison.dynamics],
+        },
+        "no_dynamics": list(comparison.no_dynamics),
         "series": [
             {"name": s.name, "steps": list(s.steps), "models": list(s.labels), "gaps": [list(gap) for gap in s.gaps]}
             for s in comparison.series

@@ -53,7 +53,7 @@ def similarities(known: Mapping[str, Grams], *, seed: int = 0) -> tuple[list[Mod
     """The similarity of every pair on the sequences that both have; of other pairs, in words, why there is none."""
     found, missing = [], []
     for (one, a), (other, b) in itertools.combinations(known.items(), 2):
-        rows, others = _shared(a.texts, b.texts)
+        rows, others = shared_texts(a.texts, b.texts)
         if len(rows) >= LEAST_SHARED:
             found.append(between((one, other), _of(a, rows), _of(b, others), a.group[rows], seed=seed))
         else:
@@ -81,7 +81,7 @@ def between(labels: tuple[str, str], mine: Tensor, theirs: Tensor, group: Tensor
     )
 
 
-def _shared(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+def shared_texts(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     """Places of the texts that both have, the first of equal ones, in the order of ``mine``."""
     place = {text: i for i, text in reversed(list(enumerate(theirs.tolist())))}
     own = {text: i for i, text in reversed(list(enumerate(mine.tolist()))) if text in place}

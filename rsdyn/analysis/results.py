@@ -503,6 +503,39 @@ class Similarity:
 
 
 @dataclass(frozen=True, eq=False)
+class DepthStates:
+    """The states behind a stream's layers in a few of its components, kept to be compared with another model's.
+
+    Attributes:
+        states: ``(N, L - 1, K)`` float32, about their mean over sequences, layer by layer.
+        texts, group: as in :class:`Grams`.
+    """
+
+    states: Tensor
+    texts: Tensor
+    group: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class DepthDynamics:
+    """Dynamical similarity of a stream over depth, layer by layer (METHOD section 14).
+
+    Attributes:
+        share: ``()`` of the variance that the components hold, each layer at unit size.
+        predicted: ``()`` of the steps of held-out sequences, what a linear map of the state predicts.
+        halves: ``(n,)`` distances between halves of the stream's own sequences, radians: what chance alone gives.
+        with_main: ``()`` distance from the main stream; None of that stream.
+        states: for a comparison of models; of the main stream and an untrained model, at last tokens of a known text.
+    """
+
+    share: Measured
+    predicted: Measured
+    halves: Tensor
+    with_main: Measured | None = None
+    states: DepthStates | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class PhaseResults:
     """Change points over depth of the curves of a stream, all together (:mod:`rsdyn.dynamics.phases`).
 
@@ -600,6 +633,7 @@ class ConditionResults:
     readout: ReadoutResults | None = None
     phases: PhaseResults | None = None
     norm: Norm | None = None
+    dsa: DepthDynamics | None = None
 
 
 MEASURES = tuple(f.name for f in fields(ConditionResults) if f.name not in ("counts", "flags"))

@@ -11,7 +11,7 @@ from rsdyn.options import (
 )
 
 MEASURES = ("activations", "correlation", "cosine", "velocity", "mutual_information", "rotation", "pca")  # of a stream
-SHAPE = ("curvature", "dimension", "similarity")  # of trajectories, beside the paper's measures
+SHAPE = ("curvature", "dimension", "similarity", "dsa")  # of trajectories, beside the paper's measures
 READOUT = "readout"  # runs the model with its head
 PHASES = "phases"  # of what the other measures give
 MASSIVE = "massive"  # of single tokens, so it says most with data.positions=all
@@ -101,8 +101,8 @@ class AnalysisConfig:
     measures: list[str] = setting(
         list(MEASURES),
         "What to measure; the others are asked for by name: massive (which says most with data.positions=all), "
-        "curvature, dimension, similarity, readout, phases (change points of the other curves over depth), norm, "
-        "jacobian.",
+        "curvature, dimension, similarity, dsa (how alike models move over depth; needs dsa-metric), readout, phases "
+        "(change points of the other curves over depth), norm, jacobian.",
         choices=(*ALL_MEASURES, JACOBIAN),
     )
     conditions: list[str] = setting(

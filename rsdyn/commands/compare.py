@@ -16,7 +16,9 @@ from typing import Any
 from rsdyn.analysis.comparison import Comparison, compare
 from rsdyn.analysis.comparison_table import answer, as_json, as_markdown, as_text
 from rsdyn.analysis.settings import MEASURES
+from rsdyn.analysis.shape import check_installed
 from rsdyn.config.command_line import PLAN, load_config
+from rsdyn.config.naming import in_keys
 from rsdyn.errors import UserError
 from rsdyn.files import SUMMARY, write_json, write_text
 from rsdyn.options import show
@@ -39,7 +41,8 @@ Measure several models alike and compare what is found, on one page.
   run.dir=FOLDER         where it goes; one that holds a comparison is resumed, and models are added to it
   resume=never           make a new folder instead of resuming an unfinished comparison of the same models and settings
   key=value, --config    settings of analyze, shared by all models (rsdyn analyze --help lists them);
-                         analysis.conditions=[original,untrained] by default, and similarity among the measures
+                         analysis.conditions=[original,untrained] by default, and similarity among the measures;
+                         analysis.measures=[similarity,dsa] also compares how models move over depth (dsa-metric)
   --plan                 print what each run will need and exit; --print-config prints the comparison as a list in YAML
 
 Exit code: 0 when all models were measured, 1 when one failed (it is named, and the others are compared), 2 for a
@@ -74,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _main(read_words(given))
         except UserError as error:
-            print(f"rsdyn compare: error: {error}", file=sys.stderr)
+            print(f"rsdyn compare: error: {in_keys(error)}", file=sys.stderr)
             return error.exit_code
         except (Interrupted, KeyboardInterrupt) as asked:
             print("\nrsdyn compare: interrupted; the same command resumes", file=sys.stderr)
@@ -94,7 +97,10 @@ def _main(asked: Asked) -> int:
         print(note)
     print(f"Comparing {len(entries)} models in {job.folder}", flush=True)
     try:
-        found = compare(run_all(job, lambda line: print(line, flush=True)))
+        models = run_all(job, lambda line: print(line, flush=True))
+        if any(model.states for model in models):
+            print("Comparing how the models move over depth", flush=True)
+        found = compare(models)
         report(job, found)
     finally:
         job.held.lock.release()
@@ -179,6 +185,7 @@ def find_all(asked: Asked) -> tuple[list[Entry], list[str], list[str]]:
     config = load_config(words, "analyze")
     if config.analysis.conditions == type(config.analysis)().conditions and not _sets(words, "analysis.conditions"):
         words.append(CONDITIONS)
+    check_installed(config.analysis.measures)
     if config.analysis.measures == type(config.analysis)().measures and not _sets(words, "analysis.measures"):
         words.append(MEASURED)
     return entries, words, notes

@@ -314,6 +314,47 @@ def _with_the_first(comparison: Comparison) -> list[Panel]:
     ]  # fmt: skip
 
 
+# -- dynamics of models over depth -------------------------------------------------------------------------------------
+
+
+def dynamics_panels(comparison: Comparison) -> list[Panel]:
+    """A map of models by models: how far their dynamics over depth are apart; halves of one model on the diagonal."""
+    pairs = comparison.dynamics
+    if not pairs:
+        return []
+    labels = [c.label for c in comparison.columns if any(c.label in pair.labels for pair in pairs)]
+    place = {label: i for i, label in enumerate(labels)}
+    z = np.full((len(labels), len(labels)), np.nan)
+    for pair in pairs:
+        i, j = (place[label] for label in pair.labels)
+        z[i, j] = z[j, i] = pair.distance
+    names = tuple(map(shortened, labels))
+    at = np.arange(len(labels), dtype=float)
+    floor = max(pair.floor for pair in pairs)
+    nearest = min(pairs, key=lambda pair: pair.distance)
+    told = "; ".join(f"{' and '.join(pair.labels)} {brief(pair.distance)}" for pair in pairs)
+    return [
+        Panel(
+            key="dynamics_between_models", title="Distance of dynamics over depth",
+            marks=(
+                HeatMap(name="distance", z=z, x=at, labels=names, columns=names, low=0.0, high=float(np.nanmax(z)),
+                        colours="amounts", bar="DSA, radians"),
+            ),
+            x=Axis(ticks=tuple(zip(at.tolist(), names, strict=True))), y=Axis(names=True), tall=1.1,
+            note=f"nearest: {' and '.join(nearest.labels)}, {brief(nearest.distance)}",
+            caption=Caption(
+                "The angle between the linear maps from layer to layer of two models under the best rotation (DSA), "
+                f"radians. Halves of one model's sequences are up to {brief(floor)} apart.",
+                "which models move alike from layer to layer; whether trained ones are nearer to each other than to "
+                "untrained ones.",
+                "a small distance as a shared computation, unless the table's p of the order is small: any running sum "
+                "moves by little more than the identity.",
+            ),
+            alt=f"Distances of dynamics over depth. {told}.",
+        )
+    ]  # fmt: skip
+
+
 # -- over training -----------------------------------------------------------------------------------------------------
 
 
@@ -392,6 +433,7 @@ def comparison_panels(comparison: Comparison) -> dict[str, list[Panel]]:
     """All panels, by the section of the page that they are in."""
     found = {"findings": finding_panels(comparison), "depth": curve_panels(comparison)}
     found["similarity"] = similarity_panels(comparison)
+    found["dynamics"] = dynamics_panels(comparison)
     for i, series in enumerate(comparison.series):
         found[f"training-{i}"] = training_panels(comparison, series)
     return {section: panels for section, panels in found.items() if panels}

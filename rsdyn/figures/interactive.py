@@ -54,6 +54,7 @@ SCALES = {
     "diverging": [[0, "@cross"], [0.5, "@paper"], [1, "@c1"]],
     "shares": [[0, "@paper"], [0.25, "@c4"], [0.6, "@cross"], [1, "@ink"]],
 }
+SCALES["amounts"] = SCALES["shares"]
 ONLY_ON_THE_PAGE = ("when", "rows", "paths", "said", "numbers", "starts", "picks")  # what its script reads
 
 

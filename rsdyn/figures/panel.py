@@ -236,7 +236,7 @@ class Paths(Mark):
 class HeatMap(Mark):
     """A map ``z`` ``(rows, columns)``: columns at ``x``, rows called ``labels``, colours from ``low`` to ``high``.
 
-    ``colours`` are ``diverging`` (about 0) or ``shares``; ``columns`` names each column under the pointer.
+    ``colours`` are ``diverging`` (about 0), ``shares`` or ``amounts``; ``columns`` names each column under the pointer.
     """
 
     z: np.ndarray
@@ -244,7 +244,7 @@ class HeatMap(Mark):
     labels: tuple[str, ...]
     low: float
     high: float
-    colours: Literal["diverging", "shares"]
+    colours: Literal["diverging", "shares", "amounts"]
     bar: str
     columns: tuple[str, ...] = ()
     VARY: ClassVar[dict[str, int]] = {"z": 2, "x": 1}

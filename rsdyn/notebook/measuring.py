@@ -312,7 +312,7 @@ def measure(
             ``untrained`` (a model of the same shape with random weights). They are recorded from the model and tokens
             that ``x`` came from; of trajectories that were loaded from a file there are none.
         measures: which, by the names of ``analysis.measures``; default the paper's. Of the others a stream alone gives
-            ``massive``, ``curvature``, ``dimension``, ``similarity``, ``norm`` and ``phases``.
+            ``massive``, ``curvature``, ``dimension``, ``similarity``, ``dsa``, ``norm`` and ``phases``.
         surrogates: of each null model of the rotations.
         nulls: null models of the rotations; default those that the streams allow.
         seed: of shuffles, surrogates and random weights.

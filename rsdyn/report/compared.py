@@ -17,7 +17,7 @@ from packaging.version import InvalidVersion, Version
 
 import rsdyn
 from rsdyn.analysis.comparison import Curve, Facts, Model
-from rsdyn.analysis.results import Grams
+from rsdyn.analysis.results import DepthStates, Grams
 from rsdyn.analysis.stored import unflatten_part
 from rsdyn.analysis.table import from_json
 from rsdyn.errors import UserError
@@ -79,9 +79,9 @@ def read_model(folder: str | Path, label: str | None = None, *, series: str = ""
         "identity": lm.get("identity"),
         "started": made.get("started"),
     }
-    curves, grams = _of_results(folder, conditions, facts)
+    curves, grams, states = _of_results(folder, conditions, facts)
     own = label or _own_label(summary, lm)
-    return Model(own, facts, findings, conditions, curves, grams, series, step, about=about)
+    return Model(own, facts, findings, conditions, curves, grams, states, series, step, about=about)
 
 
 def _own_label(summary: Mapping[str, Any], lm: Mapping[str, Any]) -> str:
@@ -132,16 +132,18 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def _of_results(
     folder: Path, conditions: tuple[str, ...], facts: Facts
-) -> tuple[dict[str, dict[str, Curve]], dict[str, Grams]]:
-    """Curves and Gram matrices of each condition; without the file of results there are none."""
+) -> tuple[dict[str, dict[str, Curve]], dict[str, Grams], dict[str, DepthStates]]:
+    """Curves, and what is kept to be compared, of each condition; without the file of results there are none."""
+    where = str(folder / RESULTS)
     try:
         with np.load(folder / RESULTS, allow_pickle=False) as arrays:
             curves = {c: _curves_of(arrays, c, facts) for c in conditions}
-            names = {c: f"{c}/similarity/grams" for c in conditions}
-            kept = {c: name for c, name in names.items() if f"{name}/pairs" in arrays.files}
-            return curves, {c: unflatten_part(Grams, arrays, name, str(folder / RESULTS)) for c, name in kept.items()}
+            names = {c: f"{c}/similarity/grams" for c in conditions if f"{c}/similarity/grams/pairs" in arrays.files}
+            grams = {c: unflatten_part(Grams, arrays, name, where) for c, name in names.items()}
+            names = {c: f"{c}/dsa/states" for c in conditions if f"{c}/dsa/states/states" in arrays.files}
+            return curves, grams, {c: unflatten_part(DepthStates, arrays, name, where) for c, name in names.items()}
     except FileNotFoundError:
-        return {}, {}
+        return {}, {}, {}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{folder / RESULTS} cannot be read: {_brief(error)}. {AGAIN}") from error
 

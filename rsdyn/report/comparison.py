@@ -9,11 +9,17 @@ from pathlib import Path
 
 from rsdyn.analysis.comparison import Cell, Comparison, Row, Series
 from rsdyn.analysis.comparison_table import (
+    DYNAMICS,
+    DYNAMICS_HEADS,
+    DYNAMICS_READ,
     SIMILARITY,
     SIMILARITY_HEADS,
     Footnotes,
     answer,
+    dynamics_answer,
+    dynamics_rows,
     leading,
+    no_dynamics,
     not_similar,
     similarity_rows,
     title,
@@ -67,6 +73,9 @@ def comparison_page(comparison: Comparison, panels: Mapping[str, Sequence[Panel]
             "Similarity between models",
             _similarity(comparison, page.panels(panels.get("similarity", []))),
         )
+    if comparison.dynamics or comparison.no_dynamics:
+        drawn = page.panels(panels.get("dynamics", []))
+        page.add("dynamics", "Dynamics of the models over depth", _dynamics(comparison, drawn))
     page.add("what", "What was compared", _facts(comparison))
     n = len({column.of[0] for column in comparison.columns} | set(comparison.failed))
     return whole_page(page, f"{n} model{'s' * (n > 1)}")
@@ -151,6 +160,17 @@ def _similarity(comparison: Comparison, drawn: str) -> str:
     table = html_table(SIMILARITY_HEADS, similarity_rows(comparison), "numbers compared")
     folded = f'<details><summary>Every pair as a table</summary><div class="wide-table">{table}</div></details>'
     return f"{notes([SIMILARITY])}{drawn}{missing}{folded}"
+
+
+def _dynamics(comparison: Comparison, drawn: str) -> str:
+    """How far the models' dynamics over depth are apart, what that is held against, and which are not compared."""
+    missing = notes(no_dynamics(comparison))
+    if not comparison.dynamics:
+        return missing
+    told = "".join(f"<p>{escape(sentence)}</p>" for sentence in dynamics_answer(comparison))
+    table = html_table(DYNAMICS_HEADS, dynamics_rows(comparison), "numbers compared")
+    folded = f'<details><summary>Every pair as a table</summary><div class="wide-table">{table}</div></details>'
+    return f"{told}{notes([DYNAMICS, DYNAMICS_READ])}{drawn}{missing}{folded}"
 
 
 def _facts(comparison: Comparison) -> str:

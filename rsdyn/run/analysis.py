@@ -100,7 +100,8 @@ def collected_of(
 ) -> Collected:
     """What is collected of one stream; the largest units are those of the ``main`` one, which all conditions share."""
     settings, data = run.config.analysis, run.config.data
-    compared = "similarity" in settings.measures and stream.positions.is_last  # with other models, on the same texts
+    with_others = {"similarity", "dsa"} & set(settings.measures)  # on the same texts
+    compared = bool(with_others) and stream.positions.is_last
     return Collected(
         n_sublayers=stream.n_sublayers,
         n_units=stream.n_units,

@@ -318,7 +318,7 @@ def _with_the_first(comparison: Comparison) -> list[Panel]:
 
 
 def dynamics_panels(comparison: Comparison) -> list[Panel]:
-    """A map of models by models: how far their dynamics over depth are apart; halves of one model on the diagonal."""
+    """A map of models by models: how far their dynamics over depth are apart."""
     pairs = comparison.dynamics
     if not pairs:
         return []
@@ -328,7 +328,7 @@ def dynamics_panels(comparison: Comparison) -> list[Panel]:
     for pair in pairs:
         i, j = (place[label] for label in pair.labels)
         z[i, j] = z[j, i] = pair.distance
-    names = tuple(map(shortened, labels))
+    names = tuple(f"{i} {shortened(label)}" for i, label in enumerate(labels, start=1))
     at = np.arange(len(labels), dtype=float)
     floor = max(pair.floor for pair in pairs)
     nearest = min(pairs, key=lambda pair: pair.distance)
@@ -340,7 +340,9 @@ def dynamics_panels(comparison: Comparison) -> list[Panel]:
                 HeatMap(name="distance", z=z, x=at, labels=names, columns=names, low=0.0, high=float(np.nanmax(z)),
                         colours="amounts", bar="DSA, radians"),
             ),
-            x=Axis(ticks=tuple(zip(at.tolist(), names, strict=True))), y=Axis(names=True), tall=1.1,
+            x=Axis("model, by the number of its row", ticks=tuple((x, f"{x + 1:.0f}") for x in at.tolist())),
+            y=Axis(limits=(len(at) - 0.5, -0.5), ticks=tuple(zip(at.tolist(), names, strict=True))),
+            tall=max(0.6, (110 + 22 * len(at)) / 320),
             note=f"nearest: {' and '.join(nearest.labels)}, {brief(nearest.distance)}",
             caption=Caption(
                 "The angle between the linear maps from layer to layer of two models under the best rotation (DSA), "

@@ -365,8 +365,8 @@ def dynamics_answer(comparison: Comparison) -> list[str]:
     n = f"{len(trained)} pair{'s' * (len(trained) != 1)} of models"
     sentences = [
         f"Of {n}, {apart} differ{'s' * (apart == 1)} in dynamics over depth by more than halves of one model's "
-        f"sequences; {nearer} than to the same steps in another order (p at most .05, which chance alone gives "
-        f"{ALPHA * len(trained):.1f} of them)."
+        f"sequences; {nearer} than to the same steps in another order (p at most .05, which chance alone gives at "
+        f"most {ALPHA * len(trained):.1f} of them)."
     ]
     if not ordered:
         sentences.append("So the distances say how large steps are, layer by layer, and nothing of their order.")

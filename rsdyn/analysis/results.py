@@ -451,6 +451,8 @@ class Dimension:
         by_position: ``(P, S)`` of each of them by range of positions, from ``n_by_position`` tokens of each range; NaN
             where a range has fewer. Empty where positions are not known.
         n_by_position: the same number for all ranges, since these depend on it.
+        nulls: mean over sublayers of ``twonn`` and ``mle`` of the first ``n_nulls`` states, against Gaussian states of
+            the same covariance (:func:`rsdyn.dynamics.dimension.mixed`); of the main stream.
     """
 
     participation: Measured
@@ -462,6 +464,8 @@ class Dimension:
     repeated: Tensor
     by_position: dict[str, Tensor] = field(default_factory=dict)
     n_by_position: int = 0
+    nulls: dict[str, StepNull] = field(default_factory=dict)
+    n_nulls: int = 0
 
 
 @dataclass(frozen=True, eq=False)

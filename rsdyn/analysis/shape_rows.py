@@ -181,6 +181,22 @@ def _dimension(found: AnalysisResults) -> Iterator[Finding]:
     }.items():
         yield from _row(found, f"dimension_{name}", "dimension", words,
                         lambda r, name=name: getattr(r.dimension, name) if r.dimension else None, _mean, ends=True)  # type: ignore[misc]  # fmt: skip
+        yield from _gaussian(found, name)
+
+
+def _gaussian(found: AnalysisResults, name: str) -> Iterator[Finding]:
+    """A dimension of as many states as were held against Gaussian ones, and of these."""
+    tests = {c: r.dimension for c, r in found.conditions.items() if r.dimension and name in r.dimension.nulls}
+    if not tests:
+        return
+    key, under = f"dimension_{name}_few", f"dimension_{name}"
+    n = next(iter(tests.values())).n_nulls
+    few = {c: Value(d.nulls[name].value, n=d.n_nulls) for c, d in tests.items()}
+    yield Finding(key, "dimension", "", "", f"of the first {n} states", few, under=under, detail=True)
+    yield Finding(
+        f"{key}_gaussian", "dimension", "", "", f"of {n} Gaussian states of the same covariance",
+        {c: _null_value(d.nulls[name]) for c, d in tests.items()}, under=under, null="gaussian",
+    )  # fmt: skip
 
 
 def _clusters(of: Tensor) -> Value:

@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
+from rsdyn.dynamics.step_nulls import StepTest
 from rsdyn.errors import UserError
 
 LEAST_STATES = 10  # for a dimension by nearest neighbours
+N_MIXED = 9
 
 
 def centred(x: Tensor) -> Tensor:
@@ -170,6 +173,53 @@ def _by_neighbours(squared: Tensor, x: np.ndarray, k: int) -> tuple[float, float
     by_two = estimators.TwoNN(dist=True).fit(distances[:, :2]).dimension_
     local = estimators.MLE().fit(x[apart], precomputed_knn_arrays=(distances, which), n_neighbors=distances.shape[1])
     return float(by_two), float(local.dimension_)
+
+
+def mixed(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Sums of the states ``(N, D)`` that have their mean and covariance exactly, and are Gaussian otherwise.
+
+    About their mean, the states are multiplied from the left by a random rotation of the ``N - 1`` directions that keep
+    it. Independent Gaussian states of any covariance have one distribution before and after, so their dimension by
+    nearest neighbours is an exact null model: that of a flat cloud which fills the same directions as much.
+    """
+    x = x.to(torch.float64)
+    mean = x.mean(0)
+    drawn = torch.randn(len(x), len(x) - 1, generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(drawn - drawn.mean(0))
+    onto = (q * r.diagonal().sign()).to(x.device)
+    return mean + onto @ _without_mean(x - mean)
+
+
+def _without_mean(x: Tensor) -> Tensor:
+    """States ``(N, D)`` of mean zero in an orthonormal basis of what has no mean: ``(N - 1, D)`` (Helmert's)."""
+    n = torch.arange(1, len(x), dtype=x.dtype, device=x.device)[:, None]
+    return (x[:-1].cumsum(0) - n * x[1:]) / (n * (n + 1)).sqrt()
+
+
+def of_mixed(x: Tensor, *, n: int = N_MIXED, seed: int = 0, k: int = 20) -> Tensor:
+    """TwoNN and MLE of states ``(N, D)``, then of ``n`` times :func:`mixed` ones: ``(n + 1, 2)`` float64.
+
+    Repeated states are left out first, also of what is mixed; NaN where fewer than ten remain.
+    """
+    kept, _, _ = _distinct(x)
+    if len(kept) < LEAST_STATES:
+        return torch.full((n + 1, 2), torch.nan, dtype=torch.float64)
+    generator, states = torch.Generator().manual_seed(seed), torch.from_numpy(kept)
+    found = [_by_neighbours(_distances(kept), kept, k)]
+    for _ in range(n):
+        drawn = mixed(states, generator).numpy()
+        found.append(_by_neighbours(_distances(drawn), drawn, k))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def against_mixed(values: Tensor) -> StepTest:
+    """A number of some states, and of ``n`` times mixed ones behind it ``(n + 1,)``: p by Student's t of the latter."""
+    value, drawn = float(values[0]), values[1:]
+    mean, std = float(drawn.mean()), float(drawn.std())
+    if not std > 0:
+        return StepTest(value, mean, std, math.nan, math.nan)
+    z = (value - mean) / std
+    return StepTest(value, mean, std, z, float(2 * student.sf(abs(z) / math.sqrt(1 + 1 / len(drawn)), len(drawn) - 1)))
 
 
 def twonn(x: Tensor) -> float:

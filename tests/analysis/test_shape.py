@@ -93,6 +93,11 @@ def test_dimensions_are_those_of_each_sublayer_and_repeated_states_are_counted(x
         assert float(found.twonn.without_massive.value[s]) == pytest.approx(dimension.twonn(few), rel=1e-4)
         assert float(found.effective_rank.value[s]) == pytest.approx(float(dimension.effective_rank(x[:, s])), rel=1e-3)
     assert found.participation.interval.shape == (2, S)
+    each = torch.stack([dimension.of_mixed(x[:, s]) for s in range(S)]).nanmean(0)
+    assert found.n_nulls == N and found.nulls["twonn"].value == pytest.approx(
+        float(found.twonn.value.nanmean()), rel=1e-4
+    )
+    assert found.nulls["mle"].mean == pytest.approx(float(each[1:, 1].mean()), rel=1e-6)
 
 
 def test_similarity_is_cka_with_its_floor_and_an_interval(x, shapes):
@@ -293,8 +298,10 @@ def test_rows_and_words(x, shapes):
     rows = {row.key: row for row in shape_rows(found)}
     assert len(rows) == len(shape_rows(found))
     for key in ("curvature", "curvature_without_massive", "curvature_rotated_steps", "straightness", "dimension_twonn",
-                "similarity_adjacent", "similarity_floor"):  # fmt: skip
+                "similarity_adjacent", "similarity_floor", "dimension_twonn_few",
+                "dimension_mle_few_gaussian"):  # fmt: skip
         assert key in rows, key
+    assert " (z " in str(rows["dimension_twonn_few_gaussian"].values["original"])
     value = rows["curvature"].values["original"]
     assert value.low < value.value < value.high and value.n == N
     assert str(rows["dimension_middle"].paper).startswith("arXiv 2405.15471")

@@ -217,3 +217,30 @@ def test_rank_and_entropy_of_what_has_none(of):
     whole = planted(40, 3, 6).mul(100).round()
     assert float(of(whole.long())) == pytest.approx(float(of(whole)), rel=1e-9)
     assert float(of(whole.half())) == pytest.approx(float(of(whole.half().double())), rel=1e-9)
+
+
+def test_mixed_states_have_the_mean_and_covariance_of_the_states():
+    x = planted(50, 3, 8) + 5
+    x[4] = 100.0
+    found = dimension.mixed(x, torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(found.mean(0), x.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(np.cov(found.T), np.cov(x.T), rtol=1e-9, atol=1e-9)
+    assert float((found - x).abs().max()) > 1 and float(found.max()) < 99  # the far one is shared out among all
+    again = dimension.mixed(x, torch.Generator().manual_seed(0))
+    assert torch.equal(found, again)
+
+
+def test_gaussian_states_are_no_less_than_their_mixed_ones_and_a_curved_sheet_is():
+    pytest.importorskip("skdim")
+    generator, below = torch.Generator().manual_seed(1), 0
+    for seed in range(40):
+        x = torch.randn(40, 20, generator=generator, dtype=torch.float64) * torch.linspace(3, 0.1, 20)
+        found = dimension.of_mixed(x, seed=seed)
+        assert found.shape == (10, 2)
+        assert float(found[0, 0]) == pytest.approx(dimension.twonn(x), rel=1e-6)
+        below += sum(dimension.against_mixed(of).p < 0.05 for of in found.unbind(1))
+    assert below <= 11  # of 80, 4 of them by chance; 12 and more once in a thousand times
+    sheet = [dimension.against_mixed(of) for of in dimension.of_mixed(swiss_roll(300)).unbind(1)]
+    assert all(test.p < 0.01 and test.value < 2.3 < 2.6 < test.mean for test in sheet)
+    assert dimension.of_mixed(torch.ones(30, 4)).isnan().all()
+    assert math.isnan(dimension.against_mixed(dimension.of_mixed(torch.ones(30, 4))[:, 0]).p)

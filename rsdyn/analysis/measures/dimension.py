@@ -13,7 +13,7 @@ from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.measure import Measure
 from rsdyn.analysis.measures.pca import spectra_of
 from rsdyn.analysis.over_sequences import with_interval
-from rsdyn.analysis.results import Dimension, Measured
+from rsdyn.analysis.results import Dimension, Measured, StepNull
 from rsdyn.dynamics import dimension as of_states
 from rsdyn.dynamics.resampling import group_of
 from rsdyn.metrics.processes import from_all
@@ -25,13 +25,14 @@ BY_SPECTRUM: dict[str, Callable[[Tensor], Tensor]] = {
     "effective_rank": of_states.rank_of_variances,
     "matrix_entropy": of_states.entropy_of_variances,
 }
+N_NULLS = 200  # states that are held against a null model: each draw is a search for neighbours at every sublayer
 N_GROUPS = 10  # whose neighbours are looked for again, each in a table of distances
 
 
-def dimension(collected: Collected, *, intervals: bool = True) -> Dimension:
+def dimension(collected: Collected, *, intervals: bool = True, seed: int = 0) -> Dimension:
     """Dimensions of the states that were kept, on every process; each sublayer is done by one of them.
 
-    ``intervals`` of the two by nearest neighbours take a search per group of sequences, as long as all the rest.
+    ``intervals`` of the two by nearest neighbours, and their null model, take searches that are as long as the rest.
     """
     assert collected.share is not None
     spectra, n = spectra_of(collected, collected.share), len(collected.share.number)
@@ -50,6 +51,8 @@ def dimension(collected: Collected, *, intervals: bool = True) -> Dimension:
         repeated=repeated,
         by_position=at,
         n_by_position=n_at,
+        nulls=_nulls(collected, seed) if intervals else {},
+        n_nulls=min(n, N_NULLS) if intervals else 0,
     )
 
 
@@ -82,6 +85,22 @@ def _by_neighbours(collected: Collected, intervals: bool) -> tuple[Measured, Mea
     return measured("twonn"), measured("mle"), torch.tensor([d.repeated for d in every])
 
 
+def _nulls(collected: Collected, seed: int) -> dict[str, StepNull]:
+    """Both dimensions by neighbours of the first states, mean over sublayers, against Gaussian states."""
+    assert collected.share is not None
+    x, usable = collected.share.by_sublayer()[:N_NULLS], ~collected.unusable
+
+    def one(s: int) -> Tensor:
+        return of_states.of_mixed(x[:, s] if usable.all() else x[:, s, usable], seed=seed)
+
+    mine = list(side_by_side(one, range(x.shape[1]), x.device))
+    values = torch.stack(list(chain.from_iterable(from_all(mine, "cpu")))).nanmean(0)  # (n + 1, 2)
+    return {
+        name: StepNull(*of_states.against_mixed(of))
+        for name, of in zip(("twonn", "mle"), values.unbind(-1), strict=True)
+    }
+
+
 def _by_position(collected: Collected) -> tuple[dict[str, Tensor], int]:
     """Each of the dimensions ``(P, S)`` of the states of each range of positions, and of how many they are."""
     states = states_by_range(collected)
@@ -97,4 +116,6 @@ def _by_position(collected: Collected) -> tuple[dict[str, Tensor], int]:
     return dict(zip((*BY_SPECTRUM, "twonn", "mle"), found.unbind(-1), strict=True)), known[0]
 
 
-MEASURE = Measure(lambda collected, how: dimension(collected, intervals=how.main is None), keeps_samples=True)
+MEASURE = Measure(
+    lambda collected, how: dimension(collected, intervals=how.main is None, seed=how.seed), keeps_samples=True
+)

@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--lm", default="embedded")
     parser.add_argument("--cache", required=True, help="folder of the cache; what it lacks is recorded first")
     parser.add_argument("--epochs", type=int, default=5, help="of train")
+    parser.add_argument("--keep", type=Path, help="folder that the run folders stay in")
     parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS))
     args = parser.parse_args()
     rows = []
@@ -63,10 +64,11 @@ def main() -> None:
         if script == "train.py":
             words.append(f"trainer.max_epochs={args.epochs}")
         with tempfile.TemporaryDirectory() as scratch:
-            summary, wall, cpu, peak = run(Path(scratch) / "run", script, words)
+            place = args.keep or Path(scratch)
+            summary, wall, cpu, peak = run(place / name.replace(", ", "-").replace(" ", "-"), script, words)
             if summary.get("sequences_recorded", 0):
                 print(f"{name}: recorded {summary['sequences_recorded']} sequences first", file=sys.stderr)
-                summary, wall, cpu, peak = run(Path(scratch) / "again", script, words)
+                summary, wall, cpu, peak = run(place / f"{script}-again", script, words)
         seconds = summary["seconds"]
         parts = {part: t for part, t in seconds.items() if part not in ("total", "parts")} | seconds.get("parts", {})
         if "epochs" in summary:

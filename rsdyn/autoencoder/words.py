@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rsdyn.autoencoder.settings import CaeConfig
-from rsdyn.autoencoder.summary import TrainingSummary
+from rsdyn.autoencoder.summary import TrainingSummary, is_thin
 from rsdyn.autoencoder.widths import MARGIN, default_layers, is_starved
 
 SPACES = {"none": "raw", "unit": "unit-standardised", "unit_sublayer": "unit- and sublayer-standardised"}
@@ -40,6 +40,10 @@ def answer(found: TrainingSummary) -> list[str]:
     if n > 1:
         filled, theirs = test["latent_participation"], test["latent_participation_pca"]
         said.append(f"The latents fill {filled:.3f} of {n} dimensions, the components {theirs:.3f}.")
+        if is_thin(found.results):
+            said[-1] += (
+                f" They are no line: on their longest axis alone they would explain {100 * test['r2_line']:.1f} %."
+            )
     if test["collapsed"]:
         said.append(f"The autoencoder collapsed: {', and '.join(test['collapse'])}.")
     return said

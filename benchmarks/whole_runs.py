@@ -5,9 +5,9 @@
     python benchmarks/whole_runs.py --cache DIR --only analyze perturb
 
 Each run is a script in a process of its own, at its defaults; ``analyze, all measures`` adds the measures of what the
-stream says and of its shape, and ``train`` stops after ``--epochs``. What a run needs and the cache lacks is
-recorded by a run before, which is not counted. Outside the run's own clock lie importing, reading settings, and closing
-down. Peak memory is the operating system's account of the process. Prints a table in Markdown.
+stream says and of its shape (the extras geometry and dsa), and ``train`` stops after ``--epochs``. What a run needs and
+the cache lacks is recorded by a run before, which is not counted. Outside the run's own clock lie importing, reading
+settings, and closing down. Peak memory is the operating system's account of the process. Prints a table in Markdown.
 """
 
 from __future__ import annotations

@@ -13,16 +13,22 @@ from rsdyn.dynamics.phases import LEAST_PLACES, best_change_points, phases
 from rsdyn.dynamics.resampling import simulate
 from rsdyn.errors import UserError
 
-CURVES = (
-    "correlation/mean",
-    "cosine/mean",
-    "velocity/relative",
-    "curvature/angle",
-    "dimension/participation",
-    "similarity/adjacent",
-    "readout/kl",
-)
+CURVES = {
+    "correlation/mean": 1,
+    "cosine/mean": 1,
+    "velocity/relative": 1,
+    "curvature/angle": 2,
+    "dimension/participation": 0,
+    "similarity/adjacent": 1,
+    "readout/kl": 0,
+}
+"""The curves that are looked at together, and how many values fewer than sublayers each has."""
 N_DRAWN = 200  # simulated data, for the intervals of the places
+
+
+def n_places(curve: str, n_sublayers: int, sites_per_layer: int) -> int:
+    """At how many layers a curve of :data:`CURVES` has a value."""
+    return (n_sublayers - CURVES[curve]) // sites_per_layer
 
 
 def phases_of(found: ConditionResults, *, sites_per_layer: int, seed: int, n: int = 399) -> PhaseResults | None:

@@ -8,9 +8,10 @@ from importlib.util import find_spec
 
 from rsdyn.analysis.measures.curvature import LEAST_SUBLAYERS
 from rsdyn.analysis.measures.dsa import LEAST_LAYERS, LEAST_SEQUENCES
-from rsdyn.analysis.phases import CURVES, phases_of
+from rsdyn.analysis.phases import CURVES, n_places, phases_of
 from rsdyn.analysis.results import AnalysisResults
 from rsdyn.dynamics.dimension import LEAST_STATES
+from rsdyn.dynamics.phases import LEAST_PLACES
 from rsdyn.dynamics.similarity import LEAST
 from rsdyn.errors import UserError
 
@@ -52,6 +53,14 @@ def check_shape(measures: Sequence[str], *, n_trajectories: int, n_sublayers: in
         raise UserError(
             "measures: phases look at the curves of other measures, and none of those is asked for. Add one "
             f"of {', '.join(sources)}."
+        )
+    looked_at = [curve for curve in CURVES if "phases" in measures and curve.split("/")[0] in measures]
+    places = {curve: n_places(curve, n_sublayers, sites_per_layer) for curve in looked_at}
+    fewest = min(places, key=places.__getitem__, default=None)
+    if fewest is not None and places[fewest] < LEAST_PLACES:
+        raise UserError(
+            f"measures: phases need curves over at least {LEAST_PLACES} layers, and {fewest.split('/')[0]} has "
+            f"{places[fewest]} in this model of {n_layers}. Leave phases out."
         )
 
 

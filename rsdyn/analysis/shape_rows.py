@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rsdyn.analysis.finding import Finding, Value, number
 from rsdyn.analysis.results import AnalysisResults, ConditionResults, Measured, PhaseResults, StepNull
+from rsdyn.analysis.settings import PHASES
 from rsdyn.analysis.statistics import ends_of
 from rsdyn.dynamics.resampling import jackknife
 from rsdyn.labels import NAMES
@@ -350,4 +351,6 @@ def shape_in_words(found: AnalysisResults) -> list[str]:
             f"Phases: {r.phases.n} change points of {of} together are beyond curves of the same trend and spectrum "
             f"({_places(r.phases)}; intervals over documents). Any curve can be cut in three."
         )
+    elif PHASES in found.measures:
+        words.append("Phases were not looked for: no curve is defined at every layer and changes over them.")
     return words

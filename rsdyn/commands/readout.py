@@ -11,28 +11,25 @@ import torch
 from rsdyn.analysis.readout import by_position, example, read_sequences, readout_results, with_one_of_each_range
 from rsdyn.analysis.results import ReadoutResults
 from rsdyn.dynamics.readout import Readout
-from rsdyn.errors import UserError
-from rsdyn.lm.head import class_with_head
-from rsdyn.lm.readout import Lens, open_lens
 from rsdyn.metrics.processes import from_all, n_processes
+from rsdyn.run.early import readout_lens
 from rsdyn.run.opening import Source
 from rsdyn.run.progress import Steps
 from rsdyn.run.run import Run
-from rsdyn.run.trainer import device_of
+from rsdyn.run.trainer import device_of, processes_here
 from rsdyn.stream.text.groups import SequenceGroups
 from rsdyn.stream.trajectories import TrajectoryStream
 
 
-def check_readout(run: Run, source: Source) -> Lens:
-    """The lens that is asked for; ``UserError`` for one of another model, and for a model without a head."""
-    lm = source.lm
-    class_with_head(lm.config, trust_remote_code=lm.trust_remote_code)
-    path = run.config.analysis.readout.lens
-    sizes = {"n_sublayers": lm.n_sublayers, "n_units": lm.n_units, "sites_per_layer": len(lm.site_names)}
-    try:
-        return open_lens(path, **sizes)
-    except UserError as error:
-        raise UserError(f"analysis.readout.lens={path}: {str(error).removeprefix(f'{path}: ')}") from error
+def check_readout(run: Run, source: Source) -> None:
+    """Raise ``UserError`` for a model without a head, or one that does not fit with it, before anything is recorded.
+
+    A model whose head nothing on this machine shows is loaded once, since that alone can tell.
+    """
+    lm, dtype, device = source.lm, run.config.lm.dtype, device_of(run.config)
+    lm.check_memory(dtype=dtype, device=device, head=True, processes=processes_here(run))
+    if not lm.check_head():
+        lm.load(dtype=dtype, device=device, head=True)
 
 
 def measure_readout(
@@ -43,7 +40,7 @@ def measure_readout(
     Where other tokens than the last are measured, one of each range of positions too, of the first stream.
     """
     config = run.config
-    settings, lens = config.analysis.readout, check_readout(run, source)
+    settings, lens = config.analysis.readout, readout_lens(run, source.lm)
     rank = torch.distributed.get_rank() if n_processes() > 1 else 0
     tokenizer = source.lm.tokenizer()
     found: dict[str, ReadoutResults] = {}

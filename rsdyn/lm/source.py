@@ -299,10 +299,7 @@ class LMSource:
                 transformers_logging.enable_progress_bar()
         if missing := sorted(found["missing_keys"]):  # transformers has drawn them at random, and only warned
             if head and set(missing) <= {"lm_head.weight", "lm_head.bias", "embed_out.weight"}:
-                raise NoHeadError(
-                    f"name={self.name}: the next-token probabilities need {', '.join(missing)}, which its weights "
-                    "lack. Give a model that was saved with its LM head."
-                )
+                raise self._no_head(missing)
             others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
             raise UnfitModelError(
                 f"name={self.name}: its config asks for {missing[0]}{others}, which its weights lack. The config is "
@@ -323,6 +320,37 @@ class LMSource:
             causal=model if head else None,
             quantisation=self.quantisation,
             unused=unused,
+        )
+
+    def check_head(self) -> bool:
+        """Whether the weights are known to have what next-token probabilities need, before any is read.
+
+        False where loading alone can tell: those that are not on this machine yet, or have names of their own. Raises
+        ``UserError`` for a model of no class with a head, ``NoHeadError`` where all weights are the base model's.
+        """
+        self._with_head()
+        if self.untrained is not None or self.gguf is not None:  # drawn with it; a file without one has the embedding
+            return True
+        causal = empty_model(self.config, head=True, trust_remote_code=self.trust_remote_code)
+        prefix, base = base_of(causal)
+        of_base = {id(p) for p in base.parameters()}
+        own = [name for name, p in causal.named_parameters() if id(p) not in of_base]  # a tied one is the base's
+        try:
+            names = frozenset[str]() if self.folder is None else check_files(self.name, self.folder).names
+        except UserError:
+            if self.commit is None:
+                raise
+            names = frozenset()  # the Hub has the rest
+        if all(name in names for name in own):
+            return True
+        if names and {name.removeprefix(f"{prefix}.") for name in names} <= base.state_dict().keys():
+            raise self._no_head(own)
+        return False
+
+    def _no_head(self, missing: Iterable[str]) -> NoHeadError:
+        return NoHeadError(
+            f"name={self.name}: the next-token probabilities need {', '.join(missing)}, which its weights lack. Give a "
+            "model that was saved with its LM head."
         )
 
     def _report_spread(self, model: Any) -> None:

@@ -53,11 +53,13 @@ class Stored(NamedTuple):
         files: their paths.
         n_bytes: their size, headers included.
         dtype: the format of all of them, such as ``bfloat16``; None where there are several, or another kind.
+        names: of the tensors in them.
     """
 
     files: tuple[Path, ...]
     n_bytes: int
     dtype: str | None
+    names: frozenset[str]
 
 
 def check_files(name: str, folder: Path) -> Stored:
@@ -81,6 +83,7 @@ def check_files(name: str, folder: Path) -> Stored:
             "the model with save_pretrained(), which writes safetensors."
         )
     kinds: set[str] = set()
+    names: set[str] = set()
     for file, wanted in files.items():
         path = folder / file
         if not path.is_file():
@@ -89,8 +92,10 @@ def check_files(name: str, folder: Path) -> Stored:
             )
         try:
             with safe_open(path, framework="pt") as opened:  # compares the header with the file's size, reads no weight
-                lacking = set(wanted) - set(opened.keys())
-                kinds |= {opened.get_slice(tensor).get_dtype() for tensor in opened.keys()}  # noqa: SIM118
+                here = set(opened.keys())
+                lacking = set(wanted) - here
+                kinds |= {opened.get_slice(tensor).get_dtype() for tensor in here}
+                names |= here
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"name={name}: {file} is damaged or cut short ({error}). Copy or download it again."
@@ -102,7 +107,7 @@ def check_files(name: str, folder: Path) -> Stored:
             )
     paths = tuple(folder / file for file in files)
     dtype = _STORED.get(kinds.pop()) if len(kinds) == 1 else None
-    return Stored(paths, sum(path.stat().st_size for path in paths), dtype)
+    return Stored(paths, sum(path.stat().st_size for path in paths), dtype, frozenset(names))
 
 
 def _index(name: str, folder: Path) -> dict[str, list[str]]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rsdyn.analysis.checks import check_settings
-from rsdyn.analysis.settings import JACOBIAN
+from rsdyn.analysis.settings import JACOBIAN, READOUT
 from rsdyn.autoencoder.model import CompressingAutoencoder
 from rsdyn.autoencoder.settings import CaeConfig
 from rsdyn.errors import UserError
 from rsdyn.lm.continuing.layer_calls import check_memories
+from rsdyn.lm.readout import Lens, open_lens
 from rsdyn.lm.source import LMSource
 from rsdyn.perturbation.layers import changed_layers
 from rsdyn.perturbation.plane import open_autoencoder
@@ -69,6 +70,8 @@ def check_model(run: Run, lm: LMSource) -> None:
     if run.script == "train":
         with torch.device("meta"):
             CompressingAutoencoder(**autoencoder_arguments(config.cae, lm.n_units, lm.n_sublayers))
+    if run.script == "perturb" or (run.script == "analyze" and READOUT in config.analysis.measures):
+        lm.check_head()
     if run.script == "perturb":
         _check_perturbation(run, lm)
     if (run.script == "analyze" and config.analysis.measures != [JACOBIAN]) or (
@@ -84,6 +87,18 @@ def check_model(run: Run, lm: LMSource) -> None:
         )
     if run.script == "analyze" and JACOBIAN in config.analysis.measures:
         _check_jacobians(run, lm)
+    if run.script == "analyze" and READOUT in config.analysis.measures:
+        readout_lens(run, lm)
+
+
+def readout_lens(run: Run, lm: LMSource) -> Lens:
+    """The lens that ``analysis.readout`` asks for; ``UserError`` for a file that is none, or one of another model."""
+    path = run.config.analysis.readout.lens
+    sizes = {"n_sublayers": lm.n_sublayers, "n_units": lm.n_units, "sites_per_layer": len(lm.site_names)}
+    try:
+        return open_lens(path, **sizes)
+    except UserError as error:
+        raise UserError(f"analysis.readout.lens={path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def _check_perturbation(run: Run, lm: LMSource) -> None:

@@ -1,14 +1,18 @@
 """Readout and geometry from the command line: tables, files, two processes, every token, and mistakes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from script_runs import argv_of, arrays_of, run_analyze
+from tiny_models import tiny_lm
 
-from rsdyn.commands import analyze
+from rsdyn.commands import analyze, perturb
+from rsdyn.lm.lens import JacobianLens
+from rsdyn.lm.source import find_lm
 
 N = 61
 SEEDS = {"analysis.untrained_seeds": 2, "analysis.readout.samples": 20, "analysis.readout.examples": 2}
@@ -72,10 +76,32 @@ def test_two_processes_give_what_one_does(default, words, tmp_path):
             np.testing.assert_allclose(two[name], expected, rtol=near, atol=near, err_msg=name)
 
 
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """Layers enough for phases."""
+    return tiny_lm(tmp_path_factory.mktemp("deep"), layers=10)
+
+
+def test_phases_are_the_same_for_two_processes(words, deep, tmp_path):
+    more = {"lm.name": deep, "analysis.measures": "[cosine,readout,phases]"}
+    one, two = (
+        arrays_of(run_analyze(words, tmp_path / str(n), **SEEDS, **more, **{"trainer.devices": n})[0]) for n in (1, 2)
+    )
+    for condition in ("original", "token_shuffled", "untrained"):
+        names = [name for name in one if name.startswith(f"{condition}/phases/")]
+        assert f"{condition}/phases/places" in names and len(names) >= 7, condition
+        for name in names:
+            if one[name].dtype.kind == "f":
+                np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)
+            else:
+                assert np.array_equal(two[name], one[name]), name
+    assert one["original/phases/curves"].tolist() == ["cosine/mean", "readout/kl"]
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_what_reads_the_model_itself_records_no_stream(default, words, tmp_path, devices):
-    """Readout, and phases of its curves, say what they say beside the others, and nothing goes through a cache."""
-    more = {"analysis.measures": "[readout,phases]", "cache.dir": tmp_path / "cache", "trainer.devices": devices}
+    """Readout says what it says beside the others, and nothing goes through a cache."""
+    more = {"analysis.measures": "readout", "cache.dir": tmp_path / "cache", "trainer.devices": devices}
     folder, said = run_analyze(words, tmp_path / "alone", **SEEDS, **more)
     assert "No stream is recorded" in said and "massive" in said and "No unit is massive" not in said
     assert not (tmp_path / "cache").exists()
@@ -158,8 +184,6 @@ def test_a_lens_that_knows_nothing_says_the_same_everywhere(words, tmp_path):
 
 
 def test_a_model_with_one_site_a_layer(words, tmp_path):
-    from tiny_models import tiny_lm
-
     pythia = tiny_lm(tmp_path / "pythia", model_type="gpt_neox")
     options = {"lm.name": pythia, "run.dir": tmp_path / "run", "cache.dir": tmp_path / "cache",
                "analysis.conditions": "original"}  # fmt: skip
@@ -174,6 +198,7 @@ def test_a_model_with_one_site_a_layer(words, tmp_path):
         ({"analysis.readout.samples": 0}, "analysis.readout.samples=0"),
         ({"analysis.measures": "cosine", "analysis.readout.samples": 9}, "would change nothing without readout in"),
         ({"analysis.measures": "phases"}, "phases look at the curves of other measures"),
+        ({"analysis.measures": "[curvature,phases]"}, "at least 8 layers, and curvature has 2 in this model of 3"),
         ({"analysis.measures": "dimension", "analysis.keep": 9}, "dimension needs at least 10 sequences and gets 9"),
     ],
 )
@@ -182,3 +207,62 @@ def test_a_mistake_is_one_message(more, said, words, tmp_path, capsys):
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def headless(tiny_llama, tmp_path_factory):
+    """The same model saved without its head, and one whose file calls the head by a name that nobody knows."""
+    bare, renamed = tmp_path_factory.mktemp("bare"), tmp_path_factory.mktemp("renamed")
+    for folder in (bare, renamed):
+        shutil.copytree(tiny_llama, folder, dirs_exist_ok=True)
+    find_lm(str(tiny_llama)).load().base.save_pretrained(bare)
+    weights = load_file(tiny_llama / "model.safetensors")
+    weights["unembed.weight"] = weights.pop("lm_head.weight")
+    save_file(weights, renamed / "model.safetensors", metadata={"format": "pt"})
+    return {"bare": bare, "renamed": renamed}
+
+
+@pytest.mark.parametrize(
+    ("program", "model", "more"),
+    [
+        (analyze, "bare", {"analysis.measures": "[cosine,readout]"}),
+        (analyze, "bare", {"analysis.measures": "readout"}),
+        (analyze, "renamed", {"analysis.measures": "[cosine,readout]"}),
+        (perturb, "bare", {"perturb.from_text": 2}),
+        (perturb, "renamed", {"perturb.from_text": 2}),
+        (perturb, "bare", {"perturb.from_text": 2, "perturb.kind": "skip", "cache.dir": None}),
+    ],
+)
+def test_a_model_without_a_head_is_refused_before_anything_is_recorded(
+    program, model, more, words, headless, tmp_path, capsys
+):
+    ours = {key: value for key, value in words.items() if program is analyze or not key.startswith("analysis.")}
+    ours |= {"lm.name": headless[model], "cache.dir": tmp_path / "cache", "run.dir": tmp_path / "run", **more}
+    argv = argv_of({key: value for key, value in ours.items() if value is not None and "shard" not in key})
+    assert program.main(argv) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and "saved with its LM head" in said.err
+    assert model != "bare" or "Text:" not in said.out
+    assert "recording" not in said.err and not (tmp_path / "run").exists()
+    assert [path for path in (tmp_path / "cache").rglob("*.safetensors") if path.parent.name != "corpora"] == []
+    if model == "bare":
+        assert program.main([*argv, "--plan"]) == 2
+        assert "saved with its LM head" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("plan", [False, True])
+def test_a_lens_of_another_width_is_refused_before_the_text_is_read(plan, words, tmp_path, capsys):
+    JacobianLens({0: torch.eye(64)}, 1).save(tmp_path / "wide.pt")
+    more = {"analysis.readout.lens": tmp_path / "wide.pt", "run.dir": tmp_path / "run"}
+    assert analyze.main([*argv_of(words, **more), *(["--plan"] if plan else [])]) == 2
+    said = capsys.readouterr()
+    assert "64 units, and this model has 32" in said.err and "Text:" not in said.out
+
+
+def test_phases_that_have_no_curve_to_look_at_say_so(words, deep, tmp_path, capsys):
+    """A Jacobian lens does not read the first layer, so its only curve has a gap."""
+    JacobianLens({layer: torch.eye(32) for layer in range(9)}, 1).save(tmp_path / "lens.pt")
+    more = {"lm.name": deep, "analysis.measures": "[readout,phases]", "analysis.conditions": "original",
+            "analysis.readout.lens": tmp_path / "lens.pt", "run.dir": tmp_path / "run"}  # fmt: skip
+    assert analyze.main(argv_of(words, **more)) == 0
+    assert "Phases were not looked for" in " ".join(capsys.readouterr().out.split())

@@ -1,12 +1,14 @@
 """Continuing from a sublayer: against one forward of plain transformers a point, with hooks of the test's own."""
 
 import copy
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from family_zoo import PARALLEL, WINDOW, ZOO
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rsdyn.errors import NonFiniteError, UserError
@@ -449,9 +451,24 @@ def test_head_is_read_only_when_asked(tiny_llama):
 
 def test_a_missing_head_is_not_made_up(tiny_llama, tmp_path):
     find_lm(str(tiny_llama)).load().base.save_pretrained(tmp_path)
-    find_lm(str(tmp_path)).load()
-    with pytest.raises(UserError, match=r"lm_head\.weight"):
-        find_lm(str(tmp_path)).load(head=True)
+    bare = find_lm(str(tmp_path))
+    bare.load()
+    for ask in (lambda: bare.load(head=True), bare.check_head):
+        with pytest.raises(UserError, match=r"lm_head\.weight.* saved with its LM head"):
+            ask()
+    assert bare.without_training(0).check_head()
+
+
+def test_a_head_is_known_by_its_name_and_one_of_another_name_by_loading_alone(tiny_llama, tmp_path):
+    assert find_lm(str(tiny_llama)).check_head() and find_lm().check_head()  # the second is the embedding
+    shutil.copytree(tiny_llama, tmp_path / "other")
+    weights = load_file(tiny_llama / "model.safetensors")
+    weights["unembed.weight"] = weights.pop("lm_head.weight")
+    save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    other = find_lm(str(tmp_path / "other"))
+    assert not other.check_head()
+    with pytest.raises(UserError, match="saved with its LM head"):
+        other.load(head=True)
 
 
 def test_tied_and_untrained_heads(tiny_llama, tmp_path):

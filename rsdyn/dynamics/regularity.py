@@ -7,6 +7,7 @@ number of turns tells it apart. Its steps have one frequency, theirs have all.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,6 +16,18 @@ from rsdyn.dynamics.linear_process import place_rms
 from rsdyn.dynamics.rotation import check_sublayers, increments
 
 LEAST_SUBLAYERS = 6  # with fewer there is one frequency, and its share is all
+
+
+@cache
+def waves(length: int) -> Tensor:
+    """Cosines and sines of 1 to ``length // 2`` periods in ``length`` steps, ``(2, length // 2, length)`` float64.
+
+    For Fourier transforms by matrix products: lengths are short and often prime, which a fast transform dislikes (59
+    steps take it three times as long).
+    """
+    periods, step = torch.arange(1, length // 2 + 1, dtype=torch.float64), torch.arange(length, dtype=torch.float64)
+    angle = 2 * math.pi / length * periods[:, None] * step
+    return torch.stack([angle.cos(), angle.sin()])
 
 
 def fisher_g(steps: Tensor) -> Tensor:
@@ -30,11 +43,9 @@ def fisher_g(steps: Tensor) -> Tensor:
             f"steps has the shape {tuple(steps.shape)}: at least {LEAST_SUBLAYERS - 1} steps are needed, since with "
             "one frequency its share is always 1."
         )
-    frequency = torch.arange(1, (length - 1) // 2 + 1, dtype=torch.float64)
-    angle = 2 * math.pi / length * frequency[:, None] * torch.arange(length, dtype=torch.float64)
     centred = (steps - steps.mean(0)).flatten(1)
-    # a matrix product: lengths are short and often prime, which a fast transform dislikes
-    power = (angle.cos().to(centred) @ centred).square_() + (angle.sin().to(centred) @ centred).square_()
+    cos, sin = waves(length)[:, : (length - 1) // 2].to(centred)
+    power = (cos @ centred).square_() + (sin @ centred).square_()
     total = power.sum(0)
     largest = power.amax(0)
     noise = centred.new_tensor(torch.finfo(centred.dtype).eps) ** 2 * steps.flatten(1).square().sum(0) * length

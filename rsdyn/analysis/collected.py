@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rsdyn.analysis.measure import PerSequence
 from rsdyn.analysis.measures import OF_STREAM, measure_of
+from rsdyn.dynamics.dimension import Spectra
 from rsdyn.dynamics.geometry import Pace
 from rsdyn.dynamics.massive import POSITIONS, position_range
 from rsdyn.dynamics.moments import Comoments, Covariance, Moments, massive_ratios, merge_comoments, merge_covariance
@@ -226,6 +227,7 @@ class Collected(nn.Module):
         self.half_pca: list[PCA] = []
         self.all_pairs: Tensor | None = None
         self.share: UnitShare | None = None
+        self.spectra: Spectra | None = None  # of a measure that took them, for the others
 
     def _of_each(self, units: Tensor | None) -> dict[str, Grouped]:
         """The curves of each sequence, of the units ``(D,)``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,24 @@ from rsdyn.errors import UserError
 
 LEAST_STATES = 10  # for a dimension by nearest neighbours
 N_MIXED = 9
+ROUNDING = 1e-6  # of the largest eigenvalue; smaller ones are taken in float64
+MARGIN = 3  # how many times the neighbours asked for are looked up, so that without a group enough remain
+
+
+class Spectra(NamedTuple):
+    """Variances along each sublayer's own components, largest first, ``(..., S, K)``.
+
+    Attributes:
+        all: ``(S, K)``.
+        groups: ``(G, S, K)`` without each group of sequences.
+        left_out: ``(C, S, K)`` without each number of the largest units.
+        without_massive: ``(S, K)``; None where there are no massive units.
+    """
+
+    all: Tensor
+    groups: Tensor
+    left_out: Tensor
+    without_massive: Tensor | None
 
 
 def centred(x: Tensor) -> Tensor:
@@ -30,8 +49,26 @@ def spectrum(x: Tensor) -> Tensor:
 
     ``x xᵀ`` and ``xᵀ x`` have the same eigenvalues but for zeros, so the smaller of the two is taken.
     """
-    product = x @ x.T if len(x) <= x.shape[1] else x.T @ x
-    return torch.linalg.eigvalsh(product).flip(0).clamp(min=0).to(torch.float64) / len(x)
+    return _variances(_products(x), len(x))
+
+
+def _products(x: Tensor) -> Tensor:
+    """Products ``x xᵀ`` or ``xᵀ x``, whichever is smaller, in float64."""
+    x = x.to(torch.float64)
+    return x @ x.T if len(x) <= x.shape[1] else x.T @ x
+
+
+def _variances(products: Tensor, n: int) -> Tensor:
+    """Variances ``(K,)`` float64, largest first, of ``n`` samples about their mean, of float64 products ``(K, K)``.
+
+    The eigenvalues are taken in float32, which keeps small ones to about 1e-8 of the largest, and in float64 where some
+    are that small: where states repeat, or a massive unit outweighs the others. Rounding would count as variance there,
+    and as 7 % of an effective rank in SmolLM2's first sublayer.
+    """
+    values = torch.linalg.eigvalsh(products.to(torch.float32))
+    if values[max(0, len(values) - n + 1)] < ROUNDING * values[-1]:  # n states span n - 1 directions about their mean
+        values = torch.linalg.eigvalsh(products)
+    return values.flip(0).clamp(min=0).to(torch.float64) / n
 
 
 def components_for(variances: Tensor, share: float = 0.9) -> Tensor:
@@ -52,18 +89,21 @@ def participation(variances: Tensor) -> Tensor:
 def spectra_of_rows(x: Tensor, chosen: Tensor) -> Tensor:
     """:func:`spectrum` of some rows of centred ``x`` ``(N, U)``, centred anew, for each choice ``(M, N)`` of them.
 
-    ``chosen`` is boolean. ``(M, min(N, U))``, filled up with zeros where a choice has fewer components. Where rows are
-    few, all choices come from the same products, in float64 until their own mean is out.
+    ``chosen`` is boolean. ``(M, min(N, U))``, filled up with zeros where a choice has fewer components. All choices
+    come from the same products, in float64 until their own mean is out: with many rows, those of the rows left out are
+    subtracted.
     """
     out = x.new_zeros(len(chosen), min(x.shape), dtype=torch.float64)
-    products = (x @ x.T).to(torch.float64) if len(x) <= x.shape[1] else None
+    products = _products(x)
     for found, rows in zip(out, chosen, strict=True):
-        if products is None:
-            variances = spectrum(x[rows] - x[rows].mean(0))
-        else:
+        n = int(rows.sum())
+        if len(x) <= x.shape[1]:
             part = products[rows][:, rows]
             part = part - part.mean(0) - part.mean(1, keepdim=True) + part.mean()
-            variances = torch.linalg.eigvalsh(part.to(x.dtype)).flip(0).clamp(min=0).to(torch.float64) / len(part)
+        else:
+            left, total = x[~rows].to(torch.float64), x[rows].sum(0, dtype=torch.float64)
+            part = products - left.T @ left - torch.outer(total, total) / n
+        variances = _variances(part, n)[:n]
         found[: len(variances)] = variances
     return out
 
@@ -76,19 +116,17 @@ def spectra_without_largest(x: Tensor, order: Tensor, counts: Sequence[int]) -> 
     """
     out = x.new_zeros(len(counts), min(x.shape), dtype=torch.float64)
     if x.shape[1] < len(x):
-        product = (x.T @ x).to(torch.float64)
+        products = _products(x)
         for found, count in zip(out, counts, strict=True):
             stays = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
             stays[order[:count]] = False
-            values = torch.linalg.eigvalsh(product[stays][:, stays].to(x.dtype)).flip(0).clamp(min=0)
-            found[: len(values)] = values.to(torch.float64) / len(x)
+            values = _variances(products[stays][:, stays], len(x))
+            found[: len(values)] = values
         return out
-    rest = x.index_fill(1, order, 0)
-    product = (rest @ rest.T).to(torch.float64)
+    products = _products(x.index_fill(1, order, 0))
     for i in sorted(range(len(counts)), key=lambda i: -counts[i]):
         some = x[:, order[counts[i] :]].to(torch.float64)
-        values = torch.linalg.eigvalsh((product + some @ some.T).to(x.dtype)).flip(0).clamp(min=0)
-        out[i] = values.to(torch.float64) / len(x)
+        out[i] = _variances(products + some @ some.T, len(x))
     return out
 
 
@@ -140,13 +178,13 @@ def intrinsic_dimension(x: Tensor, group: Tensor | None = None, *, k: int = 20) 
     one's group counts. Raises as :func:`twonn` does.
     """
     kept, repeated, first = _distinct(x)
-    distances = _distances(kept)
+    squared = _distances(kept)
+    near = _nearest(squared, MARGIN * k)
     known = torch.zeros(1) if group is None else group.cpu().unique()
     of = torch.zeros(len(kept)) if group is None else group.cpu()[torch.from_numpy(first)]
-    found = [_by_neighbours(distances, kept, k)]
+    found = [_by_neighbours(near.values[:, :k])]
     for g in known if len(known) > 1 else []:
-        stays = of != g
-        found.append(_by_neighbours(distances[stays][:, stays], kept[stays.numpy()], k))
+        found.append(_by_neighbours(_nearest_of(near, squared, of != g, k)))
     each = torch.tensor(found, dtype=torch.float64)
     return IntrinsicDimension(*found[0], each[1:, 0], each[1:, 1], repeated)
 
@@ -157,22 +195,52 @@ def _distances(x: np.ndarray) -> Tensor:
     By products of float64 about the mean: one matrix product, where subtracting first reads all units of every pair.
     """
     about = torch.from_numpy(x - x.mean(0)) if len(x) else torch.from_numpy(x)
-    square = about.square().sum(1)
-    away = (square[:, None] + square[None, :] - 2 * about @ about.T).clamp_(min=0)
+    return _distances_of(about @ about.T)
+
+
+def _distances_of(products: Tensor) -> Tensor:
+    """The same of the products of all pairs of states."""
+    square = products.diagonal()
+    away = (square[:, None] + square[None, :] - 2 * products).clamp_(min=0)
     return away.fill_diagonal_(torch.inf)
 
 
-def _by_neighbours(squared: Tensor, x: np.ndarray, k: int) -> tuple[float, float]:
-    """TwoNN and MLE by scikit-dimension, given each state's nearest others; NaN for fewer than ten states."""
-    if len(x) < LEAST_STATES:
+def _nearest(squared: Tensor, k: int) -> torch.return_types.topk:
+    """The ``k`` others at the least squared distance of each state, or as many as there are: values, and which."""
+    return squared.topk(max(0, min(k, len(squared) - 1)), dim=1, largest=False)
+
+
+def _nearest_of(near: torch.return_types.topk, squared: Tensor, stays: Tensor, k: int) -> Tensor:
+    """Squared distances ``(n, k)`` of the states that stay from the nearest ``k`` others that do.
+
+    From what is nearest among all, ``near``; where too few of those stay, from the whole row of ``squared``.
+    """
+    k = min(k, int(stays.sum()) - 1)
+    values, inside = near.values[stays], stays[near.indices[stays]]
+    out = values.new_empty(len(values), max(0, k))
+    if k <= 0:
+        return out
+    place = inside.cumsum(1)
+    enough = place[:, -1] >= k
+    out[enough] = values[inside & (place <= k) & enough[:, None]].view(-1, k)
+    rest = stays.nonzero().flatten()[~enough]
+    out[~enough] = squared[rest][:, stays].topk(k, dim=1, largest=False).values
+    return out
+
+
+def _by_neighbours(squared: Tensor) -> tuple[float, float]:
+    """TwoNN and MLE of squared distances ``(N, k)`` from each state's nearest others; NaN for fewer than ten states.
+
+    The likelihood's estimate is scikit-dimension's in closed form, which that takes state by state in Python: 800,000
+    calls for a jackknife of 60 sublayers.
+    """
+    if len(squared) < LEAST_STATES:
         return math.nan, math.nan
-    near = squared.topk(min(k, len(x) - 1), dim=1, largest=False)
-    apart = (near.values[:, 0] > 0).numpy()  # of two states that differ by rounding alone the products may make 0
-    distances, which = near.values.sqrt().numpy()[apart], near.indices.numpy()[apart]
-    estimators = _scikit_dimension()
-    by_two = estimators.TwoNN(dist=True).fit(distances[:, :2]).dimension_
-    local = estimators.MLE().fit(x[apart], precomputed_knn_arrays=(distances, which), n_neighbors=distances.shape[1])
-    return float(by_two), float(local.dimension_)
+    distances = squared[squared[:, 0] > 0].sqrt()  # of two states that differ by rounding alone the products may make 0
+    by_two = _scikit_dimension().TwoNN(dist=True).fit(distances[:, :2].numpy()).dimension_
+    k = distances.shape[1]
+    inverse = (distances[:, -1:] / distances).log().sum(1) / (k - 1)
+    return float(by_two), float(1 / inverse.mean())
 
 
 def mixed(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -184,10 +252,21 @@ def mixed(x: Tensor, generator: torch.Generator) -> Tensor:
     """
     x = x.to(torch.float64)
     mean = x.mean(0)
-    drawn = torch.randn(len(x), len(x) - 1, generator=generator, dtype=torch.float64)
+    return mean + _mixing(len(x), generator).to(x.device) @ _without_mean(x - mean)
+
+
+def _mixing(n: int, generator: torch.Generator) -> Tensor:
+    """A random orthonormal basis ``(n, n - 1)`` of the directions whose entries sum to 0."""
+    drawn = torch.randn(n, n - 1, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(drawn - drawn.mean(0))
-    onto = (q * r.diagonal().sign()).to(x.device)
-    return mean + onto @ _without_mean(x - mean)
+    return q * r.diagonal().sign()
+
+
+@lru_cache(maxsize=1)
+def _mixings(n_states: int, n: int, seed: int) -> tuple[Tensor, ...]:
+    """``n`` such bases; every sublayer takes the same."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(_mixing(n_states, generator) for _ in range(n))
 
 
 def _without_mean(x: Tensor) -> Tensor:
@@ -204,11 +283,11 @@ def of_mixed(x: Tensor, *, n: int = N_MIXED, seed: int = 0, k: int = 20) -> Tens
     kept, _, _ = _distinct(x)
     if len(kept) < LEAST_STATES:
         return torch.full((n + 1, 2), torch.nan, dtype=torch.float64)
-    generator, states = torch.Generator().manual_seed(seed), torch.from_numpy(kept)
-    found = [_by_neighbours(_distances(kept), kept, k)]
-    for _ in range(n):
-        drawn = mixed(states, generator).numpy()
-        found.append(_by_neighbours(_distances(drawn), drawn, k))
+    found, states = [_by_neighbours(_nearest(_distances(kept), k).values)], torch.from_numpy(kept)
+    reduced = _without_mean(states - states.mean(0))
+    products = reduced @ reduced.T
+    for onto in _mixings(len(kept), n, seed):
+        found.append(_by_neighbours(_nearest(_distances_of(onto @ products @ onto.T), k).values))
     return torch.tensor(found, dtype=torch.float64)
 
 

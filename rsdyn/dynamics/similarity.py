@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rsdyn.threads import side_by_side
+
 LEAST = 4  # the unbiased estimator divides by n - 3
 _BLOCK = 1 << 15
 
@@ -93,10 +95,16 @@ def hollow_grams(x: Tensor) -> Tensor:
     """
     n, s, _ = x.shape
     out = torch.empty(s, n, n, dtype=torch.float32, device=x.device)
-    for k in range(s):
-        gram = _hollow_gram(x[:, k])
-        size = gram.norm()
-        out[k] = (gram / torch.where(size > 0, size, 1.0)).to(torch.float32)
+    # on another device than a CPU float32 products may be TF32
+    dtype = torch.float32 if x.device.type == "cpu" else torch.float64
+
+    def one(k: int) -> Tensor:
+        gram = _hollow_gram(x[:, k], dtype)
+        size = gram.norm(dtype=torch.float64)
+        return gram.div_(torch.where(size > 0, size, 1.0))
+
+    for k, gram in enumerate(side_by_side(one, range(s), x.device)):
+        out[k] = gram
     return out
 
 
@@ -166,13 +174,18 @@ def without_each_group(grams: Tensor, others: Tensor, group: Tensor) -> tuple[Te
     member = (group[:, None] == known).to(grams.device, torch.float32)  # (N, G)
     left = [n, *(n - int((group == g).sum()) for g in known)] if len(known) > 1 else [n]
     found = torch.empty(len(left), n_pairs, dtype=torch.float64, device=grams.device)
-    for p, (k, m) in enumerate(zip(grams, others, strict=True)):
+
+    def one(p: int) -> Tensor:
+        k, m = grams[p], others[p]
         pairs = {"km": (k, m), "kk": (k, k), "mm": (m, m)}
         blocks = {name: (member.T @ (a * b) @ member).to(torch.float64) for name, (a, b) in pairs.items()}
         rows = {"k": (k @ member).to(torch.float64), "m": (m @ member).to(torch.float64)}  # (N, G)
         each = {name: _hsic(blocks[name], rows[name[0]], rows[name[1]], member, left) for name in pairs}
         sizes = (each["kk"] * each["mm"]).clamp(min=0).sqrt()
-        found[:, p] = each["km"] / torch.where(sizes > 1e-12, sizes, torch.nan)
+        return each["km"] / torch.where(sizes > 1e-12, sizes, torch.nan)
+
+    for p, values in enumerate(side_by_side(one, range(n_pairs), grams.device)):
+        found[:, p] = values
     return found[0], found[1:]
 
 
@@ -202,12 +215,20 @@ def permuted_floor(grams: Tensor, others: Tensor, *, n: int = 5, seed: int = 0) 
     give. The mean is 0; the spread is what a similarity must stand above.
     """
     generator = torch.Generator().manual_seed(seed)
+    size = grams.shape[-1]
     found = torch.empty(n, len(grams), dtype=torch.float64, device=grams.device)
-    one = torch.zeros(grams.shape[-1], dtype=torch.int64)
-    for p, (k, m) in enumerate(zip(grams, others, strict=True)):
-        for i in range(n):
-            order = torch.randperm(len(k), generator=generator).to(k.device)
-            found[i, p] = without_each_group(k[None], m[order][:, order][None], one)[0][0]
+    orders = [[torch.randperm(size, generator=generator) for _ in range(n)] for _ in grams]
+
+    def one(p: int) -> Tensor:
+        # permuted rows and columns keep a matrix's own sums, so only the product of the two is taken anew
+        k, m = (_unbiased(pair[p].to(torch.float64)).to(pair.dtype) for pair in (grams, others))
+        sizes = k.norm(dtype=torch.float64) * m.norm(dtype=torch.float64)
+        at = [order.to(m.device) for order in orders[p]]
+        products = torch.stack([(k * m[order][:, order]).sum(dtype=torch.float64) for order in at])
+        return products / torch.where(sizes > 1e-12, sizes, torch.nan)
+
+    for p, values in enumerate(side_by_side(one, range(len(grams)), grams.device)):
+        found[:, p] = values
     return found
 
 
@@ -228,13 +249,13 @@ def permuted_map(grams: Tensor, others: Tensor, *, n: int = 5, seed: int = 0) ->
     return torch.stack(found)
 
 
-def _hollow_gram(x: Tensor) -> Tensor:
+def _hollow_gram(x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """Products of all pairs of different states ``(N, D)``, about their mean, which the estimator does not see."""
     if len(x) < LEAST:
         raise ValueError(f"x has {len(x)} samples: the debiased estimator needs at least {LEAST}.")
     x = x.detach().to(torch.float64)
     x = x - x[0]  # exactly zero where all are equal, which less their mean they need not be
-    x = x - x.mean(0)
+    x = (x - x.mean(0)).to(dtype)
     return (x @ x.T).fill_diagonal_(0)
 
 

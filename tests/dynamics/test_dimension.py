@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from sklearn.decomposition import PCA as SklearnPCA
 
@@ -244,3 +245,30 @@ def test_gaussian_states_are_no_less_than_their_mixed_ones_and_a_curved_sheet_is
     assert all(test.p < 0.01 and test.value < 2.3 < 2.6 < test.mean for test in sheet)
     assert dimension.of_mixed(torch.ones(30, 4)).isnan().all()
     assert math.isnan(dimension.against_mixed(dimension.of_mixed(torch.ones(30, 4))[:, 0]).p)
+
+
+@pytest.mark.parametrize("n", [400, 40], ids=["more states than units", "more units than states"])
+def test_rounding_does_not_count_as_dimensions(n):
+    """Five states that repeat, and one unit that outweighs the rest, against numpy's singular values in float64."""
+    few = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    massive = torch.randn(n, 64, generator=torch.Generator().manual_seed(1))
+    massive[:, 3] *= 1e5
+    group = torch.arange(n) % 4
+    for x in (few[torch.arange(n) % 5], massive):
+        shares = np.linalg.svd((x - x.mean(0)).double().numpy(), compute_uv=False)
+        expected = np.exp(scipy.stats.entropy(shares))
+        assert float(dimension.rank_of_variances(spectrum(centred(x)))) == pytest.approx(expected, rel=1e-4)
+        rest = spectra_of_rows(centred(x), (group != 0)[None])[0]
+        shares = np.linalg.svd((x[group != 0] - x[group != 0].mean(0)).double().numpy(), compute_uv=False)
+        assert float(dimension.rank_of_variances(rest)) == pytest.approx(np.exp(scipy.stats.entropy(shares)), rel=1e-4)
+
+
+def test_neighbours_without_a_group_are_those_of_the_others_alone():
+    """Also where a group's states lie so close together that all the nearest known ones are of it; with duplicates."""
+    pytest.importorskip("skdim")
+    x = torch.cat([planted(120, 3, 6), planted(90, 2, 6) * 1e-3, torch.ones(4, 6)])
+    group = torch.cat([torch.arange(120) % 3, torch.full((94,), 3)])
+    found = dimension.intrinsic_dimension(x, group)
+    for g, by_two, likely in zip(range(4), found.twonn_groups, found.mle_groups, strict=True):
+        assert float(by_two) == pytest.approx(dimension.twonn(x[group != g]), rel=1e-9)
+        assert float(likely) == pytest.approx(dimension.mle(x[group != g]), rel=1e-9)

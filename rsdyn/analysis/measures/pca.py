@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
 from itertools import chain
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from rsdyn.analysis.intervals import with_interval, without_each
 from rsdyn.analysis.measure import Measure, Row, trend
 from rsdyn.analysis.results import AnalysisResults, Measured, OverDepth, Plane, PrincipalComponents
 from rsdyn.dynamics import dimension
+from rsdyn.dynamics.dimension import Spectra
 from rsdyn.dynamics.moments import Comoments, Moments, explained_variance, merge
 from rsdyn.dynamics.projection import PCA
 from rsdyn.dynamics.walks import smoothed_random_walks
@@ -83,22 +83,6 @@ def _over_depth(collected: Collected) -> OverDepth:
     )
 
 
-class Spectra(NamedTuple):
-    """Variances along each sublayer's own components, largest first, ``(..., S, K)``.
-
-    Attributes:
-        all: ``(S, K)``.
-        groups: ``(G, S, K)`` without each group of sequences.
-        left_out: ``(C, S, K)`` without each number of the largest units.
-        without_massive: ``(S, K)``; None where there are no massive units.
-    """
-
-    all: Tensor
-    groups: Tensor
-    left_out: Tensor
-    without_massive: Tensor | None
-
-
 def _ofspectra_of(of: Callable[[Tensor], Tensor], spectra: Spectra, n: int) -> Measured:
     """A measure of all sequences' variances, with its variants."""
     few = spectra.without_massive
@@ -111,7 +95,13 @@ def _ofspectra_of(of: Callable[[Tensor], Tensor], spectra: Spectra, n: int) -> M
 
 
 def spectra_of(collected: Collected, share: UnitShare) -> Spectra:
-    """The variances of each sublayer; each sublayer is done by one process, whole."""
+    """The variances of each sublayer, computed once for all measures; each sublayer is done by one process, whole."""
+    if collected.spectra is None:
+        collected.spectra = _spectra(collected, share)
+    return collected.spectra
+
+
+def _spectra(collected: Collected, share: UnitShare) -> Spectra:
     largest = collected.known_largest
     usable, group, x = ~collected.unusable, collected.group_of(share.sequence), share.by_sublayer()
     known = group.unique()

@@ -46,9 +46,12 @@ def measure_readout(
     found: dict[str, ReadoutResults] = {}
     n = min(settings.samples, len(groups.group))
     with steps.bar("readout", n * len(streams), "sequences") as done:
+        lm, loaded = None, None
         for name, stream in streams.items():
             run.stop.check()
-            lm = stream.lm.load(dtype=config.lm.dtype, device=device_of(config), head=True)
+            if lm is None or stream.lm is not loaded:  # the controls are other texts in one model
+                lm = None  # before the next one takes its memory
+                lm, loaded = stream.lm.load(dtype=config.lm.dtype, device=device_of(config), head=True), stream.lm
             mine = list(range(n))[rank :: n_processes()]
             texts = [np.asarray(stream.sequences[i]) for i in range(n)]
             at = [np.array([len(text) - 1]) for text in texts]
@@ -63,7 +66,6 @@ def measure_readout(
             position = torch.from_numpy(np.concatenate(at)[others])
             by_range = by_position(_rows(whole, others), position) if len(others) else None
             found[name] = readout_results(_rows(whole, last), groups.of(torch.arange(n)), lens, examples, by_range)
-            del lm
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from rsdyn.analysis.by_position import over_sublayers, states_by_range
 from rsdyn.analysis.collected import Collected
 from rsdyn.analysis.measure import Measure
-from rsdyn.analysis.measures.pca import spectra_of
+from rsdyn.analysis.measures.pca import N_GROUPS, spectra_of
 from rsdyn.analysis.over_sequences import with_interval
 from rsdyn.analysis.results import Dimension, Measured, StepNull
 from rsdyn.dynamics import dimension as of_states
@@ -26,7 +26,6 @@ BY_SPECTRUM: dict[str, Callable[[Tensor], Tensor]] = {
     "matrix_entropy": of_states.entropy_of_variances,
 }
 N_NULLS = 200  # states that are held against a null model: each draw is a search for neighbours at every sublayer
-N_GROUPS = 10  # whose neighbours are looked for again, each in a table of distances
 
 
 def dimension(collected: Collected, *, intervals: bool = True, seed: int = 0) -> Dimension:

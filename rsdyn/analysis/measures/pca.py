@@ -18,6 +18,7 @@ from rsdyn.dynamics import dimension
 from rsdyn.dynamics.dimension import Spectra
 from rsdyn.dynamics.moments import Comoments, Moments, explained_variance, merge
 from rsdyn.dynamics.projection import PCA
+from rsdyn.dynamics.resampling import group_of
 from rsdyn.dynamics.walks import smoothed_random_walks
 from rsdyn.metrics.processes import from_all
 from rsdyn.metrics.samples import UnitShare
@@ -26,6 +27,7 @@ from rsdyn.threads import side_by_side
 N_CONTROL = 100  # random walks beside the trajectories
 CONTROL_D = 256
 N_DRAWN = 10  # components whose loadings are kept
+N_GROUPS = 10  # left out one at a time, where each takes eigenvalues or neighbours of its own at every sublayer
 
 
 def pca(collected: Collected, seed: int) -> PrincipalComponents:
@@ -103,7 +105,8 @@ def spectra_of(collected: Collected, share: UnitShare) -> Spectra:
 
 def _spectra(collected: Collected, share: UnitShare) -> Spectra:
     largest = collected.known_largest
-    usable, group, x = ~collected.unusable, collected.group_of(share.sequence), share.by_sublayer()
+    group = group_of(collected.group_of(share.sequence), N_GROUPS)
+    usable, x = ~collected.unusable, share.by_sublayer()
     known = group.unique()
     chosen = torch.stack([group != g for g in known]) if len(known) > 1 else known.new_zeros(0, len(group)).bool()
     counts, massive = largest.counts, bool(collected.massive.any())

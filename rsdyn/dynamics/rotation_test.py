@@ -31,7 +31,7 @@ for each unit they are independent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -47,6 +47,7 @@ from rsdyn.dynamics.significance import (
     Part,
     RegularityTest,
     RotationTest,
+    Whole,
     benjamini_hochberg,
     brought_to,
     collect,
@@ -71,6 +72,7 @@ __all__ = [
     "paired_swap_test",
     "pooled_test",
     "regularity_test",
+    "rotation_and_regularity_test",
     "rotation_test",
     "surrogates",
     "two_sided_p",
@@ -87,7 +89,7 @@ def rotation_test(
     window: int = 8,
     sites_per_layer: int = 2,
     first_unit: int = 0,
-    of_all: Tensor | None = None,
+    of_all: Tensor | LinearProcess | None = None,
     on_block: Callable[[int, int], None] | None = None,
 ) -> RotationTest:
     """Rotations of each unit of ``a`` ``(S, U)`` against ``n`` surrogates (paper 2.6, Fig. 2B and C; METHOD section 7).
@@ -106,7 +108,8 @@ def rotation_test(
         first_unit: the index, in the whole, of ``a``'s first unit, when units are split; :func:`join` puts the parts
             together.
         of_all: trajectories of all units ``(S, U')``, where ``a`` holds some of them, or of single sequences
-            ``(N, S, U')``, where units are too few: two nulls estimate over them what the units have in common.
+            ``(N, S, U')``, where units are too few: two nulls estimate over them what the units have in common. Or
+            the process that :func:`rsdyn.dynamics.surrogates.pooled_over_units` made of them.
         on_block: called with the number of units done and of all, for a progress bar.
 
     Raises ``ValueError`` for an unknown null, fewer than 3 sublayers, or a count out of range, and with
@@ -114,12 +117,8 @@ def rotation_test(
     sublayers of 2 kinds) is no error: every p is 1.
     """
     check(a, null, n, seed, window, sites_per_layer, first_unit)
-    device, a = a.device, a.cpu()
-    moving = zero_tangents(a) < 1  # not for NaN
-    exact = torch.where(moving, rotations(a), torch.nan)
     options = _Options(null, n, seed, shared, window, sites_per_layer, first_unit)
-    pooled = _pooled(a, moving, of_all, options)
-    return _against(a, moving, exact, turns, mid_rank_p, options, pooled, on_block).to(device)
+    return _against(a.cpu(), [_turns(a.cpu())], options, of_all, on_block)[0].to(a.device)
 
 
 def regularity_test(
@@ -142,20 +141,29 @@ def regularity_test(
     over units. Raises ``ValueError`` for fewer than 6 sublayers too.
     """
     check(a, null, n, seed, window, sites_per_layer, first_unit)
-    device, a = a.device, a.cpu()
-    every = a if of_all is None else of_all.cpu()
-    mean = every if every.dim() == 2 else every.mean(0)
-    exact = regularity(a, mean)
-    moving = exact.isfinite()
-    steps, _ = increments(mean, torch.float64)
-    scale = place_rms(steps[:, steps.isfinite().all(0)]).to(torch.float32)
     options = _Options(null, n, seed, shared, window, sites_per_layer, first_unit)
+    return RegularityTest(*_against(a.cpu(), [_regular(a.cpu(), of_all)], options, of_all, on_block)[0]).to(a.device)
 
-    def of(x: Tensor, y: Tensor) -> Tensor:
-        return fisher_g(x / scale.view(-1, *[1] * (x.dim() - 1)))
 
-    found = _against(a, moving, exact, of, upper_p, options, _pooled(a, moving, of_all, options), on_block)
-    return RegularityTest(*found).to(device)
+def rotation_and_regularity_test(
+    a: Tensor,
+    null: str = "increment_shuffle_scaled",
+    n: int = 1000,
+    seed: int = 0,
+    *,
+    shared: bool = False,
+    window: int = 8,
+    sites_per_layer: int = 2,
+    first_unit: int = 0,
+    of_all: Tensor | None = None,
+    on_block: Callable[[int, int], None] | None = None,
+) -> tuple[RotationTest, RegularityTest]:
+    """:func:`rotation_test` and :func:`regularity_test` with the same arguments, on surrogates that are made once."""
+    check(a, null, n, seed, window, sites_per_layer, first_unit)
+    options = _Options(null, n, seed, shared, window, sites_per_layer, first_unit)
+    both = [_turns(a.cpu()), _regular(a.cpu(), of_all)]
+    turning, regular = _against(a.cpu(), both, options, of_all, on_block)
+    return turning.to(a.device), RegularityTest(*regular).to(a.device)
 
 
 class _Options(NamedTuple):
@@ -168,41 +176,85 @@ class _Options(NamedTuple):
     first_unit: int
 
 
-def _pooled(a: Tensor, moving: Tensor, of_all: Tensor | None, options: _Options) -> Tensor | LinearProcess | None:
+class _Statistic(NamedTuple):
+    """A statistic of tangents ``(S - 1, ...)``, what it is ``(U,)`` of the units, NaN for none, and its p."""
+
+    of: Callable[[Tensor, Tensor], Tensor]
+    exact: Tensor
+    p_of: Callable[[Tensor, Tensor], Tensor]
+
+
+def _turns(a: Tensor) -> _Statistic:
+    return _Statistic(turns, torch.where(zero_tangents(a) < 1, rotations(a), torch.nan), mid_rank_p)
+
+
+def _regular(a: Tensor, of_all: Tensor | None) -> _Statistic:
+    every = a if of_all is None else of_all.cpu()
+    mean = every if every.dim() == 2 else every.mean(0)
+    steps, _ = increments(mean, torch.float64)
+    scale = place_rms(steps[:, steps.isfinite().all(0)]).to(torch.float32)
+
+    def of(x: Tensor, y: Tensor) -> Tensor:
+        return fisher_g(x / scale.view(-1, *[1] * (x.dim() - 1)))
+
+    return _Statistic(of, regularity(a, mean), upper_p)
+
+
+def _pooled(
+    a: Tensor, moving: Tensor, of_all: Tensor | LinearProcess | None, options: _Options
+) -> Tensor | LinearProcess | None:
+    if isinstance(of_all, LinearProcess):
+        return of_all
     every, counted = (a, moving) if of_all is None else (of_all.cpu(), None)
     return pooled_over_units(options.null, every, counted, options.sites_per_layer)
 
 
 def _against(
     a: Tensor,
-    moving: Tensor,
-    exact: Tensor,
-    statistic: Callable[[Tensor, Tensor], Tensor],
-    p_of: Callable[[Tensor, Tensor], Tensor],
+    statistics: Sequence[_Statistic],
     options: _Options,
-    pooled: Tensor | LinearProcess | None,
+    of_all: Tensor | LinearProcess | None,
     on_block: Callable[[int, int], None] | None,
-) -> RotationTest:
-    """A statistic of tangents ``(S - 1, ...)``, ``exact`` ``(U,)`` of the units, against that of their surrogates."""
+) -> list[RotationTest]:
+    """Statistics of the units of ``a`` against those of their surrogates, each surrogate made once for all of them.
+
+    The units that the first one is of are those that have surrogates.
+    """
     null, n, seed, shared, window, sites_per_layer, first_unit = options
     width, size = a.shape[1], 256
+    moving = statistics[0].exact.isfinite()
+    pooled = _pooled(a, moving, of_all, options)
 
-    def block(start: int) -> Part:
+    def source_of(cols: slice) -> Source:
+        units = (
+            None if shared else range(first_unit + cols.start, first_unit + cols.start + padded(cols.stop - cols.start))
+        )
+        return Source(scaled_steps(a[:, cols], moving[cols]), null, seed, units, window, sites_per_layer, pooled)
+
+    away = source_of(slice(0, 1)).away(n) if shared else None
+
+    def block(start: int) -> list[Part]:
         cols = slice(start, min(start + size, width))
-        units = None if shared else range(first_unit + start, first_unit + start + padded(cols.stop - start))
-        source = Source(scaled_steps(a[:, cols], moving[cols]), null, seed, units, window, sites_per_layer, pooled)
-        found = torch.empty(n, source.width)
+        source = source_of(cols)
+        found = torch.empty(len(statistics), n, source.width)
         for rows, some, x, y in source.blocks(n):
-            found[rows, some] = statistic(x, y)[: max(0, n - rows.start)]
-        away = source.away(n)
-        found = torch.nan_to_num(found, 0.0)  # of units that don't move, which are masked
-        found = found if away is None else brought_to(found, *away)
-        return summary(statistic(*source.observed()), found, moving[cols], p_of)
+            for values, statistic in zip(found, statistics, strict=True):
+                values[rows, some] = statistic.of(x, y)[: max(0, n - rows.start)]
+        found.nan_to_num_(0.0)  # of units that don't move, which are masked
+        observed, parts = source.observed(), []
+        for values, statistic in zip(found, statistics, strict=True):
+            drawn = values if away is None else brought_to(values, *away)
+            counted = statistic.exact[cols].isfinite()
+            parts.append(summary(statistic.of(*observed), drawn, counted, statistic.p_of))
+        return parts
 
     blocks = side_by_side(block, range(0, width, size), "cpu")
-    mean, std, p, population = collect(blocks, n, moving, on_block)
-    at_all = torch.stack([exact.abs().nanmean(), exact.nanmean()])
-    return result(null, n, shared, exact, mean, exact - mean, std, p, population, at_all)
+    tests = []
+    exacts = [statistic.exact for statistic in statistics]
+    for exact, whole in zip(exacts, collect(blocks, n, exacts, on_block), strict=True):
+        at_all = torch.stack([exact.abs().nanmean(), exact.nanmean()])
+        tests.append(result(null, n, shared, exact, whole, exact - whole.null_mean, at_all))
+    return tests
 
 
 def surrogates(
@@ -279,7 +331,7 @@ def paired_swap_test(
     size = 32
     both = torch.full((2, width), torch.nan, dtype=torch.float64, device=a.device)
 
-    def block(start: int) -> Part:
+    def block(start: int) -> list[Part]:
         cols = slice(start, min(start + size, width))
         middle, half, swapped = _swaps(a[..., cols], b[..., cols], signs, dtype)
         observed = torch.stack([turns(steps, gradient_steps(steps)) for steps in (middle + half, middle - half)])
@@ -293,13 +345,13 @@ def paired_swap_test(
                 found[label, some] = turns(mean, gradient_steps(mean))
         # to swap all pairs turns the sign of the difference, so its null is symmetric about 0
         part = summary(observed[0] - observed[1], found[0] - found[1], moving, partial(two_sided_p, centre=0.0))
-        return part._replace(sums=unit_sums(found[0], moving) - unit_sums(found[1], moving))
+        return [part._replace(sums=unit_sums(found[0], moving) - unit_sums(found[1], moving))]
 
     blocks = side_by_side(block, range(0, width, size), a.device)
-    _, std, p, population = collect(blocks, n, both[0], on_block)
+    (whole,) = collect(blocks, n, [both[0]], on_block)
     of_a, of_b = both
     at_all = torch.stack([of_a.abs().nanmean() - of_b.abs().nanmean(), (of_a - of_b).nanmean()])
-    return result("token_shuffled", n, True, of_a, of_b, of_a - of_b, std, p, population, at_all)
+    return result("token_shuffled", n, True, of_a, whole._replace(null_mean=of_b), of_a - of_b, at_all)
 
 
 def pooled_test(observed: Tensor, null: Tensor) -> RotationTest:
@@ -323,9 +375,9 @@ def pooled_test(observed: Tensor, null: Tensor) -> RotationTest:
     ties = len(pool) - below - above
     p = (2 * torch.minimum(below, above) + ties + 1).to(torch.float64) / (len(pool) + 1)
     p = torch.where(observed.isnan(), torch.nan, p)
-    mean, std = null.mean().expand(len(p)), null.std().expand(len(p))
-    none = null.new_zeros(2, 0), null.new_full((2,), torch.nan)
-    return result("untrained", len(null), False, observed, mean, observed - mean, std, p, *none)
+    mean, std, none = (x.expand(len(p)) for x in (null.mean(), null.std(), null.new_tensor(torch.nan)))
+    whole = Whole(mean, std, none, p, null.new_zeros(2, 0))
+    return result("untrained", len(null), False, observed, whole, observed - mean, null.new_full((2,), torch.nan))
 
 
 def _swaps(a: Tensor, b: Tensor, signs: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,6 +25,8 @@ class RotationTest(NamedTuple):
         observed: ``(U,)`` signed rotations.
         null_mean: ``(U,)`` mean rotations of the surrogates.
         null_std: ``(U,)`` their standard deviation.
+        example: ``(U,)`` the first surrogate's rotations, for how they are spread over units (of ``token_shuffled`` the
+            difference that the first swaps bring). NaN for a pool of other units.
         delta: ``(U,)`` the effect, ``observed - null_mean``.
         z: ``(U,)`` ``delta / null_std``, NaN where the null does not vary.
         p: ``(U,)`` two-sided, from the rank of ``R`` among the surrogates' (:func:`mid_rank_p`). Exact for any shape
@@ -42,6 +44,7 @@ class RotationTest(NamedTuple):
     observed: Tensor
     null_mean: Tensor
     null_std: Tensor
+    example: Tensor
     delta: Tensor
     z: Tensor
     p: Tensor
@@ -199,7 +202,7 @@ def join(parts: Sequence[RotationTest]) -> RotationTest:
         each = torch.stack([getattr(part, name) for part in parts], dim=-1)
         return torch.where(share > 0, each * share, 0.0).sum(-1)
 
-    units = [all_units(name) for name in ("observed", "null_mean", "null_std", "delta", "z", "p")]
+    units = [all_units(name) for name in ("observed", "null_mean", "null_std", "example", "delta", "z", "p")]
     population = [weighed(name) for name in ("population", "signed_population", "population_observed")]
     return type(parts[0])(*parts[0][:3], *units, benjamini_hochberg(units[-1]), *population)  # type: ignore[call-arg]
 
@@ -209,6 +212,7 @@ class Part(NamedTuple):
 
     null_mean: Tensor
     null_std: Tensor
+    example: Tensor
     p: Tensor
     sums: Tensor
     units: int
@@ -224,8 +228,8 @@ def summary(
     mean = found.sum(0) / n
     std = ((found - mean).square().sum(0) / max(1, n - 1)).sqrt()
     p = p_of(observed, found)
-    mean, std, p = (torch.where(moving, x[:width], torch.nan) for x in (mean, std, p))
-    return Part(mean, std, p, sums, int(moving.sum()))
+    mean, std, first, p = (torch.where(moving, x[:width], torch.nan) for x in (mean, std, found[0], p))
+    return Part(mean, std, first, p, sums, int(moving.sum()))
 
 
 def unit_sums(found: Tensor, moving: Tensor) -> Tensor:
@@ -237,40 +241,48 @@ def unit_sums(found: Tensor, moving: Tensor) -> Tensor:
     return torch.stack([grid.abs().sum(1), grid.sum(1)]) / 2.0**20
 
 
+class Whole(NamedTuple):
+    """What all blocks of units give: statistics ``(U,)``, and means ``(2, n)`` of ``|R|`` and ``R`` over units."""
+
+    null_mean: Tensor
+    null_std: Tensor
+    example: Tensor
+    p: Tensor
+    population: Tensor
+
+
 def collect(
-    blocks: Iterable[Part], n: int, like: Tensor, on_block: Callable[[int, int], None] | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Means, deviations and p ``(U,)`` of all blocks, and population means ``(2, n)``, where ``like`` ``(U,)`` is.
+    blocks: Iterable[Sequence[Part]], n: int, like: Sequence[Tensor], on_block: Callable[[int, int], None] | None
+) -> list[Whole]:
+    """The parts of all blocks put together, for each statistic that a block has one of, where its ``like`` ``(U,)`` is.
 
     Written into place: small results kept from each block would pin what malloc could otherwise use for the next.
     """
-    width, done, count = len(like), 0, 0
-    each = torch.full((3, width), torch.nan, dtype=torch.float64, device=like.device)
-    sums = torch.zeros(2, n, dtype=torch.float64, device=like.device)
-    for part in blocks:
-        cols = slice(done, done + len(part.p))
-        each[0, cols], each[1, cols], each[2, cols] = part.null_mean, part.null_std, part.p
-        sums += part.sums
-        count += part.units
+    width, done = len(like[0]), 0
+    each = [x.new_full((4, width), torch.nan, dtype=torch.float64) for x in like]
+    sums = [x.new_zeros(2, n, dtype=torch.float64) for x in like]
+    counts = [0] * len(like)
+    for parts in blocks:
+        cols = slice(done, done + len(parts[0].p))
+        for i, part in enumerate(parts):
+            for row, values in zip(each[i], part[:4], strict=True):
+                row[cols] = values
+            sums[i] += part.sums
+            counts[i] += part.units
         done = cols.stop
         if on_block:
             on_block(done, width)
-    return each[0], each[1], each[2], sums / count if count else torch.full_like(sums, torch.nan)
+    means = [x / count if count else torch.full_like(x, torch.nan) for x, count in zip(sums, counts, strict=True)]
+    return [Whole(*rows.unbind(), mean) for rows, mean in zip(each, means, strict=True)]  # type: ignore[call-arg]
 
 
 def result(
-    null: str,
-    n: int,
-    shared: bool,
-    observed: Tensor,
-    mean: Tensor,
-    delta: Tensor,
-    std: Tensor,
-    p: Tensor,
-    population: Tensor,
-    at_all: Tensor,
+    null: str, n: int, shared: bool, observed: Tensor, whole: Whole, delta: Tensor, at_all: Tensor
 ) -> RotationTest:
     """The test of a null model from what its surrogates gave."""
+    mean, std, example, p, population = whole
     z = torch.where(std > TIE, delta / std, torch.nan)
     q = benjamini_hochberg(p)
-    return RotationTest(null, n, shared, observed, mean, std, delta, z, p, q, population[0], population[1], at_all)
+    return RotationTest(
+        null, n, shared, observed, mean, std, example, delta, z, p, q, population[0], population[1], at_all
+    )

@@ -13,7 +13,7 @@ from scipy.stats import kstest
 from systems import random_walks
 
 from rsdyn.dynamics.regularity import fisher_g, regularity
-from rsdyn.dynamics.rotation_test import join, regularity_test, rotation_test
+from rsdyn.dynamics.rotation_test import join, regularity_test, rotation_and_regularity_test, rotation_test
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from calibration import SIZES, walks
@@ -98,3 +98,25 @@ def test_parts_join_to_the_whole():
     torch.testing.assert_close(joined.p, whole.p)
     torch.testing.assert_close(joined.population, whole.population)
     assert joined.population_p == whole.population_p
+
+
+@pytest.mark.parametrize("null", ["innovation_shuffle", "increment_shuffle_scaled"])
+def test_both_tests_at_once_are_each_of_them(null):
+    a = torch.cat([random_walks(24, 60), torch.ones(24, 1)], dim=1)  # the last one does not move
+    options = {"shared": True, "of_all": a[:, :60]}
+    turns, g = rotation_and_regularity_test(a, null, 79, seed=4, **options)
+    for found, alone in (
+        (turns, rotation_test(a, null, 79, seed=4, **options)),
+        (g, regularity_test(a, null, 79, seed=4, **options)),
+    ):
+        assert type(found) is type(alone)
+        for mine, its in zip(found[3:], alone[3:], strict=True):
+            torch.testing.assert_close(mine, its, rtol=0, atol=0, equal_nan=True)
+    assert turns.p[60].isnan() and g.p[60].isnan()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_example_is_the_first_surrogate(shared):
+    a = random_walks(24, 60)
+    one = rotation_test(a, "increment_shuffle_scaled", 1, shared=shared)
+    torch.testing.assert_close(rotation_test(a, "increment_shuffle_scaled", 30, shared=shared).example, one.null_mean)

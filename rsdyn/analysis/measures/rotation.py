@@ -18,8 +18,15 @@ from rsdyn.analysis.rotation_rows import rotation_rows
 from rsdyn.analysis.settings import NULLS
 from rsdyn.dynamics import rotation as turning
 from rsdyn.dynamics.regularity import LEAST_SUBLAYERS, regularity
-from rsdyn.dynamics.rotation_test import join, paired_swap_test, pooled_test, regularity_test, rotation_test
+from rsdyn.dynamics.rotation_test import (
+    join,
+    paired_swap_test,
+    pooled_test,
+    rotation_and_regularity_test,
+    rotation_test,
+)
 from rsdyn.dynamics.significance import RotationTest
+from rsdyn.dynamics.surrogates import pooled_over_units
 from rsdyn.metrics.processes import from_all, shared_out
 
 LINEAR = "innovation_shuffle"  # keeps what units have in common, so its surrogates are shared in any case
@@ -46,11 +53,14 @@ def rotation(
     mean = collected.total.mean
     means = means_without_each(collected)
 
-    def turns(units: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda m: turning.rotations(m[..., units]).abs().nanmean(-1)
-
     r = turning.rotations(mean)
-    rest = of_means(turns(~collected.massive), mean, means) if collected.massive.any() else None
+    units = [torch.ones_like(collected.massive), *([~collected.massive] if collected.massive.any() else [])]
+
+    def turns(m: Tensor) -> Tensor:
+        found = turning.rotations(m).abs()
+        return torch.stack([found[..., some].nanmean(-1) for some in units], -1)
+
+    mean_abs, *rest = _apart(of_means(turns, mean, means))
     own = slice(share.first_unit, share.first_unit + share.x.shape[-1])
     options: Any = {"window": window, "sites_per_layer": sites_per_layer, "first_unit": share.first_unit}
     regular = REGULARITY_NULLS if len(mean) >= LEAST_SUBLAYERS else ()
@@ -59,23 +69,27 @@ def rotation(
         options["of_all"] = _enough_units(collected) if null == LINEAR else mean
         alike = shared or null == LINEAR
         with collected.bar(f"{collected.name}: {null}", mean[:, own].shape[1]) as done:
-            test = rotation_test(mean[:, own], null, n, seed, shared=alike, on_block=_steps_of(done), **options)
-            test = _over_processes(test)
+            on_block = _steps_of(done)
+            if not alike:
+                each = rotation_test(mean[:, own], null, n, seed, on_block=on_block, **options)
             # units are correlated, so a claim about all of them needs surrogates that they share
-            together = test if alike else rotation_test(mean[:, own], null, n, seed, shared=True, **options)
-            together = test if alike else _over_processes(together)
-        # one surrogate of each unit, for the distribution over units that a figure shows
-        one = rotation_test(mean[:, own], null, 1, seed, **options)
-        tests[null] = replace(_named(test, together), example=share.gather(one.null_mean))
-        if null in regular:
-            found = regularity_test(mean[:, own], null, n, seed, shared=True, **options)
-            regular_tests[null] = _regular(_over_processes(found))
+            common = options | {"shared": True, "on_block": on_block if alike else None}
+            if null in regular:
+                together, found = rotation_and_regularity_test(mean[:, own], null, n, seed, **common)
+                regular_tests[null] = _regular(_over_processes(found))
+            else:
+                together = rotation_test(mean[:, own], null, n, seed, **common)
+        together = _over_processes(together)
+        test = together if alike else _over_processes(each)
+        # one surrogate of each unit's own, for the distribution over units that a figure shows
+        one = rotation_test(mean[:, own], null, 1, seed, **options) if alike else each
+        tests[null] = replace(_named(test, together), example=share.gather(one.example))
     return Rotation(
         turns=r,
         mean_abs=replace(
-            of_means(turns(torch.ones_like(collected.massive)), mean, means),
+            mean_abs,
             left_out=left_out(collected, lambda units: r[units].abs().nanmean()),
-            without_massive=rest,
+            without_massive=rest[0] if rest else None,
         ),
         trajectory=mean,
         per_sequence=share.gather(turning.sequence_rotations(share.x).mean(0, dtype=torch.float64)),
@@ -83,6 +97,17 @@ def rotation(
         nulls=tests,
         regularity=_regularity(collected, regular_tests) if regular else None,
     )
+
+
+def _apart(several: Measured) -> list[Measured]:
+    """Each of several numbers ``(k,)`` that were measured together."""
+
+    def at(values: Tensor | None, k: int) -> Tensor | None:
+        return None if values is None else values[..., k]
+
+    return [
+        Measured(value, at(several.interval, k), draws=at(several.draws, k)) for k, value in enumerate(several.value)
+    ]
 
 
 def _enough_units(collected: Collected) -> Tensor:
@@ -183,13 +208,12 @@ def random_walks(
     generator = torch.Generator().manual_seed(seed)
     walks = torch.randn(n_sublayers, n_walks, generator=generator).cumsum(0)
     options: Any = {"window": window, "sites_per_layer": sites_per_layer}
+    of_all = {LINEAR: pooled_over_units(LINEAR, walks, None, sites_per_layer)} if LINEAR in nulls else {}
 
     def beyond(some: tuple[str, int]) -> Tensor:
         null, first = some
-        test = rotation_test(
-            walks[:, first : first + WALKS_AT_ONCE], null, n, seed, first_unit=first, of_all=walks, **options
-        )
-        return (test.p < 0.05).sum()
+        piece, every = walks[:, first : first + WALKS_AT_ONCE], of_all.get(null, walks)
+        return (rotation_test(piece, null, n, seed, first_unit=first, of_all=every, **options).p < 0.05).sum()
 
     # null by null would be uneven: one that takes a Fourier transform costs as much as all others together
     pieces = [(null, first) for null in nulls for first in range(0, n_walks, WALKS_AT_ONCE)]

@@ -11,9 +11,9 @@ interval is for the expectation at this N). Three designs:
 - random-documents: the same, intervals over documents, which are for *other* documents and so wider than this needs;
 - runs: 600 sequences in runs of up to 30 of one document, as a text has them, intervals over documents.
 
-Four parts of the measures, in turn: the paper's without mutual information, that, which costs most, the shape of
-trajectories, and their readout. Each sample of a part is a line of the file, so that what was stopped resumes. The
-table is printed in Markdown at the end.
+Five parts of the measures, in turn: the paper's without the next one and the last, mutual information, the shape of
+trajectories, their readout, and components. Each sample of a part is a line of the file, so that what was stopped
+resumes. The table is printed in Markdown at the end.
 """
 
 from __future__ import annotations
@@ -55,7 +55,13 @@ RUN = 30
 # rows whose estimate depends on N, by how their keys begin; debiased CKA is without bias for independent sequences, and
 # in runs pairs of one document, which are alike, weigh more the fewer documents there are
 AT_THIS_N = ("information", "dimension", "components", "explained", "similarity")
-PARTS = ([m for m in MEASURES if m != "mutual_information"], ["mutual_information"], [*SHAPE], [READOUT])
+PARTS = (
+    [m for m in MEASURES if m not in ("mutual_information", "pca")],
+    ["mutual_information"],
+    [m for m in SHAPE if m != "dsa"],  # which has no intervals
+    [READOUT],
+    ["pca"],
+)
 Draw = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 Row = Mapping[str, Any]
 

@@ -30,7 +30,7 @@ class How(NamedTuple):
         settings: the keys under ``analysis``.
         sites_per_layer: 1 or 2.
         seed: of everything random.
-        nulls: whether rotations are tested against null models made of the stream itself.
+        nulls: whether rotations and dimensions are tested against null models made of the stream itself.
         main: the run's main stream, where this is another one.
     """
 

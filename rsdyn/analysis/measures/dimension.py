@@ -28,10 +28,11 @@ BY_SPECTRUM: dict[str, Callable[[Tensor], Tensor]] = {
 N_NULLS = 200  # states that are held against a null model: each draw is a search for neighbours at every sublayer
 
 
-def dimension(collected: Collected, *, intervals: bool = True, seed: int = 0) -> Dimension:
+def dimension(collected: Collected, *, intervals: bool = True, nulls: bool = True, seed: int = 0) -> Dimension:
     """Dimensions of the states that were kept, on every process; each sublayer is done by one of them.
 
-    ``intervals`` of the two by nearest neighbours, and their null model, take searches that are as long as the rest.
+    ``intervals`` of the two by nearest neighbours, and their null model (``nulls``), take searches that are as long as
+    the rest.
     """
     assert collected.share is not None
     spectra, n = spectra_of(collected, collected.share), len(collected.share.number)
@@ -50,8 +51,8 @@ def dimension(collected: Collected, *, intervals: bool = True, seed: int = 0) ->
         repeated=repeated,
         by_position=at,
         n_by_position=n_at,
-        nulls=_nulls(collected, seed) if intervals else {},
-        n_nulls=min(n, N_NULLS) if intervals else 0,
+        nulls=_nulls(collected, seed) if nulls else {},
+        n_nulls=min(n, N_NULLS) if nulls else 0,
     )
 
 
@@ -116,5 +117,8 @@ def _by_position(collected: Collected) -> tuple[dict[str, Tensor], int]:
 
 
 MEASURE = Measure(
-    lambda collected, how: dimension(collected, intervals=how.main is None, seed=how.seed), keeps_samples=True
+    lambda collected, how: dimension(
+        collected, intervals=how.main is None, nulls=how.nulls and how.main is None, seed=how.seed
+    ),
+    keeps_samples=True,
 )

@@ -74,6 +74,7 @@ __all__ = [
     "regularity_test",
     "rotation_and_regularity_test",
     "rotation_test",
+    "surrogate_turns",
     "surrogates",
     "two_sided_p",
 ]
@@ -236,11 +237,7 @@ def _against(
     def block(start: int) -> list[Part]:
         cols = slice(start, min(start + size, width))
         source = source_of(cols)
-        found = torch.empty(len(statistics), n, source.width)
-        for rows, some, x, y in source.blocks(n):
-            for values, statistic in zip(found, statistics, strict=True):
-                values[rows, some] = statistic.of(x, y)[: max(0, n - rows.start)]
-        found.nan_to_num_(0.0)  # of units that don't move, which are masked
+        found = _of_surrogates(source, [statistic.of for statistic in statistics], n)
         observed, parts = source.observed(), []
         for values, statistic in zip(found, statistics, strict=True):
             drawn = values if away is None else brought_to(values, *away)
@@ -255,6 +252,41 @@ def _against(
         at_all = torch.stack([exact.abs().nanmean(), exact.nanmean()])
         tests.append(result(null, n, shared, exact, whole, exact - whole.null_mean, at_all))
     return tests
+
+
+def _of_surrogates(source: Source, statistics: Sequence[Callable[[Tensor, Tensor], Tensor]], n: int) -> Tensor:
+    """Statistics of ``n`` surrogates ``(statistics, n, U)``, 0 for units that don't move; units in whole lanes."""
+    found = torch.empty(len(statistics), n, source.width)
+    for rows, some, x, y in source.blocks(n):
+        for values, statistic in zip(found, statistics, strict=True):
+            values[rows, some] = statistic(x, y)[: max(0, n - rows.start)]
+    return found.nan_to_num_(0.0)
+
+
+def surrogate_turns(
+    a: Tensor,
+    null: str,
+    units: Sequence[int],
+    n: int = 1000,
+    seed: int = 0,
+    *,
+    shared: bool = False,
+    window: int = 8,
+    sites_per_layer: int = 2,
+) -> Tensor:
+    """Turns ``(n, units)`` of the surrogates that :func:`rotation_test` counts, of some ``units`` of ``a`` ``(S, U)``.
+
+    Counter-clockwise is positive. The arguments are those of :func:`rotation_test`, and so are the random numbers;
+    units that do not move or are not finite have 0 turns. ``innovation_shuffle``, shared, is as drawn, where the test
+    brings it to the observed correlations.
+    """
+    check(a, null, n, seed, window, sites_per_layer)
+    a, some = a.cpu(), [*units]
+    moving = zero_tangents(a[:, some]) < 1
+    pooled = _pooled(a, moving, a, _Options(null, n, seed, shared, window, sites_per_layer, 0))
+    lanes = None if shared else [*some, *range(padded(len(some)) - len(some))]
+    source = Source(scaled_steps(a[:, some], moving), null, seed, lanes, window, sites_per_layer, pooled)
+    return _of_surrogates(source, [turns], n)[0, :, : len(some)]
 
 
 def surrogates(

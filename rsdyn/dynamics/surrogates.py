@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -111,7 +111,7 @@ class Source:
         steps: Tensor,
         null: str,
         seed: int,
-        units: range | None,
+        units: Sequence[int] | None,
         window: int,
         kinds: int,
         pooled: Tensor | LinearProcess | None = None,

@@ -22,6 +22,7 @@ from rsdyn.dynamics.rotation_test import (
     paired_swap_test,
     pooled_test,
     rotation_test,
+    surrogate_turns,
     surrogates,
     two_sided_p,
 )
@@ -708,3 +709,17 @@ def test_new_innovations_see_orbits_in_all_units(period):
         a = torch.cat([torch.zeros(1, 80), (steps * torch.from_numpy(SIZES)[:, None]).cumsum(0)])
         p.append(rotation_test(a, "innovation_shuffle", 99, seed, shared=True).population_p)
     assert np.mean(np.array(p) <= 0.05) >= 0.75
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("null", [null for null in NULLS if null != "innovation_shuffle"])  # the test brings that along
+def test_turns_of_some_units_are_those_that_the_test_counts(null, shared):
+    a, units = random_walks(S, 40, 3.0, seed=4), [33, 2, 7]
+    a[:, 7] = 1.0  # does not move
+    found, tested = (
+        surrogate_turns(a, null, units, 33, seed=2, shared=shared),
+        rotation_test(a, null, 33, 2, shared=shared),
+    )
+    assert found.shape == (33, 3) and float(found[:, 2].abs().max()) == 0
+    np.testing.assert_allclose(found[:, :2].double().mean(0), tested.null_mean[units[:2]], atol=1e-6)
+    np.testing.assert_allclose(found[:, :2].double().std(0), tested.null_std[units[:2]], atol=1e-6)

@@ -83,9 +83,7 @@ class JacobianConfig:
 class ReadoutConfig:
     """What the stream says at each sublayer, beside what the model says at its end."""
 
-    samples: int = setting(
-        200, "Sequences of which each sublayer's distribution is read, from the first one on.", low=1
-    )
+    samples: int = setting(64, "Sequences of which each sublayer's distribution is read, from the first one on.", low=1)
     lens: str | None = setting(
         None,
         "What reads a sublayer: null is the model's own final norm and head (logit lens); else a file, of a Jacobian "

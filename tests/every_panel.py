@@ -11,6 +11,7 @@ from rsdyn.analysis.results import (
     Activations,
     AnalysisResults,
     ByGroup,
+    ByToken,
     ConditionResults,
     Correlation,
     Cosine,
@@ -165,6 +166,8 @@ def condition(seed: int, *, massive: bool = True, literal: bool = False, sites: 
             typical=torch.rand(3, n, generator=g) + 0.1, counts=torch.tensor([4, 0, 30]), top=torch.tensor([3]),
             curves=torch.rand(3, 1, n), onset=torch.ones(3, 1), before=torch.ones(3, 1), after=torch.ones(3, 1),
             unwritten=torch.ones(3, 1), norm_by_position=torch.rand(5, n, generator=g) + 1,
+            ratio=ByToken(curve(n, 900, 3000, n=4), None, curve(n, 4, 60, n=30)), massive=torch.rand(3, n),
+            normal_ratio=4.4, normal_quantile=5.4, normal_p=torch.rand(3, n),
         ),
         **shape(n, curve, main=seed == 0),
     )  # fmt: skip

@@ -199,7 +199,7 @@ class Collected(nn.Module):
         self.pairs = Correlation(n_sublayers, n_units, "all") if "correlation" in measures else None
         self.frozen_steps = FrozenSteps(n_sublayers, n_units)
         self.kinds = KindCounts()
-        self.extremes = LargestByKind(n_sublayers, n_units) if "massive" in measures else None
+        self.extremes = LargestByKind(n_sublayers, n_units, self.n_groups) if "massive" in measures else None
         self.covariances = Grouped(lambda: StreamCovariance(n_units), 2) if "pca" in measures else None
         self.kept = UnitTrajectories(keep) if keeps or any(m.keeps_samples for m in asked) else None
         self.tokens: GroupSums | None = None
@@ -263,7 +263,7 @@ class Collected(nn.Module):
         if self.tokens is not None:
             self.tokens.update(x, sequence)
         if self.extremes is not None:
-            self.extremes.update(x, batch.kind, batch.position)
+            self.extremes.update(x, batch.kind, batch.position, group)
         if self.pairs is not None:
             self.pairs.update(x)
         if self.covariances is not None:

@@ -362,6 +362,15 @@ class PrincipalComponents:
 
 
 @dataclass(frozen=True, eq=False)
+class ByToken:
+    """A curve over depth of each class of token, :data:`rsdyn.metrics.running.TOKEN_CLASSES`; None without tokens."""
+
+    first_token: Measured | None = None
+    sinks: Measured | None = None
+    others: Measured | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class MassiveActivations:
     """The largest activations by class of token, where they are written, and norms by position.
 
@@ -374,6 +383,11 @@ class MassiveActivations:
         top: ``(U,)`` int64, the units that stand out most; ``curves`` ``(T, U, S)`` the largest value of each.
         onset, before, after: ``(T, U)`` at which sublayer each has been written, and its value on either side.
         unwritten: ``(T, U)`` the first sublayer behind the peak with less than half of it, -1 where there is none.
+        ratio: how often the median ``|activation|`` of a state its largest one is, geometric mean over tokens ``(S,)``.
+        massive: ``(T, S)`` the share of tokens whose state has a massive activation as the paper defines it.
+        normal_ratio: the geometric mean in states of as many independent normal units; 95 % of such states are below
+            ``normal_quantile``. ``normal_p`` ``(T, S)``: two-sided, of the ratio's difference from it; NaN without
+            groups.
         norm_by_position: ``(P, S)`` by range of positions; None where positions are not known.
     """
 
@@ -387,6 +401,11 @@ class MassiveActivations:
     before: Tensor
     after: Tensor
     unwritten: Tensor
+    ratio: ByToken
+    massive: Tensor
+    normal_ratio: float
+    normal_quantile: float
+    normal_p: Tensor
     norm_by_position: Tensor | None = None
 
 

@@ -2,18 +2,91 @@
 
 Sun et al. 2024 (arXiv 2402.17762) found that they stand at the first token and at a few others, are written by one
 layer and stay until the last ones. A mean over tokens hides them, so the largest absolute value is kept instead, by
-class of token.
+class of token. Beside it stands how far the largest unit of a state is from the median one of the same state, as their
+definition has it, and how far it would be in states of independent normal units.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.special import erf
+from scipy.stats import beta, halfnorm
+from scipy.stats import t as student
 from torch import Tensor
 
+from rsdyn.dynamics.resampling import Interval
+
+LARGE, TIMES = 100.0, 1000.0
+"""An activation is massive beyond ``LARGE`` and from ``TIMES`` the median of its state on (Sun et al. 2024, section 2:
+"surpasses 100 and is at least or around 1,000 times larger than the median magnitude of its hidden state")."""
 POSITIONS = (0, 1, 4, 16, 64)
 """The first position of each range in which norms are averaged; the last one has no end."""
+
+
+class StandsOut(NamedTuple):
+    """How far the largest unit of each state stands out.
+
+    Attributes:
+        log_ratio: ``(...)`` logarithm of the largest absolute value over the median one; NaN where the median is 0.
+        is_massive: ``(...)`` whether the state has a massive activation.
+    """
+
+    log_ratio: Tensor
+    is_massive: Tensor
+
+
+def stands_out(sizes: Tensor) -> StandsOut:
+    """How far the largest unit stands out in states of absolute values ``(..., D)``; what is not finite counts as 0."""
+    peak = sizes.amax(-1)
+    if not peak.isfinite().all():
+        sizes = sizes.nan_to_num(nan=0.0, posinf=0.0)
+        peak = sizes.amax(-1)
+    typical = sizes.median(-1).values
+    log_ratio = torch.where(typical > 0, peak.double().log() - typical.double().log(), torch.nan)
+    return StandsOut(log_ratio, (peak > LARGE) & (typical > 0) & (peak >= TIMES * typical))
+
+
+class NormalStates(NamedTuple):
+    """How far the largest unit stands out in states of independent normal units of one size.
+
+    Attributes:
+        mean_log: the mean of :attr:`StandsOut.log_ratio`.
+        quantile: what the ratio is below in 95 % of such states.
+    """
+
+    mean_log: float
+    quantile: float
+
+
+def normal_states(n_units: int) -> NormalStates:
+    """The null model of :func:`stands_out`, by quadrature over the median; whatever the units' common size.
+
+    Given the median, the units above it are independent, each with the half-normal distribution beyond the median, so
+    the distribution of the largest one is a power. Raises ``ValueError`` for fewer than three units.
+    """
+    if n_units < 3:
+        raise ValueError(f"n_units={n_units}: give at least 3, so that units lie on both sides of the median.")
+    rank = (n_units + 1) // 2  # the lower one of two, as torch has it
+    below = beta.ppf((np.arange(400) + 0.5) / 400, rank, n_units - rank + 1)
+    median = halfnorm.ppf(below)
+    log_ratio = np.linspace(0, np.log(9 / median[0]), 4000)
+    within = erf(np.exp(log_ratio)[:, None] * median / np.sqrt(2))
+    cdf = (((within - below) / (1 - below)).clip(0, 1) ** (n_units - rank)).mean(1)
+    mean = float(np.trapezoid(1 - cdf, log_ratio))
+    return NormalStates(mean, float(np.exp(np.interp(0.95, cdf, log_ratio))))
+
+
+def beyond_normal(mean_log: Interval, groups: int, n_units: int) -> Tensor:
+    """``(...)``: two-sided p of a mean log ratio and its jackknife over ``groups``, against :func:`normal_states`.
+
+    Student's t of the difference from the null model's mean: below .05 where the 95 % interval does not hold that mean.
+    """
+    error = (mean_log.high - mean_log.low) / 2 / float(student.ppf(0.975, groups - 1))
+    distance = ((mean_log.value - normal_states(n_units).mean_log) / error).abs()
+    return torch.from_numpy(np.asarray(2 * student.sf(distance.cpu().numpy(), groups - 1)))
 
 
 class Written(NamedTuple):

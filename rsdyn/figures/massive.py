@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 
 from rsdyn.analysis.left_out import LargestUnits
-from rsdyn.dynamics.massive import range_names
+from rsdyn.analysis.results import ByToken
+from rsdyn.dynamics.massive import TIMES, range_names
 from rsdyn.figures.colours import Look, look_of
 from rsdyn.figures.over_depth import depth_axis, sublayer_names
 from rsdyn.figures.panel import Axis, Caption, Control, Line, Mark, Panel, Rule, array, brief, in_words
-from rsdyn.figures.streams import Stream
+from rsdyn.figures.streams import Stream, curve_panel
 from rsdyn.labels import NAMES
 from rsdyn.metrics.running import TOKEN_CLASSES
 
@@ -54,6 +56,7 @@ def massive(streams: Sequence[Stream]) -> list[Panel]:
             alt="Lines over depth. " + "; ".join(told) + ".",
         )
     ]
+    panels += _ratios(streams, found.normal_ratio)
     if found.norm_by_position is None:
         return panels
     ranges = [(name, array(norm)) for name, norm in zip(range_names(), found.norm_by_position, strict=True)]
@@ -80,6 +83,29 @@ def massive(streams: Sequence[Stream]) -> list[Panel]:
                 alt="Lines over depth. " + "; ".join(in_words(f"position {n}", v, names) for n, v in known) + ".",
             )
         )
+    return panels
+
+
+def _ratios(streams: Sequence[Stream], normal: float) -> list[Panel]:
+    """How far the largest unit of a state stands out over depth, by class of token, in every condition."""
+    panels: list[Panel] = []
+    for f, name in zip(fields(ByToken), TOKEN_CLASSES, strict=True):
+        panels += curve_panel(
+            f"massive_ratio_{f.name}", "1B", f"How far the largest unit stands out, {name}", streams,
+            lambda r, of=f.name: getattr(r.massive.ratio, of) if r.massive else None,  # type: ignore[misc]
+            Axis("largest |activation| over the median one", "log"),
+            Caption(
+                "The largest |activation| of a state over the median one of the same state, geometric mean over "
+                "{sequences}. Rules: 1,000 times, from which it is called massive (arXiv 2402.17762, section 2: also "
+                f"over 100), and the {brief(normal)} times of as many independent normal units.",
+                "at which depth single units stand out, with an interval, and whether they do untrained too.",
+                "where in the text: the mean is over all tokens of the class, and a few of them may own it.",
+            ),
+            behind=[
+                Rule(name="massive (1,000 times)", y=TIMES, look=Look("c5", "dash")),
+                Rule(name="independent normal units", y=normal, look=Look("muted", "dash")),
+            ],
+        )  # fmt: skip
     return panels
 
 

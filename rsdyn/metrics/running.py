@@ -404,7 +404,8 @@ class LargestByKind(ShapedMetric):
     """The largest absolute value of every unit at every sublayer by class of token, and norms by position.
 
     The classes are the first token, sinks, and the others, which all are where nothing is known of a token. ``update``
-    takes trajectories ``(n, S, D)``, their kinds and positions ``(n,)`` or None; ``compute`` gives a :class:`Extremes`.
+    takes trajectories ``(n, S, D)``, their kinds and positions ``(n,)`` or None, and the group ``(n,)`` of each, by
+    default the first; ``compute`` gives a :class:`Extremes`.
     """
 
     full_state_update = False
@@ -413,8 +414,11 @@ class LargestByKind(ShapedMetric):
     counts: Tensor
     norms: Tensor
     norm_counts: Tensor
+    log_ratios: Tensor
+    n_massive: Tensor
+    group_counts: Tensor
 
-    def __init__(self, n_sublayers: int, n_units: int) -> None:
+    def __init__(self, n_sublayers: int, n_units: int, n_groups: int = 1) -> None:
         super().__init__()
         n_classes, n_ranges = len(TOKEN_CLASSES), len(massive.POSITIONS)
         shape, wide = (n_classes, n_sublayers, n_units), torch.float64
@@ -423,18 +427,30 @@ class LargestByKind(ShapedMetric):
         self.add_state("counts", default=torch.zeros(n_classes, dtype=wide), dist_reduce_fx="sum")
         self.add_state("norms", default=torch.zeros(n_ranges, n_sublayers, dtype=wide), dist_reduce_fx="sum")
         self.add_state("norm_counts", default=torch.zeros(n_ranges, dtype=wide), dist_reduce_fx="sum")
+        by_group = torch.zeros(n_classes, n_groups, n_sublayers, dtype=wide)
+        self.add_state("log_ratios", default=by_group, dist_reduce_fx="sum")
+        self.add_state("n_massive", default=torch.zeros(n_classes, n_sublayers, dtype=wide), dist_reduce_fx="sum")
+        self.add_state("group_counts", default=torch.zeros(n_classes, n_groups, dtype=wide), dist_reduce_fx="sum")
 
-    def update(self, trajectories: Tensor, kind: Tensor | None, position: Tensor | None) -> None:
-        """Count trajectories ``(n, S, D)`` of kinds and positions ``(n,)`` in."""
+    def update(
+        self, trajectories: Tensor, kind: Tensor | None, position: Tensor | None, group: Tensor | None = None
+    ) -> None:
+        """Count trajectories ``(n, S, D)`` of kinds, positions and groups ``(n,)`` in."""
         size = trajectories.to(torch.float32).abs()
         if kind is None:
             kind = torch.zeros(len(size), dtype=torch.uint8, device=size.device)
         of = torch.where(kind & BOS != 0, 0, torch.where(kind & SINK != 0, 1, 2))
+        group = torch.zeros_like(of) if group is None else group
+        out = massive.stands_out(size)
+        once = torch.ones(len(size), dtype=torch.float64, device=size.device)
         for number in of.unique().tolist():
             rows = size[of == number]
             self.largest[number] = torch.maximum(self.largest[number], rows.amax(0))
             self.sizes[number] += rows.sum(0, dtype=torch.float64)
             self.counts[number] += len(rows)
+            self.log_ratios[number].index_add_(0, group[of == number], out.log_ratio[of == number])
+            self.group_counts[number].index_add_(0, group[of == number], once[of == number])
+            self.n_massive[number] += out.is_massive[of == number].sum(0)
         if position is not None:
             ranges, norm = massive.position_range(position), size.norm(dim=-1).double()
             self.norms.index_add_(0, ranges, norm)
@@ -444,7 +460,8 @@ class LargestByKind(ShapedMetric):
         empty = self.counts == 0
         largest = self.largest.double().masked_fill(empty[:, None, None], torch.nan)
         typical = (self.sizes / self.counts[:, None, None]).median(-1).values
-        return Extremes(largest, typical, self.counts.clone(), self.norms / self.norm_counts[:, None])
+        norms, share = self.norms / self.norm_counts[:, None], self.n_massive / self.counts[:, None]
+        return Extremes(largest, typical, self.counts.clone(), norms, self.log_ratios, self.group_counts, share)
 
 
 class Extremes(NamedTuple):
@@ -455,9 +472,15 @@ class Extremes(NamedTuple):
         typical: ``(C, S)`` the median over units of the mean absolute value.
         counts: ``(C,)`` tokens of each class.
         norms: ``(P, S)`` the mean norm by range of positions; NaN where there is none.
+        log_ratios: ``(C, G, S)`` by class and group, the sum of :attr:`rsdyn.dynamics.massive.StandsOut.log_ratio`.
+        group_counts: ``(C, G)`` tokens of each.
+        massive: ``(C, S)`` the share of tokens with a massive activation.
     """
 
     largest: Tensor
     typical: Tensor
     counts: Tensor
     norms: Tensor
+    log_ratios: Tensor
+    group_counts: Tensor
+    massive: Tensor

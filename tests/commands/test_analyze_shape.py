@@ -149,6 +149,9 @@ def test_every_measure_by_position_is_the_same_for_two_processes(words, tmp_path
     wanted = {f"original/dimension/by_position/{name}" for name in dimensions}
     wanted |= {f"original/readout/by_position/{name}" for name in readouts}
     assert wanted | {"original/similarity/by_position", "original/curvature/by_position"} <= set(names)
+    assert one["original/massive/ratio/others/interval"].shape == (2, 6)
+    for name in (n for n in one if n.startswith("original/massive/")):
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-6, atol=1e-9, err_msg=name)
     for name in (n for n in names if "n_by_position" not in n):
         np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-4, err_msg=name)
         finite = np.isfinite(one[name]).all(-1).tolist()
@@ -158,7 +161,8 @@ def test_every_measure_by_position_is_the_same_for_two_processes(words, tmp_path
     lone = one["original/readout/by_position/probability"][0]
     assert np.isfinite(lone).all() and ((lone > 0) & (lone < 1)).all()
     findings = (tmp_path / "one" / "findings.md").read_text()
-    assert "arXiv 2402.17762" in findings and "## Without the largest units" in findings
+    assert "arXiv 2402.17762, section 2" in findings and "## Without the largest units" in findings
+    assert "of independent normal units" in findings
     row = next(line for line in findings.splitlines() if "angle over tokens, degrees" in line)
     first = float(row.split("<br>")[1].split(" ")[0])
     assert 100 < first < 140  # degrees, as the row itself

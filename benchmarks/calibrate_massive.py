@@ -1,6 +1,6 @@
 """How far the largest unit of a state stands out: how often p is below .05 on normal states, and what intervals hold.
 
-python benchmarks/calibrate_massive.py                  a minute on one core
+python benchmarks/calibrate_massive.py                  four minutes on one core
 python benchmarks/calibrate_massive.py --sets 200       a small version; tests/analysis has a smaller one
 
 States of 64 units at three sublayers, 300 tokens of 60 documents, in 20 groups as a run makes them. Normal states obey

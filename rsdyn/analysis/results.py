@@ -387,7 +387,7 @@ class MassiveActivations:
         massive: ``(T, S)`` the share of tokens whose state has a massive activation as the paper defines it.
         normal_ratio: the geometric mean in states of as many independent normal units; 95 % of such states are below
             ``normal_quantile``. ``normal_p`` ``(T, S)``: two-sided, of the ratio's difference from it; NaN without
-            groups.
+            groups, and where all states are one.
         norm_by_position: ``(P, S)`` by range of positions; None where positions are not known.
     """
 

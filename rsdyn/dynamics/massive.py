@@ -22,6 +22,7 @@ from rsdyn.dynamics.resampling import Interval
 LARGE, TIMES = 100.0, 1000.0
 """An activation is massive beyond ``LARGE`` and from ``TIMES`` the median of its state on (Sun et al. 2024, section 2:
 "surpasses 100 and is at least or around 1,000 times larger than the median magnitude of its hidden state")."""
+SAME = 1e-5  # of a logarithm: what rounding makes of one state that is recorded many times
 POSITIONS = (0, 1, 4, 16, 64)
 """The first position of each range in which norms are averaged; the last one has no end."""
 
@@ -83,8 +84,10 @@ def beyond_normal(mean_log: Interval, groups: int, n_units: int) -> Tensor:
     """``(...)``: two-sided p of a mean log ratio and its jackknife over ``groups``, against :func:`normal_states`.
 
     Student's t of the difference from the null model's mean: below .05 where the 95 % interval does not hold that mean.
+    NaN where nothing varies, as in the state of a BOS token, which is one and the same in every text.
     """
     error = (mean_log.high - mean_log.low) / 2 / float(student.ppf(0.975, groups - 1))
+    error = torch.where(error > SAME, error, torch.nan)
     distance = ((mean_log.value - normal_states(n_units).mean_log) / error).abs()
     return torch.from_numpy(np.asarray(2 * student.sf(distance.cpu().numpy(), groups - 1)))
 

@@ -13,7 +13,7 @@ from rsdyn.dynamics.massive import TIMES, range_names
 from rsdyn.figures.colours import Look, look_of
 from rsdyn.figures.over_depth import depth_axis, sublayer_names
 from rsdyn.figures.panel import Axis, Caption, Control, Line, Mark, Panel, Rule, array, brief, in_words
-from rsdyn.figures.streams import Stream, curve_panel
+from rsdyn.figures.streams import Stream, curve_panel, places
 from rsdyn.labels import NAMES
 from rsdyn.metrics.running import TOKEN_CLASSES
 
@@ -89,6 +89,11 @@ def massive(streams: Sequence[Stream]) -> list[Panel]:
 def _ratios(streams: Sequence[Stream], normal: float) -> list[Panel]:
     """How far the largest unit of a state stands out over depth, by class of token, in every condition."""
     panels: list[Panel] = []
+    at = places(streams[0], streams[0].n_sublayers, streams)  # a line, and no rule, widens the axis
+    behind: list[Mark] = [
+        Line(name="massive (1,000 times)", x=at[[0, -1]], y=np.full(2, TIMES), look=Look("c5", "dash"), width=0.8),
+        Rule(name="independent normal units", y=normal, look=Look("muted", "dash")),
+    ]
     for f, name in zip(fields(ByToken), TOKEN_CLASSES, strict=True):
         panels += curve_panel(
             f"massive_ratio_{f.name}", "1B", f"How far the largest unit stands out, {name}", streams,
@@ -101,10 +106,7 @@ def _ratios(streams: Sequence[Stream], normal: float) -> list[Panel]:
                 "at which depth single units stand out, with an interval, and whether they do untrained too.",
                 "where in the text: the mean is over all tokens of the class, and a few of them may own it.",
             ),
-            behind=[
-                Rule(name="massive (1,000 times)", y=TIMES, look=Look("c5", "dash")),
-                Rule(name="independent normal units", y=normal, look=Look("muted", "dash")),
-            ],
+            behind=behind,
         )  # fmt: skip
     return panels
 

@@ -127,6 +127,8 @@ def test_the_interval_is_the_jackknife_over_groups_and_does_not_mind_order_or_ba
     again = ratios_of(x[order], group[order], 8)
     torch.testing.assert_close(again.ratio.interval, found.ratio.interval, rtol=1e-9, atol=0)
     torch.testing.assert_close(again.p, found.p, rtol=1e-6, atol=1e-9)
+    one_state = ratios_of(x[:1].expand(60, -1, -1), group, 8)  # as BOS is, whose state is the same in every text
+    assert one_state.p.isnan().all() and float((one_state.ratio.high / one_state.ratio.low).max()) < 1 + 1e-6
     lone = ratios_of(x, torch.zeros_like(group), 8)
     assert lone.ratio.interval is None and lone.p.isnan().all()
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from report_runs import altered
 from tiny_models import tiny_lm
 
 import rsdyn
 from rsdyn.commands.compare import find_all, main, read_words
+from rsdyn.dynamics.dynamical_similarity import dsa, linear_step
 from rsdyn.report.compared import read_model
 from rsdyn.run import comparing
 from rsdyn.run.comparing import slug
@@ -52,10 +54,10 @@ def compared(models):
     return folder, done
 
 
-def run(where, *words, code=1):
+def run(where, *words, code=1, quick=QUICK):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "rsdyn", "compare", *words, *QUICK, f"cache.dir={where / 'cache'}"],
+        [sys.executable, "-m", "rsdyn", "compare", *words, *quick, f"cache.dir={where / 'cache'}"],
         cwd=where, env=environment, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
@@ -130,6 +132,33 @@ def test_models_of_other_widths_and_depths_are_compared_state_by_state(compared)
     assert -0.2 < pair["floor"] < 0.5 and pair["same_depth"]["low"] < pair["same_depth"]["value"]
     for row in json.loads((Path(found["models"][0]["run"]) / "summary.json").read_text())["findings"]:
         assert "grams" not in row["key"]
+
+
+def test_how_models_move_over_depth_is_compared_from_the_command_line(tmp_path):
+    """A model, a copy of it in another folder, and another one; distances are those of the states that runs keep."""
+    pytest.importorskip("DSA", reason="dsa-metric is not installed: pip install -e '.[dsa]'")
+    for name, seed in (("one", 3), ("other", 4)):
+        tiny_lm(tmp_path / name, layers=7, seed=seed)
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    words = ["analysis.measures=[dsa]", "analysis.conditions=original", "data.limit=44", "data.l_max=220"]
+    done = run(tmp_path, "one", "copy", "other", *words, "tracking.mode=disabled", "run.dir=run", code=0, quick=())
+    assert "Comparing how the models move over depth" in done.stdout
+    found = written(tmp_path / "run")
+    pairs = {tuple(pair["models"]): pair for pair in found["dynamics"]["pairs"]}
+    assert set(pairs) == {("one", "copy"), ("one", "other"), ("copy", "other")} and not found["no_dynamics"]
+    states = {}
+    for name in ("one", "copy", "other"):
+        with np.load(tmp_path / "run" / "models" / name / "results.npz") as file:
+            states[name] = torch.from_numpy(file["original/dsa/states/states"]).double()
+    assert states["one"].shape[:2] == (44, 6) and torch.equal(states["one"], states["copy"])
+    for names, pair in pairs.items():
+        expected = dsa(*(linear_step(states[name]) for name in names))
+        assert pair["distance"] == pytest.approx(expected, abs=1e-4), names
+    same, apart = pairs["one", "copy"], pairs["one", "other"]
+    assert same["distance"] < 0.01 < 0.05 < apart["distance"] and same["told_apart"] is False
+    assert 'id="dynamics"' in (tmp_path / "run" / "comparison.html").read_text()
+    assert "## Dynamics of the models over depth" in (tmp_path / "run" / "comparison.md").read_text()
+    assert any(path.stem.startswith("dynamics") for path in (tmp_path / "run" / "figures").glob("*.png"))
 
 
 def test_what_is_finished_is_not_run_again(compared, models):

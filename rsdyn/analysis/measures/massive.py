@@ -114,10 +114,13 @@ def _most(found: MassiveActivations, ratio: Measured, k: int) -> Value:
 
 
 def _normal(found: MassiveActivations, k: int) -> Value:
-    """What independent normal units give; p for all sublayers together (Bonferroni)."""
+    """What independent normal units give; p for all sublayers together (Bonferroni), none where all states are one."""
     p = found.normal_p[k]
     known = p[~p.isnan()]
-    said = f"; p {number(min(1.0, len(known) * float(known.min())))}" if len(known) else ""
+    said = ""
+    if len(known):
+        least = min(1.0, len(known) * float(known.min()))
+        said = f"; p {number(least) if least else 'below 1e-300'}"
     return Value(found.normal_ratio, note=f" (95 % of states below {number(found.normal_quantile)}{said})")
 
 

@@ -1,11 +1,15 @@
 """One description, two back ends: a panel shows the same series, colours, bands and choices in both."""
 
+import io
+import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from every_panel import every_panel
+from fontTools import subset
+from fontTools.ttLib import TTFont
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
@@ -239,6 +243,16 @@ def test_files_are_whole_and_the_same_twice(tmp_path):
     assert int.from_bytes(head[at : at + 4], "big") == round(300 / 0.0254)  # pixels per metre
     with pytest.raises(ValueError, match="file name without a folder"):
         static.save(Figure(), tmp_path, "../x")
+
+
+def test_a_pdf_holds_the_outlines_of_its_text_and_no_tables_that_shape_it(tmp_path):
+    pdf = static.save(panel(line()), tmp_path)[1].read_bytes()
+    unpacked = [zlib.decompressobj().decompress(part) for part in pdf.split(b"\nstream\n")[1:] if part[:1] == b"x"]
+    fonts = [TTFont(io.BytesIO(part)) for part in unpacked if part.startswith(b"\0\1\0\0")]
+    assert fonts
+    for font in fonts:
+        assert "glyf" in font and not {"GSUB", "GPOS", "GDEF", "MATH", "kern"} & set(font.keys())
+    assert "GSUB" not in subset.Options().drop_tables  # which is for others
 
 
 def test_somebodys_matplotlibrc_changes_nothing(monkeypatch):

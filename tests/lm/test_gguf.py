@@ -240,16 +240,17 @@ def test_config_tokenizer_and_weights_take_one_reader_which_is_given_back(file, 
 
     made, make = [], gguf.GGUFReader
 
-    def counted(path, *args, **options):
-        made.append(path)
-        return make(path, *args, **options)
+    class Counted(make):
+        def __init__(self, path, *args, **options):
+            made.append(path)
+            super().__init__(path, *args, **options)
 
-    monkeypatch.setattr(gguf, "GGUFReader", counted)
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
     lm = find_lm(str(file))
     lm.tokenizer()
     lm.load()
     assert made == [str(lm.gguf.path)]
-    assert gguf.GGUFReader is counted and not lm.gguf._readers
+    assert gguf.GGUFReader is Counted and not lm.gguf._readers
     lm.load()
     assert len(made) == 2
 

@@ -79,12 +79,13 @@ def _iaaft(series: Tensor, starts: Tensor, iterations: int = 10) -> Tensor:
     amplitude = torch.hypot(*(basis @ series.T)).T  # (U, frequencies)
     if length % 2 == 0:
         amplitude[:, -1] /= 2  # the highest frequency is its own mirror image
-    back = (basis * amplitude[:, None, :, None]).flatten(1, 2)
+    # products with multiples of 16 columns take a quarter to a half less than with 59 or 31
+    back = torch.nn.functional.pad((basis * amplitude[:, None, :, None]).flatten(1, 2), (0, -length % 16))
     basis = basis.flatten(0, 1).expand(width, -1, -1)
     ordered = series.sort(-1).values[:, None].expand(starts.shape)
     index, index_bits = torch.arange(length), (1 << (length - 1).bit_length()) - 1
     found = series[:, None].expand(starts.shape).gather(-1, starts.long())
-    near, keys = torch.empty_like(found), torch.empty(starts.shape, dtype=torch.float64)
+    near, keys = found.new_empty(width, count, back.shape[-1]), torch.empty(starts.shape, dtype=torch.float64)
     spectrum, scale = found.new_empty(width, 2, length // 2, count), found.new_empty(width, length // 2, count)
     ranks, tiny = keys.view(torch.int64), found.new_tensor(1e-37)
     for _ in range(iterations):
@@ -93,7 +94,7 @@ def _iaaft(series: Tensor, starts: Tensor, iterations: int = 10) -> Tensor:
         torch.addcmul(tiny, cosines, cosines, out=scale).addcmul_(sines, sines).rsqrt_()
         torch.bmm(spectrum.mul_(scale[:, None]).flatten(1, 2).mT, back, out=near)
         # the low bits of a float32 in 64 bits are free, for its index: one sort of both is fastest
-        keys.copy_(near)
+        keys.copy_(near[..., :length])
         ranks.bitwise_or_(index)
         keys.numpy().sort(axis=-1)
         found.scatter_(-1, ranks.bitwise_and_(index_bits), ordered)

@@ -336,14 +336,15 @@ def shape_in_words(found: AnalysisResults) -> list[str]:
             f"(here {r.dimension.twonn.n or r.counts.trajectories}): compare them at equal N.{said}"
         )
     if r.readout is not None:
+        n = r.readout.kl.n
         massive = " The final norm divides by massive units: where they are, what is read of the others is made small."
         if not r.flags.known:
             massive += " Whether this model has any was not looked for: that takes a measure of its stream."
         elif not len(r.flags.massive_units):
             massive = ""
         words.append(
-            f"Readout through the {r.readout.lens}, at the last token of {r.readout.kl.n} sequences, up to the model's "
-            f"own distribution.{massive}"
+            f"Readout through the {r.readout.lens}, at the last token of {n} sequence{'s' * (n != 1)}, up to the "
+            f"model's own distribution.{massive}"
         )
     if r.phases is not None:
         of = ", ".join(name.replace("/", " ") for name in r.phases.curves)

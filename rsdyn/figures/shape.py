@@ -73,7 +73,7 @@ def _readout(streams: Sequence[Stream]) -> list[Panel]:
         return []
     found = some[0].found.readout
     assert found is not None
-    of = f"through the {found.lens}, at the last token of {found.kl.n:,} sequences"
+    of = f"through the {found.lens}, at the last token of {counted(found.kl.n or 0, 'sequence')}"
     basis = "that the stream lacks what is not read: early sublayers are read in the last one's basis."
 
     def curve(name: str, title: str, y: Axis, drawn: str, read_for: str, not_for: str = basis) -> list[Panel]:

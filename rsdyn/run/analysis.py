@@ -72,13 +72,16 @@ def groups_of(run: Run, source: Source, n_samples: int) -> SequenceGroups:
     groups = sequence_groups(source.sequences, n_samples, resample=settings.resample)
     if source.sequences.labels is not None:
         check_groups(labelled_of(source.sequences, settings), min(n_samples, settings.keep or n_samples))
-    run.say(
-        f"Measuring {', '.join(settings.measures)} on the first {n_samples} sequences; intervals leave out "
-        f"{groups.words()}"
-    )
+    on = f"{', '.join(settings.measures)} on the first {_sequences(n_samples)}"
+    one = groups.n_groups < 2
+    run.say(f"Measuring {on}; {'no intervals, from' if one else 'intervals leave out'} {groups.words()}")
     if not needs_streams(settings.measures):
         run.say("          No stream is recorded: these measures run the LM themselves")
     return groups
+
+
+def _sequences(n: int) -> str:
+    return f"{n} sequence{'s' * (n != 1)}"
 
 
 def n_steps(settings: AnalysisConfig, n_streams: int, source: Source) -> int:
@@ -254,7 +257,7 @@ def ending_of(
         markdown += "".join(f"\n{line}\n" for line in more)
         lines += [line for note in more for line in ("", note)]
         said = [*said[: MOST_SENTENCES - 1], jacobian_table.answer(claimed)]
-    counted = f", {n_sequences} sequences" + (f", {n_trajectories} trajectories" if several else "")
+    counted = f", {_sequences(n_sequences)}" + (f", {n_trajectories} trajectories" if several else "")
     title = f"{source.lm.label} on {source.text}{counted if streams else ''}"
     was_read = needs_streams(settings.measures)
     of_streams = Recorded([*streams.values()], recorded) if was_read else Recorded()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from script_runs import argv_of, arrays_of, run_analyze
-from tiny_models import tiny_lm
+from tiny_models import PROSE, tiny_lm
 
 from rsdyn.commands import analyze, perturb
 from rsdyn.lm.lens import JacobianLens
@@ -270,3 +270,49 @@ def test_phases_that_have_no_curve_to_look_at_say_so(words, deep, tmp_path, caps
             "analysis.readout.lens": tmp_path / "lens.pt", "run.dir": tmp_path / "run"}  # fmt: skip
     assert analyze.main(argv_of(words, **more)) == 0
     assert "Phases were not looked for" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("measure", "said"),
+    [
+        (name, "too few sequences (1)")
+        for name in ("curvature", "dimension", "similarity", "massive", "[curvature,readout]")
+    ]
+    + [("readout", None)],
+)
+def test_one_sequence_has_a_readout_without_intervals_and_nothing_of_a_stream(measure, said, words, tmp_path, capsys):
+    more = {"analysis.measures": measure, "data.limit": 1, "analysis.conditions": "original"}
+    code = analyze.main(argv_of(words, **{"run.dir": tmp_path / "run"}, **more))
+    printed = capsys.readouterr()
+    if measure != "readout":
+        assert code == 2 and "too few sequences (1)" in printed.err and not (tmp_path / "run").exists()
+        return
+    assert code == 0 and "on the first 1 sequence; no intervals, from 1 document" in printed.out
+    arrays = arrays_of(tmp_path / "run")
+    assert np.isfinite(arrays["original/readout/kl"]).all() and "original/readout/kl/interval" not in arrays
+    assert "nan" not in (tmp_path / "run" / "findings.md").read_text()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox"])  # two sites a layer, and one
+def test_a_first_sublayer_that_is_one_vector_is_no_measure_of_anything(model_type, words, tmp_path, capsys):
+    """As WikiText's, whose rows all end in one token: what needs variance has none there, and the rest is finite."""
+    rng = np.random.default_rng(0)
+    vocabulary = sorted({word for line in PROSE for word in line.split()})
+    rows = [" ".join([*rng.choice(vocabulary, 25), "end!"]) for _ in range(40)]
+    (tmp_path / "rows.txt").write_text("\n".join(rows))
+    model = tiny_lm(tmp_path / "model", model_type=model_type, layers=4)
+    more = {"lm.name": model, "data.path": tmp_path / "rows.txt", "analysis.conditions": "original", "data.limit": 40,
+            "analysis.measures": "[cosine,curvature,dimension,similarity,readout,massive]", "data.l_max": 400,
+            "cache.dir": tmp_path / "cache", "run.dir": tmp_path / "run"}  # fmt: skip
+    assert analyze.main(argv_of(words, **more)) == 0
+    arrays = arrays_of(tmp_path / "run")
+    for name in ("dimension/twonn", "dimension/mle", "dimension/participation", "dimension/effective_rank"):
+        values = arrays[f"original/{name}"]
+        assert np.isnan(values[0]) and np.isfinite(values[1:]).all(), name
+    assert arrays["original/dimension/repeated"][0] == 39
+    cka = arrays["original/similarity/map"]
+    assert np.isnan(cka[0]).all() and np.isnan(cka[:, 0]).all() and np.isfinite(cka[1:, 1:]).all()
+    for name in ("curvature/angle", "curvature/straightness", "readout/kl", "massive/ratio/others", "cosine/mean"):
+        assert np.isfinite(arrays[f"original/{name}"]).all(), name
+    assert np.isnan(arrays["original/massive/normal_p"][2, 0])  # one state
+    assert "constant" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """``python -m rsdyn``: what there is and where it lies, without torch, whatever else lies there."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -13,6 +14,8 @@ import pytest
 from cache_entries import new_cache, shard_of
 
 import rsdyn
+import rsdyn.commands.analyze
+from rsdyn import commands
 from rsdyn.__main__ import SCRIPTS, cache_dir, find_runs, main
 from rsdyn.config.command_line import preset_names
 from rsdyn.stream.cache import default_cache_dir
@@ -193,3 +196,23 @@ def test_a_package_without_its_checkout_says_so(here):
     assert "do not come with the installed package" in done.stdout
     for word in ("Somebody", "theirs", "Presets", "sweep", "tour"):
         assert word not in done.stdout
+
+
+def test_garbage_is_collected_while_a_program_works_and_after_it(monkeypatch):
+    seen = []
+
+    def run_script(script, work, argv):
+        seen.append(gc.isenabled())
+        work("a run")
+        return 7
+
+    def analyze(run):
+        seen.append((run, gc.isenabled(), gc.get_freeze_count() > 0))
+
+    monkeypatch.setattr("rsdyn.commands.run_script", run_script)
+    monkeypatch.setattr("rsdyn.commands.analyze.analyze", analyze)
+    try:
+        assert commands.main("analyze", []) == 7
+    finally:
+        gc.unfreeze()
+    assert seen == [False, ("a run", True, True)] and gc.isenabled()

@@ -98,6 +98,18 @@ def test_phases_are_the_same_for_two_processes(words, deep, tmp_path):
     assert one["original/phases/curves"].tolist() == ["cosine/mean", "readout/kl"]
 
 
+def test_dynamics_over_depth_are_the_same_for_two_processes(words, deep, tmp_path):
+    pytest.importorskip("DSA", reason="dsa-metric is not installed: pip install -e '.[dsa]'")
+    more = {"lm.name": deep, "analysis.measures": "dsa", "analysis.conditions": "[original,untrained]",
+            "analysis.untrained_seeds": 1}  # fmt: skip
+    one, two = (arrays_of(run_analyze(words, tmp_path / str(n), **more, **{"trainer.devices": n})[0]) for n in (1, 2))
+    for name in ("original/dsa/states/states", "original/dsa/predicted", "untrained/dsa/predicted"):
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-4, err_msg=name)
+    for name in ("original/dsa/halves", "untrained/dsa/halves", "untrained/dsa/with_main"):
+        assert np.isfinite(one[name]).all()
+        np.testing.assert_allclose(two[name], one[name], atol=2e-3, err_msg=name)  # where the optimiser stops
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_what_reads_the_model_itself_records_no_stream(default, words, tmp_path, devices):
     """Readout says what it says beside the others, and nothing goes through a cache."""

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_lm
 
 from rsdyn.dynamics.readout import readout
 from rsdyn.errors import NonFiniteError, UserError
@@ -49,6 +50,26 @@ def test_blocks_give_the_pure_readout(lm, states, monkeypatch):
 def test_the_state_at_the_end_agrees_with_itself(lm, states):
     found = stream_readout(lm, states[:, -1:], states[:, -1], LogitLens())
     assert float(found.kl.max()) < 1e-5 and found.agrees.all() and found.commit.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("decides", [0, 2, 3])
+def test_a_model_that_decides_at_a_known_layer(decides, tmp_path, sequences):
+    """From a layer on no block writes anything, so that all it will say is said by then; before that it says others."""
+    folder = tiny_lm(tmp_path, layers=4, seed=decides)
+    weights = load_file(folder / "model.safetensors")
+    for layer in range(decides, 4):
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            weights[f"model.layers.{layer}.{name}.weight"].zero_()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    tiny = find_lm(str(folder)).load(head=True)
+    states = tiny.record([tokens % 300 for tokens in sequences], final=True)
+    found = stream_readout(tiny, states[:, :-1], states[:, -1], LogitLens())
+    first = 2 * decides
+    assert float(found.kl[:, first:].max()) < 1e-5 and found.agrees[:, first:].all()
+    assert (found.commit <= first).all()
+    if decides:
+        late = ~found.agrees[:, first - 1]  # the last MLP that writes changes the top token
+        assert late.any() and (found.commit[late] == first).all() and float(found.kl[:, :first].min()) > 1e-4
 
 
 def test_an_affine_lens_that_does_nothing_is_the_logit_lens(lm, states, tmp_path):

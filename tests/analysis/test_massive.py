@@ -210,7 +210,7 @@ def test_findings_name_the_largest_activation_of_each_class_beside_the_published
     s = int(ratios.argmax())
     assert value.value == pytest.approx(float(ratios[s]), rel=1e-6) and value.n == 3 and 5 <= s < 10
     share = 100 * (here[:, s].amax(-1) >= 1000 * here[:, s].median(-1).values).float().mean()
-    assert f"(at sublayer {s}; massive in {share:.0f} % of tokens; up to 1000, unit 7)" in str(value)
+    assert f"(at sublayer {s}; beyond both thresholds in {share:.0f} % of tokens; up to 1000, unit 7)" in str(value)
     assert (null.key, null.under) == ("massive_first_token_normal", "massive_first_token")
     assert null.values["original"].value == pytest.approx(np.exp(massive.normal_states(D).mean_log))
     assert "50.00, unit 3" in str(sinks.values["original"]) and others.values["original"].value < 20

@@ -108,7 +108,9 @@ def _most(found: MassiveActivations, ratio: Measured, k: int) -> Value:
     low, high = (None, None) if ratio.interval is None else (float(end[s]) for end in ratio.interval)
     unit, largest = int(found.unit[k, s]), float(found.largest[k, s])
     share = 100 * float(found.massive[k, s])
-    note = f" (at sublayer {s}; massive in {share:.0f} % of tokens; up to {number(largest)}, unit {unit})"
+    note = (
+        f" (at sublayer {s}; beyond both thresholds in {share:.0f} % of tokens; up to {number(largest)}, unit {unit})"
+    )
     seeds = () if ratio.seeds is None else tuple(float(seed.nan_to_num(nan=-1.0).max()) for seed in ratio.seeds)
     return Value(float(ratio.value[s]), low, high, n=ratio.n, seeds=seeds, note=note)
 

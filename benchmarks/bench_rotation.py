@@ -22,8 +22,14 @@ import torch
 from torch import Tensor
 
 from rsdyn.dynamics.rotation import rotations, sequence_rotations
-from rsdyn.dynamics.rotation_test import NULLS, paired_swap_test, rotation_test
-from rsdyn.dynamics.surrogates import POOLED
+from rsdyn.dynamics.rotation_test import (
+    NULLS,
+    paired_swap_test,
+    regularity_test,
+    rotation_and_regularity_test,
+    rotation_test,
+)
+from rsdyn.dynamics.surrogates import POOLED, _iaaft
 
 SHARED, OWN = 80, 15  # the goals, for the paper's null
 
@@ -41,7 +47,7 @@ def of_trajectory(a: np.ndarray) -> float:
 
 def iaaft(steps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     ordered, amplitude, found = np.sort(steps), np.abs(np.fft.rfft(steps)), rng.permutation(steps)
-    for _ in range(20):
+    for _ in range(10):  # as many as ours
         phase = np.angle(np.fft.rfft(found))
         ranked = ordered[np.argsort(np.argsort(np.fft.irfft(amplitude * np.exp(1j * phase), len(steps))))]
         if np.array_equal(ranked, found):
@@ -77,6 +83,15 @@ def naive(null: str, a: np.ndarray, n: int) -> list[float]:
                     new[places] = rng.permutation(steps[places])
         found.append(of_trajectory(np.concatenate([a[:1], a[0] + np.cumsum(new)])))
     return found
+
+
+def iaaft_by_fft(steps: Tensor, starts: Tensor) -> None:
+    """Ten iterations from orders ``starts`` ``(m, T)`` of one unit, by fast Fourier transforms and an argsort."""
+    ordered, amplitude, found = steps.sort().values, torch.fft.rfft(steps).abs(), steps[starts]
+    for _ in range(10):
+        near = torch.fft.irfft(torch.sgn(torch.fft.rfft(found)) * amplitude, n=len(steps))
+        order = torch.from_numpy(near.numpy().argsort(-1))
+        found = torch.empty_like(found).scatter_(1, order, ordered.expand_as(found))
 
 
 def naive_swaps(a: np.ndarray, b: np.ndarray, n: int) -> list[float]:
@@ -192,6 +207,29 @@ def main() -> None:
         lambda: sequence_rotations(several),
         lambda: rotations(stream),
     )
+    steps = stream.float().diff(dim=0).T.contiguous()[:8]
+    starts = torch.rand(len(steps), 256, args.sublayers - 1, generator=torch.Generator().manual_seed(0)).argsort(-1)
+    fast, ours = least(
+        args.repeats,
+        lambda: [iaaft_by_fft(*unit) for unit in zip(steps, starts, strict=True)],
+        lambda: _iaaft(steps, starts),
+    )
+    print(
+        f"\nIterations of IAAFT: `torch.fft` and argsort {1e5 * fast / starts[..., 0].numel():.2f} µs, ours "
+        f"{1e5 * ours / starts[..., 0].numel():.2f} µs, {fast / ours:.1f} ×."
+    )
+    few, options = stream[:, :256], {"n": n, "shared": True, "of_all": stream}
+    for null in POOLED:
+        apart, once = least(
+            args.repeats,
+            lambda: (rotation_test(few, null, **options), regularity_test(few, null, **options)),  # noqa: B023
+            lambda: rotation_and_regularity_test(few, null, **options),  # noqa: B023
+        )
+        print(
+            f"\nTurns and regularity against {null}, 256 units: two tests {apart:.2f} s, both on the same surrogates "
+            f"{once:.2f} s, {apart / once:.1f} ×."
+        )
+
     per = args.sequences * args.units
     print(
         f"\nRotations of one trajectory: numpy {1e6 * loop / args.sequences:.1f} µs, `sequence_rotations` (bf16) "

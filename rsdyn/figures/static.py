@@ -17,6 +17,7 @@ from fontTools import subset
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, SymmetricalLogLocator
 
@@ -47,6 +48,7 @@ from rsdyn.figures.style import STYLE, WIDTH, legend, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
     from matplotlib.figure import SubFigure
 
 GREY, FAINT, DARK = LIGHT["muted"], "#BBBBBB", "#444444"
@@ -73,8 +75,9 @@ def save(figure: Figure | Panel, folder: str | FilePath, name: str | None = None
     folder = FilePath(folder)
     folder.mkdir(parents=True, exist_ok=True)
     png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
-    with matplotlib.rc_context(STYLE), _fonts_without(SHAPING):
-        figure.savefig(png, dpi=300, metadata={"Software": None})
+    with matplotlib.rc_context(STYLE), _fonts_without(SHAPING), _drawn_once(figure):
+        # of zlib's levels 3 takes two thirds of the time of 6, its default, for a file 6 % larger
+        figure.savefig(png, dpi=300, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
         # laid out anew: text that no pixel grid rounds is up to 3 points wider, as much as the margin
         figure.savefig(pdf, dpi=300, metadata={"CreationDate": None})  # the dpi of heat maps: the rest is vectors
     return [png, pdf]
@@ -94,6 +97,25 @@ def _fonts_without(tables: tuple[str, ...]) -> Iterator[None]:
         yield
     finally:
         options._drop_tables_default = known
+
+
+@contextmanager
+def _drawn_once(figure: Figure) -> Iterator[None]:
+    """Let ``savefig`` lay a figure out without going through all that is in it, as it does to lay it out by drawing."""
+    draw = figure.draw
+
+    def lay_out_or_draw(renderer: RendererBase) -> None:
+        engine = figure.get_layout_engine()  # that of the second drawing is none
+        if isinstance(engine, ConstrainedLayoutEngine):
+            engine.execute(figure)
+        else:
+            draw(renderer)
+
+    figure.draw = lay_out_or_draw  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del figure.draw
 
 
 def draw(panel: Panel, title: str | None = None) -> Figure:

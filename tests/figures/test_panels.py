@@ -10,9 +10,11 @@ import torch
 from every_panel import every_panel
 from fontTools import subset
 from fontTools.ttLib import TTFont
+from matplotlib import rc_context
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 from rsdyn.figures import interactive, static
 from rsdyn.figures.colours import LIGHT, look_of
@@ -38,7 +40,7 @@ from rsdyn.figures.panel import (
     in_words,
     log_ticks,
 )
-from rsdyn.figures.style import wrapped
+from rsdyn.figures.style import STYLE, wrapped
 
 PANELS = every_panel()
 NOT_NAMED = {"resid_pre", "resid_mid", "start", "end", "end (bold)"}  # parts of a path
@@ -243,6 +245,18 @@ def test_files_are_whole_and_the_same_twice(tmp_path):
     assert int.from_bytes(head[at : at + 4], "big") == round(300 / 0.0254)  # pixels per metre
     with pytest.raises(ValueError, match="file name without a folder"):
         static.save(Figure(), tmp_path, "../x")
+
+
+def test_a_file_is_what_matplotlib_saves(tmp_path):
+    made = panel(Line(name="original", x=np.arange(9), y=np.geomspace(1, 1e6, 9)))
+    png = static.save(made, tmp_path)[0]
+    figure = static.draw(made)
+    with rc_context(STYLE):
+        figure.savefig(tmp_path / "plain.png", dpi=300)
+    np.testing.assert_array_equal(imread(png), imread(tmp_path / "plain.png"))
+    saved = static.draw(made)
+    static.save(saved, tmp_path, "again")
+    assert "draw" not in vars(saved)  # which is shown as any other
 
 
 def test_a_pdf_holds_the_outlines_of_its_text_and_no_tables_that_shape_it(tmp_path):

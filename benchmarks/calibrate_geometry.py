@@ -1,9 +1,10 @@
-"""How often each p of curvature, straightness, similarity and phases is below .05 on data that obey its null model.
+"""How often each p of curvature, straightness, phases and dimensions is below .05 on data that obey its null model.
 
 python benchmarks/calibrate_geometry.py                  some minutes on one core
 python benchmarks/calibrate_geometry.py --sets 200       a small version; tests/dynamics has smaller ones
 
 Paths: 20 sequences, 13 sublayers, 64 units, steps that grow 30 x. Curves: 30 layers, 4 curves that move together.
+States for dimensions: 200 sequences, 6 sublayers, 64 units whose variances fall as 1 / i, as those of real streams do.
 The last rows are data that disobey: what is rejected there is power, or a null model that is too weak.
 """
 
@@ -16,6 +17,7 @@ import torch
 from timing import table
 from torch import Tensor
 
+from rsdyn.dynamics.dimension import against_mixed, of_mixed
 from rsdyn.dynamics.phases import phases
 from rsdyn.dynamics.step_nulls import STEP_NULLS, StepNull, curvature_test, step_products, straightness_test
 
@@ -89,6 +91,30 @@ def of_straightness(null: StepNull) -> Callable[[Tensor, int], float]:
     return lambda x, seed: straightness_test(step_products(x), null).p
 
 
+def normal_states(g: torch.Generator) -> Tensor:
+    """A Gaussian walk over depth, in directions of unequal sizes."""
+    return (normal(g, 200, 6, D) / torch.arange(1, D + 1).sqrt()).cumsum(1)
+
+
+def heavy_tailed(g: torch.Generator) -> Tensor:
+    """The same, each sequence by a length of its own: Student's t with 5 degrees of freedom."""
+    return normal_states(g) / (normal(g, 5, 200, 1, 1).square().mean(0)).sqrt()
+
+
+def of_topics(g: torch.Generator) -> Tensor:
+    """The same, about twenty centres as far apart as states are."""
+    topic = torch.randint(20, (200,), generator=g)
+    return normal_states(g) + normal_states(g)[topic]
+
+
+def of_dimension(column: int) -> Callable[[Tensor, int], float]:
+    def p(x: Tensor, seed: int) -> float:
+        found = torch.stack([of_mixed(x[:, s], seed=seed) for s in range(x.shape[1])]).mean(0)
+        return against_mixed(found[:, column]).p
+
+    return p
+
+
 def share(make: Callable[[torch.Generator], Tensor], p: Callable[[Tensor, int], float], sets: int) -> str:
     generator = torch.Generator().manual_seed(1)
     below = sum(p(make(generator), seed) < 0.05 for seed in range(sets)) / sets
@@ -115,7 +141,10 @@ def main() -> None:
     sets = args.sets // 4
     rows = [[name, share(make, lambda x, seed: float(phases(x, n=399, seed=seed).p.min()), sets)]
             for name, make in curves.items()]  # fmt: skip
-    print(f"any change point with p < .05, in % of {sets} data sets\n\n{table(['curves', 'phases'], rows)}")
+    print(f"any change point with p < .05, in % of {sets} data sets\n\n{table(['curves', 'phases'], rows)}\n")
+    states = {"normal": normal_states, "heavy tails": heavy_tailed, "twenty topics": of_topics}
+    rows = [[name, *(share(make, of_dimension(k), args.sets) for k in range(2))] for name, make in states.items()]
+    print(f"p < .05 in % of {args.sets} data sets\n\n{table(['states', 'TwoNN', 'maximum likelihood'], rows)}")
 
 
 if __name__ == "__main__":

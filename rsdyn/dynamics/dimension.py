@@ -49,10 +49,10 @@ def spectrum(x: Tensor) -> Tensor:
 
     ``x xᵀ`` and ``xᵀ x`` have the same eigenvalues but for zeros, so the smaller of the two is taken.
     """
-    return _variances(_products(x), len(x))
+    return _variances(products_of(x), len(x))
 
 
-def _products(x: Tensor) -> Tensor:
+def products_of(x: Tensor) -> Tensor:
     """Products ``x xᵀ`` or ``xᵀ x``, whichever is smaller, in float64."""
     x = x.to(torch.float64)
     return x @ x.T if len(x) <= x.shape[1] else x.T @ x
@@ -86,15 +86,15 @@ def participation(variances: Tensor) -> Tensor:
     return variances.sum(-1).square() / variances.square().sum(-1)
 
 
-def spectra_of_rows(x: Tensor, chosen: Tensor) -> Tensor:
+def spectra_of_rows(x: Tensor, chosen: Tensor, products: Tensor | None = None) -> Tensor:
     """:func:`spectrum` of some rows of centred ``x`` ``(N, U)``, centred anew, for each choice ``(M, N)`` of them.
 
     ``chosen`` is boolean. ``(M, min(N, U))``, filled up with zeros where a choice has fewer components. All choices
-    come from the same products, in float64 until their own mean is out: with many rows, those of the rows left out are
-    subtracted.
+    come from the same ``products`` (:func:`products_of`, where they are known), in float64 until their own mean is out:
+    with many rows, those of the rows left out are subtracted.
     """
     out = x.new_zeros(len(chosen), min(x.shape), dtype=torch.float64)
-    products = _products(x)
+    products = products_of(x) if products is None else products
     for found, rows in zip(out, chosen, strict=True):
         n = int(rows.sum())
         if len(x) <= x.shape[1]:
@@ -102,31 +102,32 @@ def spectra_of_rows(x: Tensor, chosen: Tensor) -> Tensor:
             part = part - part.mean(0) - part.mean(1, keepdim=True) + part.mean()
         else:
             left, total = x[~rows].to(torch.float64), x[rows].sum(0, dtype=torch.float64)
-            part = products - left.T @ left - torch.outer(total, total) / n
+            part = torch.addmm(products, left.T, left, alpha=-1).addr_(total, total, alpha=-1 / n)
         variances = _variances(part, n)[:n]
         found[: len(variances)] = variances
     return out
 
 
-def spectra_without_largest(x: Tensor, order: Tensor, counts: Sequence[int]) -> Tensor:
+def spectra_without_largest(x: Tensor, order: Tensor, counts: Sequence[int], products: Tensor | None = None) -> Tensor:
     """:func:`spectrum` of centred ``x`` ``(N, U)`` without the first ``counts`` units of ``order`` (METHOD 0.10).
 
-    ``(C, min(N, U))``, one row per count, filled up with zeros. The products of the other units are taken once, and
-    those of the units in ``order`` added from the last one up.
+    ``(C, min(N, U))``, one row per count, filled up with zeros. The ``products`` of all units are taken once, where
+    they are not known; with few rows those of the other units, to which those of units in ``order`` are added from the
+    last one up.
     """
     out = x.new_zeros(len(counts), min(x.shape), dtype=torch.float64)
     if x.shape[1] < len(x):
-        products = _products(x)
+        products = products_of(x) if products is None else products
         for found, count in zip(out, counts, strict=True):
             stays = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
             stays[order[:count]] = False
-            values = _variances(products[stays][:, stays], len(x))
+            values = _variances(products[stays][:, stays] if count else products, len(x))
             found[: len(values)] = values
         return out
-    products = _products(x.index_fill(1, order, 0))
+    rest = products_of(x.index_fill(1, order, 0))
     for i in sorted(range(len(counts)), key=lambda i: -counts[i]):
         some = x[:, order[counts[i] :]].to(torch.float64)
-        out[i] = _variances(products + some @ some.T, len(x))
+        out[i] = _variances(rest + some @ some.T, len(x))
     return out
 
 
@@ -179,8 +180,8 @@ def intrinsic_dimension(x: Tensor, group: Tensor | None = None, *, k: int = 20) 
     """
     kept, repeated, first = _distinct(x)
     squared = _distances(kept)
-    near = _nearest(squared, MARGIN * k)
     known = torch.zeros(1) if group is None else group.cpu().unique()
+    near = _nearest(squared, MARGIN * k if len(known) > 1 else k)
     of = torch.zeros(len(kept)) if group is None else group.cpu()[torch.from_numpy(first)]
     found = [_by_neighbours(near.values[:, :k])]
     for g in known if len(known) > 1 else []:

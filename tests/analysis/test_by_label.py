@@ -80,7 +80,8 @@ def test_a_group_is_measured_as_it_is_by_itself(few_permutations):
             torch.testing.assert_close(
                 curve.value[g], wanted.value.reshape(curve.value[g].shape), rtol=1e-5, atol=1e-6, msg=key
             )
-            if key not in ("information", "density"):  # of some units; by simulation
+            # of some units; by simulation; a stream's own leave out ten groups, not twenty
+            if key not in ("information", "density", "dimensions", "components_90"):
                 ends = wanted.interval.reshape(2, -1)
                 torch.testing.assert_close(curve.interval[:, g], ends, rtol=1e-4, atol=1e-4, msg=key)
         assert (found.curves["cosine"].n == 40).all()

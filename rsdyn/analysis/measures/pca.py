@@ -116,7 +116,9 @@ def _spectra(collected: Collected, share: UnitShare) -> Spectra:
 
         def one(s: int) -> tuple[Tensor, Tensor]:
             here = dimension.centred(x[:, s] if usable.all() else x[:, s, usable])
-            return dimension.spectra_of_rows(here, chosen), dimension.spectra_without_largest(here, by_size, wanted)
+            products = dimension.products_of(here)
+            groups = dimension.spectra_of_rows(here, chosen, products)
+            return groups, dimension.spectra_without_largest(here, by_size, wanted, products)
 
         mine = []
         for found in side_by_side(one, range(x.shape[1]), x.device):

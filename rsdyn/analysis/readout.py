@@ -15,6 +15,7 @@ from rsdyn.dynamics.readout import Readout
 from rsdyn.lm.model import LanguageModel
 from rsdyn.lm.readout import Lens, stream_readout, top_tokens
 from rsdyn.stream.text.tokens import token_order
+from rsdyn.threads import side_by_side
 
 TOP = 5  # tokens at each sublayer of an example
 AT_ONCE = 64  # sequences whose trajectories are held together; the head's weights are read once for each sublayer
@@ -77,19 +78,22 @@ def _curves(found: Readout) -> dict[str, Tensor]:
     return {name: value.to(torch.float64).masked_fill(rank < 0, torch.nan) for name, value in values.items()}
 
 
-def example(
-    lm: LanguageModel, tokens: np.ndarray, lens: Lens, decode: Callable[[Sequence[int]], str], most: int = 160
-) -> Example:
-    """The likeliest tokens at each sublayer behind three quarters of a sequence, as text.
+def examples_of(
+    lm: LanguageModel, texts: Sequence[np.ndarray], lens: Lens, decode: Callable[[Sequence[int]], str], most: int = 160
+) -> list[Example]:
+    """The likeliest tokens at each sublayer behind three quarters of each sequence, as text.
 
     Not behind all of it: what follows the end of a paragraph says little.
     """
-    cut = max(1, 3 * len(tokens) // 4)
-    states = lm.record([tokens[:cut]], final=True)[0]
-    found = top_tokens(lm, states[:-1], states[-1], lens, TOP)
-    names = tuple("" if token < 0 else decode([token]) for token in found.tokens.flatten().tolist())
-    follows = decode([int(tokens[cut])]) if cut < len(tokens) else ""
-    return Example(decode(tokens[:cut].tolist())[-most:], follows, names, found.probability.to(torch.float64))
+    cuts = [max(1, 3 * len(tokens) // 4) for tokens in texts]
+    states = lm.record([tokens[:cut] for tokens, cut in zip(texts, cuts, strict=True)], final=True)
+    found = side_by_side(lambda x: top_tokens(lm, x[:-1], x[-1], lens, TOP), list(states), lm.device)
+    out = []
+    for tokens, cut, top in zip(texts, cuts, found, strict=True):
+        names = tuple("" if token < 0 else decode([token]) for token in top.tokens.flatten().tolist())
+        follows = decode([int(tokens[cut])]) if cut < len(tokens) else ""
+        out.append(Example(decode(tokens[:cut].tolist())[-most:], follows, names, top.probability.to(torch.float64)))
+    return out
 
 
 def readout_results(

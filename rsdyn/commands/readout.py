@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rsdyn.analysis.readout import by_position, example, read_sequences, readout_results, with_one_of_each_range
+from rsdyn.analysis.readout import by_position, examples_of, read_sequences, readout_results, with_one_of_each_range
 from rsdyn.analysis.results import ReadoutResults
 from rsdyn.dynamics.readout import Readout
 from rsdyn.metrics.processes import from_all, n_processes
@@ -59,7 +59,8 @@ def measure_readout(
                 at = [with_one_of_each_range(text, i, stream.positions.seed) for i, text in enumerate(texts)]
             options: Any = {"batch_tokens": config.lm.batch_tokens, "done": done, "positions": [at[i] for i in mine]}
             parts = from_all(read_sequences(lm, [texts[i] for i in mine], lens, **options) if mine else None, "cpu")
-            examples = {str(i): example(lm, texts[i], lens, tokenizer.decode) for i in range(min(settings.examples, n))}
+            shown = examples_of(lm, texts[: settings.examples], lens, tokenizer.decode)
+            examples = {str(i): found for i, found in enumerate(shown)}
             whole = _in_order([part for part in parts if part is not None], [len(tokens) for tokens in at])
             last = np.cumsum([0, *(len(tokens) for tokens in at[:-1])])
             others = np.setdiff1d(np.arange(len(whole.kl)), last)

@@ -109,8 +109,8 @@ def _spectra(collected: Collected, share: UnitShare) -> Spectra:
     usable, x = ~collected.unusable, share.by_sublayer()
     known = group.unique()
     chosen = torch.stack([group != g for g in known]) if len(known) > 1 else known.new_zeros(0, len(group)).bool()
-    counts, massive = largest.counts, bool(collected.massive.any())
-    wanted = [*counts, *([int(collected.massive.sum())] if massive else [])]
+    counts, massive = largest.counts, int(collected.massive.sum())
+    wanted = list(dict.fromkeys([*counts, massive]))  # massive units are the largest ones
     by_size = largest.ratios[usable].argsort(descending=True, stable=True)[: max(wanted)]
     with collected.bar(f"{collected.name}: dimensions", x.shape[1]) as done:
 
@@ -126,7 +126,8 @@ def _spectra(collected: Collected, share: UnitShare) -> Spectra:
             done(1)
     of_all = chain.from_iterable(from_all(mine, x.device))
     groups, left_out = (torch.stack(values, dim=1) for values in zip(*of_all, strict=True))
-    return Spectra(left_out[0], groups, left_out[: len(counts)], left_out[-1] if massive else None)
+    few = left_out[wanted.index(massive)] if massive else None
+    return Spectra(left_out[0], groups, left_out[: len(counts)], few)
 
 
 def _explained_left_out(collected: Collected) -> list[Tensor]:

@@ -105,6 +105,11 @@ class Largest(NamedTuple):
     order: Tensor
     counts: tuple[int, ...]
 
+    @property
+    def by_size(self) -> Tensor:
+        """``(D,)`` all units, largest first: :attr:`order` and the others, massive ones before the rest."""
+        return self.ratios.argsort(descending=True, stable=True)
+
     def without(self, count: int, usable: Tensor) -> Tensor:
         """``(D,)`` mask of the ``usable`` units but for the ``count`` largest."""
         stays = usable.clone()
@@ -348,7 +353,7 @@ class Collected(nn.Module):
         wanted = [(total, n_components, none), *((half, 2, none) for half in halves if int(half.n) > 2)]
         n_first = len(wanted)
         sizes = sorted({*self.largest.counts[1:], n_massive} - {0})
-        by_size = self.largest.ratios.argsort(descending=True, stable=True)
+        by_size = self.largest.by_size
         for size in sizes:
             units = none.clone()
             units[by_size[:size]] = True

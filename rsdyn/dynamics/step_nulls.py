@@ -45,23 +45,30 @@ def step_products(x: Tensor, units: Tensor | None = None) -> StepProducts:
     """
     if x.ndim != 3 or x.shape[1] < 3:
         raise ValueError(f"x of shape {tuple(x.shape)}: give (N, S, D) with at least three sublayers.")
+    counted = x.shape[2] if units is None else int(units.sum())
+    excluded = None
+    if units is not None and 4 * counted < len(units):
+        x = x[..., units]
+    elif units is not None:  # to write a few zeros costs less than to gather all the rest
+        excluded = (~units).nonzero().flatten()
     n, s, d = x.shape
-    counted = d if units is None else int(units.sum())
     of_path = torch.empty(n, s - 1, s - 1, dtype=torch.float64, device=x.device)
-    rows = max(1, (1 << 22) // (s * d))
+    rows = max(1, (1 << 22) // max(1, s * d))
     for part, out in zip(x.split(rows), of_path.split(rows), strict=True):
-        steps = _steps(part, units)
-        out.copy_(steps @ steps.mT)
+        steps = _steps(part, excluded)
+        torch.bmm(steps, steps.mT, out=out)
     of_place = torch.empty(s - 1, min(n, MOST_PAIRED), min(n, MOST_PAIRED), dtype=torch.float64, device=x.device)
-    for k in range(s - 1):
-        steps = _steps(x[:MOST_PAIRED, k : k + 2], units)[:, 0]
-        of_place[k] = steps @ steps.T
+    places = max(1, (1 << 22) // max(1, len(x[:MOST_PAIRED]) * d))
+    for first, out in zip(range(0, s - 1, places), of_place.split(places), strict=True):
+        steps = _steps(x[:MOST_PAIRED, first : first + places + 1], excluded).transpose(0, 1)
+        torch.bmm(steps, steps.mT, out=out)
     return StepProducts(of_path, of_place, counted)
 
 
-def _steps(x: Tensor, units: Tensor | None) -> Tensor:
-    x = x.to(torch.float64) if units is None else x[..., units].to(torch.float64)
-    return x[:, 1:] - x[:, :-1]
+def _steps(x: Tensor, excluded: Tensor | None) -> Tensor:
+    x = x.to(torch.float64)
+    steps = x[:, 1:] - x[:, :-1]
+    return steps if excluded is None else steps.index_fill_(-1, excluded, 0)
 
 
 def curvature_of(products: StepProducts) -> Tensor:
@@ -69,7 +76,8 @@ def curvature_of(products: StepProducts) -> Tensor:
 
     NaN where a step is zero. From products, an angle below 1e-7 is lost to rounding.
     """
-    return _angles(products.of_path).diagonal(1, 1, 2)
+    size = _sizes(products.of_path)
+    return (products.of_path.diagonal(1, 1, 2) / (size[:, :-1] * size[:, 1:])).clamp(-1, 1).arccos()
 
 
 def straightness_of(products: StepProducts, scale: Tensor | None = None) -> Tensor:
@@ -139,7 +147,7 @@ def curvature_test(
         return StepTest(*[math.nan] * 5)
     value = float(angles[known].mean())
     if null == "shuffled_steps":
-        between = _angles(products.of_path[known]).mean(0)
+        between = _angles(products.of_path if known.all() else products.of_path[known]).mean(0)
         orders = _orders(len(between), sites_per_layer, n, seed)
         drawn = torch.stack([between[order[:-1], order[1:]].mean() for order in orders])
         mean, std = float(drawn.mean()), float(drawn.std())
@@ -206,9 +214,13 @@ def _shared(products: StepProducts, null: StepNull, n: int) -> Tensor:
 
 def _angles(of_path: Tensor) -> Tensor:
     """Angles between all steps of each path; NaN where one is zero."""
+    size = _sizes(of_path)
+    return (of_path / (size[:, :, None] * size[:, None, :])).clamp_(-1, 1).arccos_()
+
+
+def _sizes(of_path: Tensor) -> Tensor:
     size = _lengths(of_path)
-    size = torch.where(size > 0, size, torch.nan)
-    return (of_path / (size[:, :, None] * size[:, None, :])).clamp(-1, 1).arccos()
+    return torch.where(size > 0, size, torch.nan)
 
 
 def _lengths(of_path: Tensor) -> Tensor:

@@ -37,10 +37,11 @@ def curvature(collected: Collected, *, sites_per_layer: int, seed: int) -> Curva
     assert share is not None
     group = collected.group_of(share.sequence)
     usable = ~collected.unusable
-    products = _products(collected, usable)
+    counts = collected.known_largest.counts
+    found = _without_largest(collected, usable)
+    products, left_out = found[0], [found[count] for count in counts]
     scale = step_sizes(products)
-    few = _products(collected, usable & ~collected.massive) if collected.massive.any() else None
-    left_out = _left_out(collected, usable)
+    few = found[int(collected.known_largest.massive.sum())] if collected.massive.any() else None
 
     def measured(of: Callable[[StepProducts], Tensor], *, counted: bool = False) -> Measured:
         without = None if few is None else mean_of(of(few), group, n=len(group))
@@ -86,22 +87,25 @@ def _products(collected: Collected, units: Tensor) -> StepProducts:
     return reduce(add, from_all(step_products(share.x, None if own.all() else own), share.x.device))
 
 
-def _left_out(collected: Collected, usable: Tensor) -> list[StepProducts]:
-    """Without each number of the largest units, in the order of ``collected.largest.counts``."""
-    largest = collected.largest
-    assert largest is not None
-    order = largest.order[usable[largest.order]]
-    found = {}
+def _without_largest(collected: Collected, usable: Tensor) -> dict[int, StepProducts]:
+    """Without the largest units, by how many: none, each of ``collected.largest.counts``, and all massive ones.
+
+    Sums over the units that always stay, to which those of the others are added from the smallest up.
+    """
+    largest = collected.known_largest
+    counts = sorted({0, *largest.counts, int(largest.massive.sum())}, reverse=True)
+    by_size = largest.by_size[: counts[0]]
     rest = usable.clone()
-    rest[order] = False
-    total, before = _products(collected, rest), len(order)
-    for count in sorted(largest.counts, reverse=True):
+    rest[by_size] = False
+    found, total = {}, _products(collected, rest)
+    for count, before in zip(counts, [counts[0], *counts], strict=False):
         some = torch.zeros_like(usable)
-        some[order[count:before]] = True
+        some[by_size[count:before]] = True
+        some &= usable
         if some.any():
             total = total + _products(collected, some)
-        found[count], before = total, min(before, count)
-    return [found[count] for count in largest.counts]
+        found[count] = total
+    return found
 
 
 MEASURE = Measure(

@@ -102,11 +102,13 @@ def readout_results(
     lens: Lens,
     examples: dict[str, Example] | None = None,
     by_position: dict[str, Tensor] | None = None,
+    decode: Callable[[Sequence[int]], str] = str,
 ) -> ReadoutResults:
     """Means over sequences, with intervals that leave out groups ``(N,)`` of them."""
     n = len(found.kl)
     curves: dict[str, Measured] = {name: mean_of(values, group, n=n) for name, values in _curves(found).items()}
     places = torch.arange(found.kl.shape[1] + 1)
+    commonest = int(found.top.mode().values)
     return ReadoutResults(
         lens=lens.name,
         **curves,
@@ -114,4 +116,6 @@ def readout_results(
         committed=(found.commit[:, None] <= places).to(torch.float64).mean(0),
         examples=examples or {},
         by_position=by_position or {},
+        commonest=mean_of((found.top == commonest).to(torch.float64), group, n=n),
+        commonest_token=decode([commonest]),
     )

@@ -614,6 +614,9 @@ class ReadoutResults:
         commit: ``()`` the first sublayer from which the top token stays, mean; ``S`` where it changes at the end.
         committed: ``(S + 1,)`` share of sequences that have committed by each sublayer.
         examples: single sequences, by number.
+        commonest: ``()`` share of sequences whose final top token is the commonest one: how often a readout that always
+            said that would agree.
+        commonest_token: that token, as text.
         by_position: ``(P, S)`` of each curve by range of positions, at one token of each sequence that reaches the
             range; NaN where none does. Empty where last tokens alone are measured, and of other streams than the main.
     """
@@ -628,6 +631,8 @@ class ReadoutResults:
     committed: Tensor
     examples: dict[str, Example] = field(default_factory=dict)
     by_position: dict[str, Tensor] = field(default_factory=dict)
+    commonest: Measured | None = None
+    commonest_token: str = ""
 
 
 # -- what was found of a stream and of a run ---------------------------------------------------------------------------

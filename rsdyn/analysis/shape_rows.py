@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rsdyn.analysis.finding import Finding, Value, number
-from rsdyn.analysis.results import AnalysisResults, ConditionResults, Measured, PhaseResults, StepNull
+from rsdyn.analysis.results import AnalysisResults, ConditionResults, Measured, PhaseResults, ReadoutResults, StepNull
 from rsdyn.analysis.settings import PHASES
 from rsdyn.analysis.statistics import ends_of
 from rsdyn.dynamics.resampling import jackknife
@@ -265,6 +265,20 @@ def _readout(found: AnalysisResults) -> Iterator[Finding]:
         found, "readout_agreement", "readout", "top token is the final one, at the last sublayer",
         lambda r: r.readout.agreement if r.readout else None, lambda curve: _read(curve)[-1], ends=True, within=(0, 1),
     )  # fmt: skip
+    yield from _row(
+        found, "readout_commonest", "readout", "of a readout that always says the commonest final token",
+        lambda r: r.readout.commonest if r.readout else None, under="readout_agreement", within=(0, 1),
+    )  # fmt: skip
+
+
+def _commonest(found: ReadoutResults) -> str:
+    """What the agreement of a readout must stand above."""
+    if found.commonest is None:
+        return ""
+    return (
+        f" The final top token is {found.commonest_token!r} in {float(found.commonest.value):.0%} of them: a readout "
+        "that always said it would agree as often, and have committed from the first sublayer on."
+    )
 
 
 def _read(curve: Tensor) -> Tensor:
@@ -344,7 +358,7 @@ def shape_in_words(found: AnalysisResults) -> list[str]:
             massive = ""
         words.append(
             f"Readout through the {r.readout.lens}, at the last token of {n} sequence{'s' * (n != 1)}, up to the "
-            f"model's own distribution.{massive}"
+            f"model's own distribution.{massive}{_commonest(r.readout)}"
         )
     if r.phases is not None:
         of = ", ".join(name.replace("/", " ") for name in r.phases.curves)

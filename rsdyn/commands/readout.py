@@ -66,7 +66,10 @@ def measure_readout(
             others = np.setdiff1d(np.arange(len(whole.kl)), last)
             position = torch.from_numpy(np.concatenate(at)[others])
             by_range = by_position(_rows(whole, others), position) if len(others) else None
-            found[name] = readout_results(_rows(whole, last), groups.of(torch.arange(n)), lens, examples, by_range)
+            own = _rows(whole, last)
+            found[name] = readout_results(
+                own, groups.of(torch.arange(n)), lens, examples, by_range, decode=tokenizer.decode
+            )
     return found
 
 

@@ -25,6 +25,7 @@ class Readout(NamedTuple):
         agrees: ``(N, S)`` bool, whether the top token here is the final one.
         commit: ``(N,)`` int64, the first sublayer from which the top token stays the final one; ``S`` where it is not
             so at the last sublayer either.
+        top: ``(N,)`` int64, the final top token.
     """
 
     kl: Tensor
@@ -33,6 +34,7 @@ class Readout(NamedTuple):
     probability: Tensor
     agrees: Tensor
     commit: Tensor
+    top: Tensor
 
 
 def readout(final_log_probs: Tensor, log_probs: Tensor) -> Readout:
@@ -68,6 +70,7 @@ def readout(final_log_probs: Tensor, log_probs: Tensor) -> Readout:
         probability=here.squeeze(-1).exp(),
         agrees=agrees,
         commit=commit_depth(agrees),
+        top=top,
     )
 
 

@@ -50,6 +50,7 @@ DIMENSIONS = {
 PLACE = "95 % of its places"
 RIGHT_ANGLE = "independent steps (π/2)"
 SHUFFLED = "steps shuffled over depth"
+CONSTANT = "always the commonest token"
 
 
 def shape(streams: Sequence[Stream]) -> list[Panel]:
@@ -76,18 +77,25 @@ def _readout(streams: Sequence[Stream]) -> list[Panel]:
     of = f"through the {found.lens}, at the last token of {counted(found.kl.n or 0, 'sequence')}"
     basis = "that the stream lacks what is not read: early sublayers are read in the last one's basis."
 
-    def curve(name: str, title: str, y: Axis, drawn: str, read_for: str, not_for: str = basis) -> list[Panel]:
+    def curve(
+        name: str, title: str, y: Axis, drawn: str, read_for: str, not_for: str = basis, behind: Sequence[Mark] = ()
+    ) -> list[Panel]:
         return curve_panel(
             f"readout_{name}", "", title, some, lambda r: getattr(r.readout, name) if r.readout else None, y,
-            Caption(f"{drawn}, {of}.", read_for, not_for),
+            Caption(f"{drawn}, {of}.", read_for, not_for), behind=list(behind),
         )  # fmt: skip
+
+    constant: list[Mark] = []
+    if found.commonest is not None:
+        constant = [Rule(name=CONSTANT, y=float(found.commonest.value), look=Look("muted", "dash"))]
 
     return [
         *curve("kl", "How far the readout is from the end", Axis("KL(final || here) (nats)", from_zero=True),
                "KL divergence of each sublayer's distribution from the model's own", "where the prediction is made."),
         *curve("agreement", "Agreement with the final top token", Axis("share of sequences", limits=(0, 1),
-               percent=True), "Share of sequences whose likeliest token is already the final one",
-               "from which sublayer on the top token is known."),
+               percent=True), "Share of sequences whose likeliest token is already the final one; rule: of a readout "
+               "that always says the commonest final token",
+               "from which sublayer on the top token is known, above the rule.", behind=constant),
         *curve("entropy", "Entropy of the readout", Axis("entropy (nats)", from_zero=True),
                "Entropy of each sublayer's distribution", "where the model is sure, rightly or not."),
         *curve("probability", "Probability of the final top token", Axis("probability", limits=(0, 1), percent=True),

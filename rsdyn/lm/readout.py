@@ -158,6 +158,7 @@ def stream_readout(lm: LanguageModel, states: Tensor, final: Tensor, lens: Lens)
     shape = (n, s)
     kl, entropy, probability = (torch.full(shape, torch.nan) for _ in range(3))
     rank, agrees = torch.full(shape, -1, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)
+    tops = torch.empty(n, dtype=torch.int64)
     size = max(1, BLOCK_BYTES // (4 * lm.config.vocab_size))
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
@@ -168,6 +169,7 @@ def stream_readout(lm: LanguageModel, states: Tensor, final: Tensor, lens: Lens)
                 "(dtype=float32)."
             )
         top, probs = end.argmax(-1), end.exp()
+        tops[rows] = top.cpu()
         sure = torch.linalg.vecdot(probs, end.clamp(min=torch.finfo(end.dtype).min))  # of p log p
         work = partial(_compare_at, lm, lens, states[rows], top, probs, sure)
         for k, found in zip(reads, side_by_side(work, reads, lm.device), strict=True):
@@ -178,7 +180,7 @@ def stream_readout(lm: LanguageModel, states: Tensor, final: Tensor, lens: Lens)
     if reads:
         places = torch.tensor([*reads, s])
         commit = places[commit_depth(agrees[:, reads])]
-    return Readout(kl, entropy, rank, probability, agrees, commit)
+    return Readout(kl, entropy, rank, probability, agrees, commit, tops)
 
 
 @torch.inference_mode()  # a thread has its own mode

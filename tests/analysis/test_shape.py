@@ -237,6 +237,7 @@ def test_a_readout_leaves_out_where_the_lens_does_not_read():
         probability=kl / 10,
         agrees=torch.tensor([[False, False, False, True]] * 2),
         commit=torch.tensor([3, 4]),
+        top=torch.tensor([7, 2]),
     )
     found = readout_results(read, torch.tensor([0, 1]), LogitLens())
     assert found.kl.value.nan_to_num(-1).tolist() == [-1, 4, -1, 0.5]
@@ -245,9 +246,25 @@ def test_a_readout_leaves_out_where_the_lens_does_not_read():
     assert float(found.commit.value) == 3.5 and found.committed.tolist() == [0, 0, 0, 0.5, 1]
 
 
+def test_agreement_stands_beside_a_readout_that_always_says_the_commonest_token():
+    """Of 40 sequences 30 end on token 5: its share, with an interval as that of any other share."""
+    top = torch.where(torch.arange(40) % 4 > 0, 5, torch.arange(40))
+    curves = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
+    read = Readout(curves, curves, curves.long(), curves, curves > 0.5, torch.zeros(40, dtype=torch.int64), top)
+    found = readout_results(read, torch.arange(40) % 10, LogitLens(), decode=lambda tokens: f"<{tokens[0]}>")
+    assert float(found.commonest.value) == 0.75 and found.commonest_token == "<5>"
+    low, high = found.commonest.interval
+    assert 0.5 < low < 0.75 < high < 1
+    rows = {
+        row.key: row for row in shape_rows(results(ConditionResults(counts(), flags(), readout=found), ("readout",)))
+    }
+    assert rows["readout_commonest"].under == "readout_agreement"
+    assert rows["readout_commonest"].values["original"].value == 0.75
+
+
 def test_a_readout_by_position_is_a_mean_over_the_tokens_of_each_range():
     rows = torch.arange(12.0).view(6, 2)
-    read = Readout(rows, rows + 1, rows.long(), rows / 12, rows > 3, torch.zeros(6, dtype=torch.int64))
+    read = Readout(rows, rows + 1, rows.long(), rows / 12, rows > 3, *torch.zeros(2, 6, dtype=torch.int64))
     read.rank[5] = -1  # not read
     found = by_position(read, torch.tensor([0, 2, 3, 0, 70, 16]))
     assert set(found) == {"kl", "entropy", "rank", "probability", "agreement"}

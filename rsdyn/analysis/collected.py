@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rsdyn.analysis.measure import PerSequence
 from rsdyn.analysis.measures import OF_STREAM, measure_of
 from rsdyn.dynamics.dimension import Spectra
-from rsdyn.dynamics.geometry import Pace
+from rsdyn.dynamics.geometry import curves_without_largest
 from rsdyn.dynamics.massive import POSITIONS, position_range
 from rsdyn.dynamics.moments import Comoments, Covariance, Moments, massive_ratios, merge_comoments, merge_covariance
 from rsdyn.dynamics.projection import PCA
@@ -22,13 +22,10 @@ from rsdyn.errors import UserError
 from rsdyn.metrics.processes import from_all, shared_out
 from rsdyn.metrics.running import (
     Correlation,
-    CurvesOfUnits,
     FrozenSteps,
     GroupSums,
     KindCounts,
     LargestByKind,
-    PaceWithoutLargest,
-    SequenceCurve,
     StreamCovariance,
     StreamMoments,
 )
@@ -62,10 +59,11 @@ class Grouped(nn.Module):
 
     def update(self, values: Tensor, group: Tensor) -> None:
         """Count ``values`` ``(n, ...)`` of the groups ``group`` ``(n,)`` in."""
-        for g, part in enumerate(self.parts):
-            rows = (group == g).nonzero().flatten()
+        sizes = group.bincount(minlength=len(self.parts)).tolist()
+        in_order = values[group.argsort(stable=True)]
+        for part, rows in zip(self.parts, in_order.split(sizes), strict=True):
             if len(rows):
-                part.update(values[rows])  # type: ignore[operator]
+                part.update(rows)  # type: ignore[operator]
 
     def states(self, read: Callable[[Any], Any]) -> list[Any]:
         """``read`` of each group's metric, over all processes."""
@@ -217,7 +215,7 @@ class Collected(nn.Module):
         self.token_curvature: list[Moments] = []
         self.token_curvature_apart: list[Moments] = []
         self._triples: dict[str, Triples] = {}
-        self.second = Metrics(self._of_each(None) if once else {})  # by curve; or, once, in the first pass
+        self.second = Metrics(self._of_each() if once else {})  # by curve; or, once, in the first pass
         self.second_without_massive, self.left_out, self.of_pca = Metrics(), Metrics(), Metrics()
         self.over_text = Metrics()  # by position, and over the tokens of a sequence
         self.curves: dict[str, list[Moments]] = {}
@@ -234,11 +232,11 @@ class Collected(nn.Module):
         self.share: UnitShare | None = None
         self.spectra: Spectra | None = None  # of a measure that took them, for the others
 
-    def _of_each(self, units: Tensor | None) -> dict[str, Grouped]:
-        """The curves of each sequence, of the units ``(D,)``."""
+    def _of_each(self) -> dict[str, Grouped]:
+        """What counts the curves of each sequence, by name."""
 
         def grouped(curve: PerSequence) -> Grouped:
-            return Grouped(lambda: SequenceCurve(curve, self._length(curve), units), self.n_groups)
+            return Grouped(lambda: StreamMoments(self._length(curve)), self.n_groups)
 
         return {name: grouped(curve) for name, curve in self.per_sequence.items()}
 
@@ -279,8 +277,8 @@ class Collected(nn.Module):
             at, number = position_range(batch.position), sequence if batch.number is None else batch.number
             for k in at.unique().tolist():
                 self.kept_at[str(k)].update(x[at == k], number[at == k])
-        for each in self.second.values():  # where there is no other pass
-            each.update(x, group)
+        for name, each in self.second.items():  # where there is no other pass
+            each.update(self.per_sequence[name](x, None), group)
 
     def between_passes(self) -> None:
         """Bring the processes together; find massive and unusable units, and the principal components."""
@@ -309,15 +307,11 @@ class Collected(nn.Module):
         """What the second pass feeds."""
         usable = None if not self.unusable.any() else ~self.unusable
         largest, length = self.known_largest, self.n_sublayers
-        self.second = Metrics(self._of_each(usable))
+        self.second = Metrics(self._of_each())
         if self.massive.any():
-            self.second_without_massive = Metrics(self._of_each(~(self.massive | self.unusable)))
-        if set(self.per_sequence) & set(Pace._fields):
-            self.left_out["pace"] = PaceWithoutLargest(length, largest.order, largest.counts, usable)
+            self.second_without_massive = Metrics(self._of_each())
         for name, curve in self.per_sequence.items():
-            if name not in Pace._fields:
-                units = [largest.without(count, ~self.unusable) for count in largest.counts]
-                self.left_out[name] = CurvesOfUnits(curve, self._length(curve), units)
+            self.left_out[name] = StreamMoments(len(largest.counts), self._length(curve))
         if self.over_positions:
             self.over_text["by_position"] = ByPosition(length, usable)
         if self.over_tokens:
@@ -377,10 +371,8 @@ class Collected(nn.Module):
     def second_pass(self, batch: TrajectoryBatch) -> None:
         """Count a batch in once more."""
         x, group = batch.activations, self.group_of(batch.sequence)
-        for each in (*self.second.values(), *self.second_without_massive.values()):
-            each.update(x, group)
-        for metric in self.left_out.values():
-            metric.update(x)
+        if self.per_sequence:
+            self._count_curves(x, group)
         if batch.position is not None:
             if self.over_positions:
                 self.over_text["by_position"].update(x, batch.position)
@@ -390,27 +382,47 @@ class Collected(nn.Module):
         if self.pca is not None:
             self._count_pca(x, group, batch.sequence if batch.number is None else batch.number)
 
+    def _count_curves(self, x: Tensor, group: Tensor) -> None:
+        """Count the curves of each sequence, of all usable units, without the massive ones and the largest ones."""
+        largest = self.known_largest
+        counts = (*largest.counts, 0, int(largest.massive.sum()))
+        units = None if not self.unusable.any() else ~self.unusable
+        curves = curves_without_largest(x, largest.by_size[: max(counts)], counts, units)._asdict()
+        for name, each in self.second.items():
+            *left_out, all_units, few = curves[name]
+            each.update(all_units, group)
+            if self.second_without_massive:
+                self.second_without_massive[name].update(few, group)
+            self.left_out[name].update(torch.stack(left_out, dim=1))
+
     def _count_pca(self, x: Tensor, group: Tensor, number: Tensor) -> None:
         assert self.pca is not None
         count = {name: metric.update for name, metric in self.of_pca.items()}
-        for rows in torch.arange(len(x), device=x.device).split(32):
-            vectors = x[rows].to(torch.float32)
-            if self.unusable.any():
-                vectors[..., self.unusable] = 0
-            latents, missed = _latents_and_residual(self.pca, vectors)
-            count["residual"](missed, group[rows])
-            count["latents"](latents[..., :3])
-            count["samples"](latents[..., :3], number[rows])
-            if self.pca_without_massive is not None:
-                few = vectors.masked_fill(self.massive, 0)
-                _, missed = _latents_and_residual(self.pca_without_massive, few)
-                count["residual_without_massive"](missed, group[rows])
-            if self._pca_left_out:
-                largest, left = self.known_largest, []
-                for n, pca in zip(largest.counts[1:], self._pca_left_out, strict=True):
-                    vectors[..., largest.order[:n]] = 0
-                    left.append(_latents_and_residual(pca, vectors)[1])
-                count["residual_left_out"](torch.stack(left, dim=1))
+        largest = self.known_largest
+        of_size = {0: self.pca} | dict(zip(largest.counts[1:], self._pca_left_out, strict=True))
+        if self.pca_without_massive is not None:
+            of_size[int(largest.massive.sum())] = self.pca_without_massive
+        without = {size: largest.by_size[:size] for size in of_size}
+        axes = [pca.components.to(torch.float32, copy=True) for pca in of_size.values()]
+        for component, units in zip(axes, without.values(), strict=True):
+            component[units] = 0  # as they are but for rounding
+        mean, unusable = self.pca.mean.to(torch.float32), self.unusable.nonzero().flatten()
+        parts = []
+        for some in x.split(32):
+            away = some.to(torch.float32) - mean  # from one mean, since a left-out unit moves no other's
+            away[..., unusable] = 0
+            latents = (away @ torch.cat(axes, dim=1)).split([a.shape[1] for a in axes], dim=-1)
+            explained = torch.stack([z.square().sum(-1, dtype=torch.float64) for z in latents])
+            parts.append((latents[0][..., :3].clone(), _squared_without(away, list(without.values())) - explained))
+        latents3, missed = torch.cat([z for z, _ in parts]), torch.cat([m for _, m in parts], dim=1)
+        residual = dict(zip(of_size, missed, strict=True))
+        count["residual"](residual[0], group)
+        count["latents"](latents3)
+        count["samples"](latents3, number)
+        if self.pca_without_massive is not None:
+            count["residual_without_massive"](residual[int(largest.massive.sum())], group)
+        if self._pca_left_out:
+            count["residual_left_out"](torch.stack([residual[size] for size in largest.counts[1:]], dim=1))
 
     def finish(self) -> None:
         """Bring the processes together once more, after the last pass."""
@@ -419,8 +431,7 @@ class Collected(nn.Module):
             name: each.states(lambda m: m.state) for name, each in self.second_without_massive.items()
         }
         for name, metric in self.left_out.items():
-            mean = metric.compute().mean
-            self.curves_left_out |= dict(zip(Pace._fields, mean, strict=True)) if name == "pace" else {name: mean}
+            self.curves_left_out[name] = metric.compute().mean
         if self.over_positions and self.over_text:
             with self.over_text["by_position"].sync_context():
                 self.by_position = self.over_text["by_position"].positional
@@ -468,8 +479,13 @@ def _blot_out(state: Covariance, units: Tensor) -> None:
     state.scatter[:, units] = 0
 
 
-def _latents_and_residual(pca: PCA, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents ``(..., K)``, and the squared distance ``(...)`` in float64 of what they leave unexplained."""
-    latents = pca.encode(vectors)
-    away = (vectors - pca.mean.to(torch.float32)).square().sum(-1, dtype=torch.float64)
-    return latents, away - latents.square().sum(-1, dtype=torch.float64)
+def _squared_without(away: Tensor, without: Sequence[Tensor]) -> Tensor:
+    """Squared lengths ``(C, ...)`` of ``away`` ``(..., D)`` in float64, each without some units, the first ones of all.
+
+    From sums over the units that always stay up, so that nothing is lost to cancellation.
+    """
+    order = max(without, key=len)
+    squares = away.square()
+    some = squares[..., order].to(torch.float64)
+    rest = squares.index_fill_(-1, order, 0).sum(-1, dtype=torch.float64)
+    return torch.stack([rest + some[..., len(units) :].sum(-1) for units in without])

@@ -77,7 +77,8 @@ class Measure(Generic[T]):
         measure: its results, from what was collected of a stream, on all processes alike.
         rows: its rows of the findings.
         more: rows that are no statistic of one curve, which stand behind the others.
-        per_sequence: curves whose means over trajectories it needs, by name.
+        per_sequence: curves whose means over trajectories it needs, by their names in
+            :class:`rsdyn.dynamics.geometry.Curves`.
         keeps_samples: whether it needs every sample of a unit at once.
     """
 

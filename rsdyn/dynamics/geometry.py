@@ -58,18 +58,19 @@ def relative_speed(trajectories: Tensor, units: Tensor | None = None) -> Tensor:
     return _over_chunks(measure, trajectories, units, lost=1)
 
 
-class Pace(NamedTuple):
-    """Cosine of successive states, speed, and speed relative to the state's norm, each ``(C, N, S - 1)``."""
+class Curves(NamedTuple):
+    """Cosine of successive states, speed, speed over the norm, each ``(C, N, S - 1)``, and the norm ``(C, N, S)``."""
 
     cosine: Tensor
     speed: Tensor
     relative_speed: Tensor
+    norm: Tensor
 
 
-def pace_without_largest(
+def curves_without_largest(
     trajectories: Tensor, order: Tensor, counts: Sequence[int], units: Tensor | None = None
-) -> Pace:
-    """Cosine and speeds without the first ``counts`` units of ``order`` (METHOD section 0.10).
+) -> Curves:
+    """Cosine, speeds and norm without the first ``counts`` units of ``order`` (METHOD section 0.10).
 
     Args:
         trajectories: ``(N, S, D)``, any floating dtype.
@@ -78,10 +79,10 @@ def pace_without_largest(
         units: boolean mask ``(D,)`` of the units that count at all; default all.
 
     All counts come from one reading: sums over the units that always stay, to which the others' are added from the
-    smallest up, so that nothing is lost to cancellation.
+    smallest up, so that nothing is lost to cancellation. One sublayer has a norm alone, and empty curves beside it.
 
     Raises:
-        ValueError: as :func:`cosine`, and for a count above ``K``.
+        ValueError: as :func:`norm`, and for a count above ``K``.
     """
     if max(counts) > len(order) or min(counts) < 0:
         raise ValueError(f"counts={list(counts)}: order names {len(order)} units; leave out at most those.")
@@ -90,24 +91,26 @@ def pace_without_largest(
     def measure(x: Tensor) -> Tensor:
         some = x[..., order].to(torch.float64)
         rest = x.index_fill(-1, order, 0)
-        shape = (*x.shape[:1], x.shape[1] - 1)
 
         def sums(of_rest: Tensor, of_some: Tensor) -> Tensor:
-            """``(C, n, S - 1)``: without the first ``count`` units, for each count."""
+            """``(C, n, ...)``: without the first ``count`` units, for each count."""
             back = of_some.flip(-1).cumsum(-1).flip(-1)  # entry k: of the units from the k-th on
             back = torch.cat([back, back.new_zeros(*back.shape[:-1], 1)], dim=-1)
-            return torch.stack([of_rest.to(torch.float64) + back[..., k] for k in counts]).view(len(counts), *shape)
+            return torch.stack([of_rest.to(torch.float64) + back[..., k] for k in counts])
 
         dot = sums((rest[:, 1:] * rest[:, :-1]).sum(-1), some[:, 1:] * some[:, :-1])
-        before = sums(rest[:, :-1].square().sum(-1), some[:, :-1].square()).sqrt()
-        after = sums(rest[:, 1:].square().sum(-1), some[:, 1:].square()).sqrt()
+        size = sums(rest.square().sum(-1), some.square()).sqrt()
+        before, after = size[..., :-1], size[..., 1:]
         step = sums((rest[:, 1:] - rest[:, :-1]).square().sum(-1), (some[:, 1:] - some[:, :-1]).square()).sqrt()
         relative = step / torch.where(before > 0, before, torch.nan)
-        found = torch.stack([(dot / before / after).clamp(-1, 1), step, relative])  # (3, C, n, S - 1)
+        found = size.new_empty(4, *size.shape)
+        for row, curve in zip(found, ((dot / before / after).clamp(-1, 1), step, relative), strict=False):
+            row[..., 1:] = curve
+        found[3] = size
         return found.permute(2, 0, 1, 3)
 
-    out = _over_chunks(measure, trajectories, units, lost=1, more=(3, len(counts)))
-    return Pace(*out.permute(1, 2, 0, 3))
+    out = _over_chunks(measure, trajectories, units, lost=0, more=(4, len(counts))).permute(1, 2, 0, 3)
+    return Curves(out[0, ..., 1:], out[1, ..., 1:], out[2, ..., 1:], out[3])
 
 
 def norm(trajectories: Tensor, units: Tensor | None = None) -> Tensor:

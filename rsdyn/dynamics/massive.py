@@ -45,9 +45,17 @@ def stands_out(sizes: Tensor) -> StandsOut:
     if not peak.isfinite().all():
         sizes = sizes.nan_to_num(nan=0.0, posinf=0.0)
         peak = sizes.amax(-1)
-    typical = sizes.median(-1).values
+    typical = _median(sizes)
     log_ratio = torch.where(typical > 0, peak.double().log() - typical.double().log(), torch.nan)
     return StandsOut(log_ratio, (peak > LARGE) & (typical > 0) & (peak >= TIMES * typical))
+
+
+def _median(sizes: Tensor) -> Tensor:
+    """The median of finite ``(..., D)`` over units, the lower one of two: ``Tensor.median`` in a third of its time."""
+    if sizes.device.type != "cpu" or sizes.requires_grad:
+        return sizes.median(-1).values
+    middle = (sizes.shape[-1] - 1) // 2
+    return torch.from_numpy(np.partition(sizes.numpy(), middle, axis=-1)[..., middle].copy())
 
 
 class NormalStates(NamedTuple):

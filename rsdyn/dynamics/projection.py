@@ -10,6 +10,7 @@ from typing import Self, final
 
 import numpy as np
 import torch
+from scipy.linalg import eigh
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
@@ -91,6 +92,10 @@ class PCA(Projection):
 def _top_eigenpairs(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The ``k`` largest eigenvalues ``(k,)`` of a covariance matrix, largest first, and their vectors ``(D, k)``."""
     width = matrix.shape[0]
+    if width < 1024 and k <= width // 50 and matrix.device.type == "cpu":
+        found, columns = eigh(matrix.numpy(), subset_by_index=[width - k, width - 1], driver="evr")
+        values, vectors = torch.from_numpy(found), torch.from_numpy(columns)
+        return values.flip(0).clamp(min=0), vectors.flip(1)
     if width < 1024 or k > width // 10:
         values, vectors = torch.linalg.eigh(matrix)
         return values.flip(0)[:k].clamp(min=0), vectors.flip(1)[:, :k]

@@ -174,46 +174,6 @@ class RelativeSpeed(SequenceCurve):
         super().__init__(geometry.relative_speed, n_sublayers - 1, units)
 
 
-class CurvesOfUnits(StreamMoments):
-    """A curve over depth of each trajectory, of several sets of units; mean and spread over trajectories.
-
-    Args:
-        of, length: as in :class:`SequenceCurve`.
-        units: ``C`` masks ``(D,)``.
-
-    ``update`` takes trajectories ``(n, S, D)``, ``compute`` gives moments ``(C, length)``.
-    """
-
-    def __init__(self, of: Callable[[Tensor, Tensor | None], Tensor], length: int, units: Sequence[Tensor]) -> None:
-        super().__init__(len(units), length)
-        self.of, self.units = of, units
-
-    def update(self, trajectories: Tensor) -> None:
-        super().update(torch.stack([self.of(trajectories, units) for units in self.units], dim=1))
-
-
-class PaceWithoutLargest(StreamMoments):
-    """Cosine, speed and relative speed without the largest units, for some numbers of them (METHOD section 0.10).
-
-    Args:
-        n_sublayers: ``S``.
-        order: ``(K,)`` units, the largest first.
-        counts: ``C`` numbers of units to leave out.
-        units: boolean mask ``(D,)`` of the units that count at all; default all.
-
-    ``update`` takes trajectories ``(n, S, D)``; ``compute`` gives moments ``(3, C, S - 1)``, in the order of
-    :class:`rsdyn.dynamics.geometry.Pace`.
-    """
-
-    def __init__(self, n_sublayers: int, order: Tensor, counts: Sequence[int], units: Tensor | None = None) -> None:
-        super().__init__(3, len(counts), n_sublayers - 1)
-        self.order, self.counts, self.units = order, counts, units
-
-    def update(self, trajectories: Tensor) -> None:
-        pace = geometry.pace_without_largest(trajectories, self.order, self.counts, self.units)
-        super().update(torch.stack(pace, dim=1).permute(2, 1, 0, 3))
-
-
 class GroupSums(_Float64State):
     """Count of sequences and sum of their states at some sublayers, for each group of sequences; exact over processes.
 
@@ -444,15 +404,16 @@ class LargestByKind(ShapedMetric):
         out = massive.stands_out(size)
         once = torch.ones(len(size), dtype=torch.float64, device=size.device)
         for number in of.unique().tolist():
-            rows = size[of == number]
+            rows = size if bool((of == number).all()) else size[of == number]
             self.largest[number] = torch.maximum(self.largest[number], rows.amax(0))
-            self.sizes[number] += rows.sum(0, dtype=torch.float64)
+            for some in rows.split(32):  # whose sum is good to 1e-6; in float64 at once it takes seven times as long
+                self.sizes[number] += some.sum(0)
             self.counts[number] += len(rows)
             self.log_ratios[number].index_add_(0, group[of == number], out.log_ratio[of == number])
             self.group_counts[number].index_add_(0, group[of == number], once[of == number])
             self.n_massive[number] += out.is_massive[of == number].sum(0)
         if position is not None:
-            ranges, norm = massive.position_range(position), size.norm(dim=-1).double()
+            ranges, norm = massive.position_range(position), torch.linalg.vector_norm(size, dim=-1).double()
             self.norms.index_add_(0, ranges, norm)
             self.norm_counts.index_add_(0, ranges, torch.ones_like(ranges, dtype=torch.float64))
 

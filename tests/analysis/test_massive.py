@@ -64,6 +64,13 @@ def test_nothing_known_of_tokens_is_one_class():
     assert massive.largest_units(found.largest, found.typical, 1).tolist() == [7]
 
 
+@pytest.mark.parametrize("n_units", [3, 20, 31])
+def test_how_far_the_largest_unit_stands_out_is_over_torchs_median(n_units):
+    sizes = torch.randn(4, 5, n_units, generator=torch.Generator().manual_seed(0)).abs()
+    expected = sizes.amax(-1).double().log() - sizes.median(-1).values.double().log()
+    assert torch.equal(massive.stands_out(sizes).log_ratio, expected)
+
+
 def test_how_far_the_largest_unit_stands_out_is_scale_free_and_ignores_what_is_not_finite():
     x = torch.randn(50, 6, 21, generator=torch.Generator().manual_seed(3))
     found = massive.stands_out(x.abs())

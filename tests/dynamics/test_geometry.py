@@ -156,28 +156,28 @@ def test_relative_speed_is_the_step_over_the_norm(x):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_pace_without_the_largest_units_is_that_of_the_others(x, dtype):
+def test_curves_without_the_largest_units_are_those_of_the_others(x, dtype):
     x[..., 20] *= 1e4  # beside it the others are lost in a sum that is taken apart again
     order, counts = torch.tensor([20, 3, 7, 11, 30]), [0, 1, 5, 2]
-    found = geometry.pace_without_largest(x.to(dtype), order, counts)
+    found = geometry.curves_without_largest(x.to(dtype), order, counts)
     exact = dtype == torch.float64
     for i, count in enumerate(counts):
         stays = torch.ones(33, dtype=torch.bool)
         stays[order[:count]] = False
-        for name, measure in (("cosine", cosine), ("speed", speed), ("relative_speed", relative_speed)):
+        for name, measure in geometry.Curves(cosine, speed, relative_speed, norm)._asdict().items():
             expected = measure(x, stays).numpy()
             got = getattr(found, name)[i].numpy()
             np.testing.assert_allclose(got, expected, rtol=1e-11 if exact else 2e-5, atol=0 if exact else 1e-6)
 
 
-def test_pace_leaves_out_what_does_not_count_at_all(x):
+def test_curves_leave_out_what_does_not_count_at_all(x):
     x[3, :, 5] = torch.nan
     usable = torch.ones(33, dtype=torch.bool)
     usable[5] = False
-    found = geometry.pace_without_largest(x, torch.tensor([8]), [0, 1], usable)
+    found = geometry.curves_without_largest(x, torch.tensor([8]), [0, 1], usable)
     np.testing.assert_allclose(found.speed[0].numpy(), speed(x, usable).numpy(), rtol=1e-12)
     with pytest.raises(ValueError, match=r"counts=\[2\]"):
-        geometry.pace_without_largest(x, torch.tensor([8]), [2])
+        geometry.curves_without_largest(x, torch.tensor([8]), [2])
 
 
 # -- curvature, straightness (METHOD section 14) -----------------------------------------------------------------------

@@ -89,6 +89,16 @@ def test_orthonormal_and_sign_fixed(rows):
     assert torch.equal(PCA.fit(x, 12).components, pca.components)
 
 
+@pytest.mark.parametrize("width", [149, 150])  # on either side of where all components are more than are worth finding
+def test_a_few_components_of_many_units_are_those_of_sklearn(width):
+    x = np.random.default_rng(0).normal(size=(400, width)) * np.geomspace(9, 1, width)
+    pca, expected = PCA.fit(torch.from_numpy(x), 3), SklearnPCA(3, svd_solver="full").fit(x)
+    np.testing.assert_allclose(pca.variance, expected.explained_variance_ * 399 / 400, rtol=1e-10)
+    turned = np.abs((pca.components.T.numpy() * expected.components_).sum(1))
+    np.testing.assert_allclose(turned, 1, rtol=1e-10)
+    assert PCA.fit(torch.ones(400, width), 2).variance.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("size", [1, 7, 299])
 def test_streaming_equals_at_once(rows, size):
     x = torch.from_numpy(rows)

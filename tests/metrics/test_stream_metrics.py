@@ -12,7 +12,6 @@ from rsdyn.metrics.running import (
     CosineSimilarity,
     FrozenSteps,
     GroupSums,
-    PaceWithoutLargest,
     Speed,
     StreamCovariance,
 )
@@ -201,14 +200,3 @@ def test_group_sums_are_means_of_each_group(x):
     for g in (0, 1, 3):
         np.testing.assert_allclose(mean[g], x[group == g][:, [0, 2]].mean(0), rtol=1e-12)
     assert mean[2].isnan().all()
-
-
-def test_pace_without_the_largest_is_counted_as_cosine_and_speed_are(x):
-    metric = PaceWithoutLargest(S, torch.tensor([2, 5]), [0, 2])
-    for rows in (x[:20], x[20:]):
-        metric.update(rows)
-    found = metric.compute().mean
-    for i, units in enumerate((None, torch.tensor([u not in (2, 5) for u in range(D)]))):
-        for k, other in enumerate((CosineSimilarity(S, units), Speed(S, units))):
-            other.update(x)
-            np.testing.assert_allclose(found[k, i], other.compute().mean, rtol=1e-9)

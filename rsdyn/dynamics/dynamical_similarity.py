@@ -32,10 +32,11 @@ def at_unit_size(states: Tensor) -> Tensor:
     What is left is how sequences differ. NaN at a place where all of them are one state.
     """
     x = states.to(torch.float64)
-    rounding = _ROUNDING * x.square().mean((0, 2), keepdim=True).sqrt()
+    rms = (len(x) * x.shape[2]) ** -0.5
+    rounding = _ROUNDING * rms * torch.linalg.vector_norm(x, dim=(0, 2), keepdim=True)
     x = x - x.mean(0)
-    size = x.square().mean((0, 2), keepdim=True).sqrt()
-    return x / torch.where(size > rounding, size, torch.nan)
+    size = rms * torch.linalg.vector_norm(x, dim=(0, 2), keepdim=True)
+    return x.div_(torch.where(size > rounding, size, torch.nan))
 
 
 def rank_of(states: Tensor) -> int:

@@ -80,12 +80,14 @@ def depth_states(collected: Collected) -> tuple[Tensor, Tensor]:
     if share.n_processes > 1:
         first = torch.distributed.get_rank() * -(-n_sublayers // share.n_processes)
     own = [s - first for s in range(sites, n_sublayers, sites) if first <= s < first + every.shape[1]]
-    x = every[:, own][..., ~collected.unusable]
+    x = every[:, own]
+    if collected.unusable.any():
+        x = x[..., ~collected.unusable]
     n_units = x.shape[2]
     scatter = torch.zeros(n_units, n_units, dtype=torch.float64, device=x.device)
     for place in range(len(own)):
         state = at_unit_size(x[:, place : place + 1])[:, 0]
-        scatter += state.T @ state
+        scatter.addmm_(state.T, state)
     scatter = torch.stack(from_all(scatter, x.device)).sum(0)
     n_places = len(range(sites, n_sublayers, sites))
     if not scatter.isfinite().all():
@@ -93,7 +95,8 @@ def depth_states(collected: Collected) -> tuple[Tensor, Tensor]:
         return blank, torch.tensor(torch.nan, dtype=torch.float64)
     count = torch.tensor(float(len(x) * n_places), dtype=torch.float64, device=x.device)
     pca = PCA.from_covariance(Covariance(count, scatter.new_zeros(n_units), scatter), min(COMPONENTS, n_units))
-    mine = pca.encode(x.to(torch.float64) - x.to(torch.float64).mean(0))
+    x = x.to(torch.float64)
+    mine = pca.encode(x - x.mean(0))
     states = torch.cat(from_all(mine, mine.device), dim=1).cpu()
     return states, pca.explained_variance_ratio.sum().cpu()
 

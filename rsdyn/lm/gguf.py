@@ -102,7 +102,9 @@ class GGUFFile:
         package: Any = gguf
         make = package.GGUFReader
 
-        class Reader(make):  # type: ignore[misc]
+        class Reader(make):  # type: ignore[misc, valid-type]
+            data: Any
+
             def _get(self, *args: Any, **options: Any) -> Any:
                 self.data = self.data.view(np.ndarray)
                 return super()._get(*args, **options)

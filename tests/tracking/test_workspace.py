@@ -254,6 +254,7 @@ def keys_of(panel):
 
 # What only other settings than the defaults log.
 ELSEWHERE = ("paper_literal", "fig4d_noise", "fig4d_swap", "_kde", "skip_", "swap_layers_", "jacobian", "massive_act",
+             "massive_ratio",
              "norm_by_position", "layer_effects")  # fmt: skip
 
 

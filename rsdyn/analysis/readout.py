@@ -85,6 +85,8 @@ def examples_of(
 
     Not behind all of it: what follows the end of a paragraph says little.
     """
+    if not len(texts):
+        return []
     cuts = [max(1, 3 * len(tokens) // 4) for tokens in texts]
     states = lm.record([tokens[:cut] for tokens, cut in zip(texts, cuts, strict=True)], final=True)
     found = side_by_side(lambda x: top_tokens(lm, x[:-1], x[-1], lens, TOP), list(states), lm.device)

@@ -12,7 +12,7 @@ from rsdyn.analysis.left_out import without_largest
 from rsdyn.analysis.measure import How
 from rsdyn.analysis.over_sequences import mean_of
 from rsdyn.analysis.phases import phases_of
-from rsdyn.analysis.readout import by_position, readout_results, with_one_of_each_range
+from rsdyn.analysis.readout import by_position, examples_of, readout_results, with_one_of_each_range
 from rsdyn.analysis.results import AnalysisResults, ConditionResults, Counts, Curvature, Flags, Measured
 from rsdyn.analysis.settings import AnalysisConfig
 from rsdyn.analysis.shape import check_shape
@@ -260,6 +260,10 @@ def test_agreement_stands_beside_a_readout_that_always_says_the_commonest_token(
     }
     assert rows["readout_commonest"].under == "readout_agreement"
     assert rows["readout_commonest"].values["original"].value == 0.75
+
+
+def test_no_examples_ask_nothing_of_the_model():
+    assert examples_of(None, [], LogitLens(), str) == []
 
 
 def test_a_readout_by_position_is_a_mean_over_the_tokens_of_each_range():

@@ -254,8 +254,7 @@ def keys_of(panel):
 
 # What only other settings than the defaults log.
 ELSEWHERE = ("paper_literal", "fig4d_noise", "fig4d_swap", "_kde", "skip_", "swap_layers_", "jacobian", "massive_act",
-             "massive_ratio",
-             "norm_by_position", "layer_effects")  # fmt: skip
+             "massive_ratio", "norm_by_position", "layer_effects")  # fmt: skip
 
 
 def test_findings_in_the_runs_table_are_those_of_an_analysis():

@@ -215,7 +215,7 @@ def random_walks(
         piece, every = walks[:, first : first + WALKS_AT_ONCE], of_all.get(null, walks)
         return (rotation_test(piece, null, n, seed, first_unit=first, of_all=every, **options).p < 0.05).sum()
 
-    # null by null would be uneven: one that takes a Fourier transform costs as much as all others together
+    # null by null would be uneven: iaaft costs as much as all others together
     pieces = [(null, first) for null in nulls for first in range(0, n_walks, WALKS_AT_ONCE)]
     counts = dict(zip(pieces, shared_out(beyond, pieces, "cpu"), strict=True))
     shares = {null: sum(int(n) for (name, _), n in counts.items() if name == null) / n_walks for null in nulls}
